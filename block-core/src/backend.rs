@@ -1,0 +1,1 @@
+//! What a device or a tool holds (to be written).

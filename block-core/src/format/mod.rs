@@ -1,0 +1,3 @@
+//! Formats that need nothing but the layer itself.
+
+pub mod raw;

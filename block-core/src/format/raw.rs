@@ -1,0 +1,232 @@
+//! `raw`: the bytes of its file, or a part of them (`offset`, `size`).
+//!
+//! Invariant: with a fixed size no request leaves `[offset, offset + size)` of the file. A raw image
+//! whose format was probed, not given, refuses writes that would make the next probe see another
+//! format: a guest must not choose how the host reads its disk.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::buf::IoVec;
+use crate::driver::{
+    BlockDriver, Child, ChildRole, Children, Exactness, Prealloc, ReopenOptions, ReopenState,
+};
+use crate::error::{Error, OpenError, Problem, Result};
+use crate::flags::{Capabilities, RequestFlags, Support};
+use crate::limits::BlockLimits;
+use crate::node::Node;
+use crate::options::Options;
+use crate::range::{Alignment, ByteRange, MAX_LEN, to_usize};
+use crate::registry::{DriverFactory, OpenContext, PROBE_BYTES, Registry};
+use crate::request::status::{DriverStatus, StatusDetail};
+
+/// A raw image.
+pub struct RawDriver {
+    file: Node,
+    offset: u64,
+    /// `None`: to the end of the file, which may grow.
+    size: Option<u64>,
+    read_only: bool,
+    /// Set where the format was guessed: the probe that a write must not change.
+    guard: Option<Arc<Registry>>,
+}
+
+impl RawDriver {
+    /// All of `file`.
+    pub fn new(file: Node) -> Self {
+        let read_only = file.is_read_only();
+        Self {
+            file,
+            offset: 0,
+            size: None,
+            read_only,
+            guard: None,
+        }
+    }
+
+    /// The `size` bytes of `file` at `offset` (`None`: to its end).
+    pub fn part(file: Node, offset: u64, size: Option<u64>) -> Result<Self, OpenError> {
+        let field = |field, value, problem| {
+            Err(OpenError::Field {
+                format: "raw",
+                field,
+                value,
+                problem,
+            })
+        };
+        let Some(room) = file.len().checked_sub(offset) else {
+            return field("offset", offset, Problem::Above(file.len()));
+        };
+        if let Some(size) = size.filter(|size| *size > room) {
+            return field("size", size, Problem::Above(room));
+        }
+        let align = file.limits().request_alignment;
+        if !align.is_aligned(offset) {
+            return field("offset", offset, Problem::Misaligned(align.bytes()));
+        }
+        Ok(Self {
+            offset,
+            size,
+            ..Self::new(file)
+        })
+    }
+
+    /// The same range, counted in the file.
+    fn in_file(&self, range: ByteRange) -> Result<ByteRange> {
+        Ok(range.shifted(self.offset)?)
+    }
+
+    /// Refuses a write to the first bytes after which a probe would see a format.
+    fn check_head(&self, range: ByteRange, iov: &IoVec) -> Result<()> {
+        let Some(registry) = &self.guard else {
+            return Ok(());
+        };
+        if range.offset() >= PROBE_BYTES {
+            return Ok(());
+        }
+        // Magic numbers stand at the start: only a write that covers it can forge one, and what
+        // it does not cover of the probed bytes counts as zero.
+        let mut head = vec![0; to_usize(PROBE_BYTES)];
+        let covered = range.intersect(ByteRange::up_to(PROBE_BYTES));
+        let (start, end) = (to_usize(covered.offset()), to_usize(covered.end()));
+        iov.copy_to(0, &mut head[start..end]);
+        if registry.looks_like_a_format(&head) {
+            Err(Error::ReadOnly)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[async_trait]
+impl BlockDriver for RawDriver {
+    fn name(&self) -> &'static str {
+        "raw"
+    }
+
+    fn len(&self) -> u64 {
+        self.size
+            .unwrap_or_else(|| self.file.len().saturating_sub(self.offset))
+    }
+
+    fn limits(&self) -> BlockLimits {
+        let file = self.file.limits();
+        // Zero and discard limits of the file hold here only while both count from an aligned place.
+        let kept = |a: Option<Alignment>| a.filter(|a| a.is_aligned(self.offset));
+        BlockLimits {
+            pwrite_zeroes_alignment: kept(file.pwrite_zeroes_alignment),
+            pdiscard_alignment: kept(file.pdiscard_alignment),
+            ..file
+        }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let fixed = self.size.is_some();
+        let file = self.file.capabilities();
+        let truncate = if fixed { Support::None } else { file.truncate };
+        Capabilities {
+            grows_on_write: file.grows_on_write && !fixed,
+            truncate,
+            ..file
+        }
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn children(&self) -> Children {
+        let child = Child {
+            name: "file",
+            role: ChildRole::Primary,
+            node: self.file.clone(),
+        };
+        Children::from_iter([child])
+    }
+
+    fn filtered(&self) -> Option<&Node> {
+        None
+    }
+
+    async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
+        self.file.read(self.in_file(range)?, iov).await
+    }
+
+    async fn pwritev(
+        self: Arc<Self>,
+        range: ByteRange,
+        iov: IoVec,
+        flags: RequestFlags,
+    ) -> Result<()> {
+        self.check_head(range, &iov)?;
+        self.file.write(self.in_file(range)?, iov, flags).await
+    }
+
+    async fn pwrite_zeroes(self: Arc<Self>, range: ByteRange, flags: RequestFlags) -> Result<()> {
+        self.file.write_zeroes(self.in_file(range)?, flags).await
+    }
+
+    async fn pdiscard(self: Arc<Self>, range: ByteRange) -> Result<()> {
+        self.file.discard(self.in_file(range)?).await
+    }
+
+    async fn block_status(
+        self: Arc<Self>,
+        range: ByteRange,
+        _: StatusDetail,
+    ) -> Result<DriverStatus> {
+        let offset = self.in_file(range)?.offset();
+        Ok(DriverStatus::recurse(
+            range.len(),
+            self.file.clone(),
+            offset,
+        ))
+    }
+
+    async fn truncate(
+        self: Arc<Self>,
+        len: u64,
+        exactness: Exactness,
+        prealloc: Prealloc,
+    ) -> Result<()> {
+        if self.size.is_some() {
+            return Err(Error::Unsupported);
+        }
+        let len = len
+            .checked_add(self.offset)
+            .filter(|l| *l <= MAX_LEN)
+            .ok_or(Error::Invalid)?;
+        self.file.truncate(len, exactness, prealloc).await
+    }
+
+    async fn reopen_prepare(self: Arc<Self>, _: &ReopenOptions) -> Result<ReopenState, OpenError> {
+        Ok(Box::new(()))
+    }
+}
+
+/// Opens `raw`: `file`, `offset`, `size`.
+pub struct RawFactory;
+
+#[async_trait]
+impl DriverFactory for RawFactory {
+    fn name(&self) -> &'static str {
+        "raw"
+    }
+
+    async fn open(
+        &self,
+        mut options: Options,
+        mut context: OpenContext,
+    ) -> Result<Arc<dyn BlockDriver>, OpenError> {
+        let probed = context.is_probed();
+        let file = context.open_child(&mut options, "file").await?;
+        let offset = options.take_size("offset")?.unwrap_or(0);
+        let size = options.take_size("size")?;
+        options.finish()?;
+        let mut driver = RawDriver::part(file, offset, size)?;
+        driver.read_only |= !context.flags.writable;
+        driver.guard = probed.then(|| Arc::clone(&context.registry));
+        Ok(Arc::new(driver))
+    }
+}

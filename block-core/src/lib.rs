@@ -1,0 +1,41 @@
+//! The request layer of a block stack: every disk, whatever its format or protocol, is a [`Node`]
+//! that takes reads, writes, zeroes, discards and flushes of any range.
+//!
+//! A *driver* ([`BlockDriver`]) answers where bytes live; the *request layer* ([`request`]) pads,
+//! tracks, splits and emulates what the driver cannot do; a *node* is both together. Nodes form a
+//! graph: a format node has a file node below it, and perhaps a backing file.
+//!
+//! No runtime is demanded: any executor can poll the requests. [`io::exec::block_on`] is an executor
+//! that waits in the io_uring of the file driver, so that a tool pays no thread hop.
+
+pub mod backend;
+pub mod budget;
+pub mod buf;
+pub mod cancel;
+pub mod dirty;
+pub mod driver;
+pub mod error;
+pub mod flags;
+pub mod format;
+pub mod graph;
+pub mod info;
+pub mod io;
+pub mod job;
+pub mod limits;
+pub mod node;
+pub mod options;
+pub mod proto;
+pub mod range;
+pub mod registry;
+pub mod request;
+
+pub use buf::{IoBuf, IoVec, OwnedBuf};
+pub use cancel::Cancel;
+pub use driver::BlockDriver;
+pub use error::{Error, OpenError, Problem, Result};
+pub use flags::{Capabilities, RequestFlags, Support};
+pub use limits::BlockLimits;
+pub use node::Node;
+pub use options::{OpenFlags, Options};
+pub use range::{Alignment, ByteRange};
+pub use registry::Registry;

@@ -1,0 +1,4 @@
+//! Protocols: the drivers at the bottom, which hold the bytes.
+
+pub mod mem;
+pub mod null;

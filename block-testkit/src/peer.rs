@@ -63,10 +63,7 @@ pub struct ImageDir {
 impl ImageDir {
     /// An empty directory.
     pub fn new() -> Result<Self, PeerError> {
-        let failed = |error| PeerError::File {
-            path: std::env::temp_dir(),
-            error,
-        };
+        let failed = |error| PeerError::File { path: std::env::temp_dir(), error };
         let dir = tempfile::tempdir().map_err(failed)?;
         Ok(Self { dir })
     }

@@ -55,14 +55,11 @@ const WRITES: &[&str] = &[
 
 /// Makes `name` and writes to it.
 fn make(dir: &ImageDir, name: &str, options: &str) {
-    dir.qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, name, SIZE])
-        .unwrap();
+    dir.qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, name, SIZE]).unwrap();
     dir.write("pattern", &pattern()).unwrap();
     let has_data = options.contains("preallocation");
     // A compressed write needs clusters that are not allocated yet.
-    let usable = WRITES
-        .iter()
-        .filter(|w| !(has_data && w.starts_with("write -c")));
+    let usable = WRITES.iter().filter(|w| !(has_data && w.starts_with("write -c")));
     let commands: Vec<&str> = usable.copied().collect();
     dir.qemu_io(name, &commands).unwrap();
 }
@@ -141,9 +138,7 @@ fn the_map_is_that_of_qemu_img() {
     for options in shapes {
         let dir = ImageDir::new().unwrap();
         make(&dir, "a.qcow2", options);
-        let text = dir
-            .qemu_img(&["map", "--output", "json", "a.qcow2"])
-            .unwrap();
+        let text = dir.qemu_img(&["map", "--output", "json", "a.qcow2"]).unwrap();
         let map: Vec<Value> = serde_json::from_str(&text).unwrap();
         let file = dir.bytes("a.qcow2").unwrap();
         let image = Image::open(&file).unwrap();
@@ -179,30 +174,15 @@ fn check_piece(area: &Value, piece: Piece, at: u64, start: u64, what: &str) {
 fn a_chain_is_read_from_the_bottom_up() {
     let dir = ImageDir::new().unwrap();
     let create = |name: &str, options: &str, size: &str| {
-        dir.qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, name, size])
-            .unwrap();
+        dir.qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, name, size]).unwrap();
     };
     create("base.qcow2", "cluster_size=512", "1000448");
-    dir.qemu_io("base.qcow2", &["write -P 7 0 1000448"])
-        .unwrap();
-    create(
-        "mid.qcow2",
-        "extended_l2=on,backing_file=base.qcow2,backing_fmt=qcow2",
-        "2M",
-    );
-    let middle = [
-        "write -P 8 100k 3k",
-        "write -z 600k 5k",
-        "write -P 9 1900k 100k",
-    ];
+    dir.qemu_io("base.qcow2", &["write -P 7 0 1000448"]).unwrap();
+    create("mid.qcow2", "extended_l2=on,backing_file=base.qcow2,backing_fmt=qcow2", "2M");
+    let middle = ["write -P 8 100k 3k", "write -z 600k 5k", "write -P 9 1900k 100k"];
     dir.qemu_io("mid.qcow2", &middle).unwrap();
-    create(
-        "top.qcow2",
-        "backing_file=mid.qcow2,backing_fmt=qcow2",
-        "1M",
-    );
-    dir.qemu_io("top.qcow2", &["write -P 10 0 64k", "discard 128k 64k"])
-        .unwrap();
+    create("top.qcow2", "backing_file=mid.qcow2,backing_fmt=qcow2", "1M");
+    dir.qemu_io("top.qcow2", &["write -P 10 0 64k", "discard 128k 64k"]).unwrap();
 
     let files = ["base.qcow2", "mid.qcow2", "top.qcow2"].map(|name| dir.bytes(name).unwrap());
     let base = Image::open(&files[0]).unwrap().contents().unwrap();
@@ -212,10 +192,7 @@ fn a_chain_is_read_from_the_bottom_up() {
     assert_eq!(top.header().backing_file.as_deref(), Some("mid.qcow2"));
     assert_eq!(top.header().backing_format().as_deref(), Some("qcow2"));
     let top_contents = top.with_backing(&middle_contents).contents().unwrap();
-    for (name, own) in [
-        ("mid.qcow2", &middle_contents),
-        ("top.qcow2", &top_contents),
-    ] {
+    for (name, own) in [("mid.qcow2", &middle_contents), ("top.qcow2", &top_contents)] {
         let expected = dir.raw_contents(name, &[]).unwrap();
         assert_eq!(difference(own, &expected), None, "{name}");
         assert_clean(&dir, name, name);
@@ -224,24 +201,15 @@ fn a_chain_is_read_from_the_bottom_up() {
 
 #[test]
 fn snapshots_are_listed_and_read() {
-    for options in [
-        "compat=0.10,cluster_size=512",
-        "extended_l2=on",
-        "refcount_bits=64",
-    ] {
+    for options in ["compat=0.10,cluster_size=512", "extended_l2=on", "refcount_bits=64"] {
         let dir = ImageDir::new().unwrap();
         make(&dir, "a.qcow2", options);
-        dir.qemu_img(&["snapshot", "-c", "first", "a.qcow2"])
-            .unwrap();
-        dir.qemu_io("a.qcow2", &["write -P 11 30k 100k", "discard 1M 1M"])
-            .unwrap();
-        dir.qemu_img(&["snapshot", "-c", "zweiter: ü", "a.qcow2"])
-            .unwrap();
+        dir.qemu_img(&["snapshot", "-c", "first", "a.qcow2"]).unwrap();
+        dir.qemu_io("a.qcow2", &["write -P 11 30k 100k", "discard 1M 1M"]).unwrap();
+        dir.qemu_img(&["snapshot", "-c", "zweiter: ü", "a.qcow2"]).unwrap();
         dir.qemu_io("a.qcow2", &["write -P 12 0 3M"]).unwrap();
-        dir.qemu_img(&["snapshot", "-c", "third", "a.qcow2"])
-            .unwrap();
-        dir.qemu_img(&["snapshot", "-d", "third", "a.qcow2"])
-            .unwrap();
+        dir.qemu_img(&["snapshot", "-c", "third", "a.qcow2"]).unwrap();
+        dir.qemu_img(&["snapshot", "-d", "third", "a.qcow2"]).unwrap();
 
         let file = dir.bytes("a.qcow2").unwrap();
         let image = Image::open(&file).unwrap();
@@ -252,9 +220,7 @@ fn snapshots_are_listed_and_read() {
         assert!(snapshots[0].date_seconds > 1_600_000_000);
         for snapshot in &snapshots {
             let contents = image.snapshot_contents(snapshot).unwrap();
-            let expected = dir
-                .raw_contents("a.qcow2", &["-l", &snapshot.name])
-                .unwrap();
+            let expected = dir.raw_contents("a.qcow2", &["-l", &snapshot.name]).unwrap();
             assert_eq!(difference(&contents, &expected), None, "{options}");
         }
         assert_clean(&dir, "a.qcow2", options);
@@ -266,15 +232,8 @@ fn a_data_file_is_read_at_guest_offsets() {
     for raw in ["off", "on"] {
         let dir = ImageDir::new().unwrap();
         let options = format!("data_file=a.data,data_file_raw={raw}");
-        dir.qemu_img(&[
-            "create", "-q", "-f", "qcow2", "-o", &options, "a.qcow2", SIZE,
-        ])
-        .unwrap();
-        let writes = [
-            "write -P 1 0 70000",
-            "write -P 2 1M 300k",
-            "write -z 1100k 64k",
-        ];
+        dir.qemu_img(&["create", "-q", "-f", "qcow2", "-o", &options, "a.qcow2", SIZE]).unwrap();
+        let writes = ["write -P 1 0 70000", "write -P 2 1M 300k", "write -z 1100k 64k"];
         dir.qemu_io("a.qcow2", &writes).unwrap();
         let (file, data) = (dir.bytes("a.qcow2").unwrap(), dir.bytes("a.data").unwrap());
         let image = Image::open(&file).unwrap();
@@ -282,11 +241,7 @@ fn a_data_file_is_read_at_guest_offsets() {
         assert_eq!(image.contents(), Err(BadImage::NeedsDataFile));
         let contents = image.with_data_file(&data).contents().unwrap();
         let expected = dir.raw_contents("a.qcow2", &[]).unwrap();
-        assert_eq!(
-            difference(&contents, &expected),
-            None,
-            "data_file_raw={raw}"
-        );
+        assert_eq!(difference(&contents, &expected), None, "data_file_raw={raw}");
         assert_clean(&dir, "a.qcow2", raw);
     }
 }
@@ -296,21 +251,12 @@ fn bitmaps_hold_what_was_written_while_they_recorded() {
     for cluster in ["512", "64k"] {
         let dir = ImageDir::new().unwrap();
         let options = format!("cluster_size={cluster}");
-        dir.qemu_img(&[
-            "create", "-q", "-f", "qcow2", "-o", &options, "a.qcow2", SIZE,
-        ])
-        .unwrap();
+        dir.qemu_img(&["create", "-q", "-f", "qcow2", "-o", &options, "a.qcow2", SIZE]).unwrap();
         let add = ["bitmap", "--add", "-g", "4096", "a.qcow2", "fine"];
         dir.qemu_img(&add).unwrap();
-        dir.qemu_img(&["bitmap", "--add", "-g", "1M", "a.qcow2", "coarse"])
-            .unwrap();
-        dir.qemu_img(&["bitmap", "--add", "--disable", "a.qcow2", "off"])
-            .unwrap();
-        dir.qemu_io(
-            "a.qcow2",
-            &["write 0 4096", "write 8191 2", "write 12584447 1"],
-        )
-        .unwrap();
+        dir.qemu_img(&["bitmap", "--add", "-g", "1M", "a.qcow2", "coarse"]).unwrap();
+        dir.qemu_img(&["bitmap", "--add", "--disable", "a.qcow2", "off"]).unwrap();
+        dir.qemu_io("a.qcow2", &["write 0 4096", "write 8191 2", "write 12584447 1"]).unwrap();
         let file = dir.bytes("a.qcow2").unwrap();
         let image = Image::open(&file).unwrap();
         let bitmaps = image.bitmaps().unwrap();
@@ -332,20 +278,13 @@ fn bitmaps_hold_what_was_written_while_they_recorded() {
 #[test]
 fn headers_are_read_field_by_field() {
     let dir = ImageDir::new().unwrap();
-    make(
-        &dir,
-        "a.qcow2",
-        "compression_type=zstd,refcount_bits=4,lazy_refcounts=on",
-    );
+    make(&dir, "a.qcow2", "compression_type=zstd,refcount_bits=4,lazy_refcounts=on");
     let file = dir.bytes("a.qcow2").unwrap();
     let image = Image::open(&file).unwrap();
     let header = image.header();
     assert_eq!((header.version, header.header_length), (3, 112));
     assert_eq!(header.compression, Compression::Zstd);
-    assert_eq!(
-        (header.refcount_bits(), header.size),
-        (4, SIZE.parse().unwrap())
-    );
+    assert_eq!((header.refcount_bits(), header.size), (4, SIZE.parse().unwrap()));
     assert_eq!(header.compatible_features, 1);
     let names = header.feature_names();
     let dirty = names.iter().find(|n| (n.kind, n.bit) == (0, 0)).unwrap();

@@ -26,20 +26,14 @@ static IMAGES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
 
 fn image(options: &str) -> Vec<u8> {
     let dir = ImageDir::new().unwrap();
-    dir.qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, "v", "192k"])
-        .unwrap();
-    let writes = [
-        "write -P 1 5k 9k",
-        "write -z 32k 33k",
-        "write -c -P 2 128k 48k",
-    ];
+    dir.qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, "v", "192k"]).unwrap();
+    let writes = ["write -P 1 5k 9k", "write -z 32k 33k", "write -c -P 2 128k 48k"];
     dir.qemu_io("v", &writes).unwrap();
     if !options.contains("refcount_bits=1") {
         dir.qemu_img(&["snapshot", "-c", "one", "v"]).unwrap();
     }
     if !options.contains("0.10") {
-        dir.qemu_img(&["bitmap", "--add", "-g", "512", "v", "b"])
-            .unwrap();
+        dir.qemu_img(&["bitmap", "--add", "-g", "512", "v", "b"]).unwrap();
     }
     dir.qemu_io("v", &["write -P 3 0 17k"]).unwrap();
     dir.bytes("v").unwrap()

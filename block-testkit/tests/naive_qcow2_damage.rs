@@ -93,16 +93,13 @@ impl Victim {
 
 /// Makes an image: guest clusters 0 to 7 hold data, 16 to 19 are compressed.
 fn victim(dir: &ImageDir, options: &str) -> Victim {
-    dir.qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, "v", "64M"])
-        .unwrap();
+    dir.qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, "v", "64M"]).unwrap();
     let text = dir.bytes("v").unwrap();
     let cluster = Image::open(&text).unwrap().header().cluster_size();
     let write = format!("write -P 1 0 {}", cluster * 8);
     let compressed = format!("write -c -P 2 {} {}", cluster * 16, cluster * 4);
     dir.qemu_io("v", &[&write, &compressed]).unwrap();
-    Victim {
-        bytes: dir.bytes("v").unwrap(),
-    }
+    Victim { bytes: dir.bytes("v").unwrap() }
 }
 
 fn report(victim: &Victim) -> Report {
@@ -127,11 +124,7 @@ fn both_say(expected: Verdict, shapes: &[&str], damage: impl Fn(&mut Victim)) {
         let found = report(&victim);
         assert_eq!(verdict(&found), expected, "{options}: {found}");
         dir.write("damaged", &victim.bytes).unwrap();
-        assert_eq!(
-            dir.check("damaged").unwrap(),
-            expected,
-            "{options}: {found}"
-        );
+        assert_eq!(dir.check("damaged").unwrap(), expected, "{options}: {found}");
     }
 }
 
@@ -150,14 +143,7 @@ fn a_cluster_that_nobody_uses_is_a_leak() {
     both_say(Verdict::Leaks, WIDTHS, |v| {
         let cluster = v.grow();
         v.set_refcount(cluster, 1);
-        assert_eq!(
-            report(v).findings,
-            [Finding::Refcount {
-                cluster,
-                stored: 1,
-                references: 0
-            }]
-        );
+        assert_eq!(report(v).findings, [Finding::Refcount { cluster, stored: 1, references: 0 }]);
     });
 }
 
@@ -187,11 +173,7 @@ fn a_missing_copied_flag_is_an_error() {
         v.set_u64(at, v.u64(at) & !COPIED);
         assert!(matches!(
             report(v).findings[..],
-            [Finding::Copied {
-                role: Role::L2,
-                copied: false,
-                ..
-            }]
+            [Finding::Copied { role: Role::L2, copied: false, .. }]
         ));
     });
     both_say(Verdict::Errors, WIDTHS, |v| {
@@ -199,11 +181,7 @@ fn a_missing_copied_flag_is_an_error() {
         v.set_u64(at, v.u64(at) & !COPIED);
         assert!(matches!(
             report(v).findings[..],
-            [Finding::Copied {
-                role: Role::Data,
-                copied: false,
-                ..
-            }]
+            [Finding::Copied { role: Role::Data, copied: false, .. }]
         ));
     });
 }
@@ -241,24 +219,12 @@ fn reserved_and_misaligned_entries_are_errors() {
 
 #[test]
 fn a_cluster_beyond_the_end_of_the_file_is_an_error() {
-    both_say(
-        Verdict::Errors,
-        &["cluster_size=4k", "extended_l2=on"],
-        |v| {
-            let at = v.l2(0);
-            v.set_u64(at, COPIED | 1 << 40);
-            let beyond = |f: &Finding| {
-                matches!(
-                    f,
-                    Finding::Beyond {
-                        role: Role::Data,
-                        ..
-                    }
-                )
-            };
-            assert!(report(v).findings.iter().any(beyond));
-        },
-    );
+    both_say(Verdict::Errors, &["cluster_size=4k", "extended_l2=on"], |v| {
+        let at = v.l2(0);
+        v.set_u64(at, COPIED | 1 << 40);
+        let beyond = |f: &Finding| matches!(f, Finding::Beyond { role: Role::Data, .. });
+        assert!(report(v).findings.iter().any(beyond));
+    });
 }
 
 #[test]
@@ -273,11 +239,9 @@ fn a_copied_flag_on_a_compressed_cluster_is_an_error() {
 #[test]
 fn a_damaged_refcount_table_is_an_error() {
     let dir = ImageDir::new().unwrap();
-    for (options, entry) in [
-        ("cluster_size=4k", 512),
-        ("refcount_bits=64", 512),
-        ("cluster_size=4k", 1 << 40),
-    ] {
+    for (options, entry) in
+        [("cluster_size=4k", 512), ("refcount_bits=64", 512), ("cluster_size=4k", 1 << 40)]
+    {
         let mut victim = victim(&dir, options);
         let at = victim.image().header().refcount_table_offset;
         victim.set_u64(at, victim.u64(at) | entry);
@@ -285,10 +249,7 @@ fn a_damaged_refcount_table_is_an_error() {
         dir.write("damaged", &victim.bytes).unwrap();
         // The tool finds it, and then cannot go on.
         let theirs = dir.check("damaged");
-        assert!(
-            !matches!(theirs, Ok(Verdict::Clean | Verdict::Leaks)),
-            "{options}"
-        );
+        assert!(!matches!(theirs, Ok(Verdict::Clean | Verdict::Leaks)), "{options}");
     }
 }
 
@@ -349,10 +310,7 @@ fn guest_data_over_metadata_is_found_though_the_refcounts_fit() {
     let found = report(&victim);
     assert_eq!(
         found.findings,
-        [Finding::Overlap {
-            cluster: table,
-            roles: vec![Role::ActiveL1, Role::Data]
-        }]
+        [Finding::Overlap { cluster: table, roles: vec![Role::ActiveL1, Role::Data] }]
     );
 }
 
@@ -360,12 +318,9 @@ fn guest_data_over_metadata_is_found_though_the_refcounts_fit() {
 fn a_data_file_cluster_at_another_offset_is_an_error() {
     let dir = ImageDir::new().unwrap();
     let options = "data_file=d,cluster_size=4k";
-    dir.qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, "v", "64M"])
-        .unwrap();
+    dir.qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, "v", "64M"]).unwrap();
     dir.qemu_io("v", &["write -P 1 0 64k"]).unwrap();
-    let mut victim = Victim {
-        bytes: dir.bytes("v").unwrap(),
-    };
+    let mut victim = Victim { bytes: dir.bytes("v").unwrap() };
     assert!(report(&victim).is_clean(), "{}", report(&victim));
     let (from, to) = (victim.l2(3), victim.l2(2));
     let other = victim.u64(from);

@@ -113,7 +113,7 @@ impl Image<'_> {
     fn check_bitmap(&self, bitmap: &Bitmap) -> Result<(), BadImage> {
         let cluster = self.header.cluster_size();
         let (offset, bits) = (bitmap.table_offset, bitmap.granularity_bits);
-        if offset % cluster != 0 {
+        if !offset.is_multiple_of(cluster) {
             let problem = Problem::Misaligned(cluster);
             return Err(field("bitmap_table_offset", offset, problem));
         }
@@ -151,18 +151,13 @@ impl Image<'_> {
             return Ok(Cluster::Filled(0));
         }
         let value = self.file.u64(bitmap.table_offset + index * 8);
-        let bad = |problem| BadImage::Entry {
-            table: "bitmap table",
-            index,
-            value,
-            problem,
-        };
+        let bad = |problem| BadImage::Entry { table: "bitmap table", index, value, problem };
         let (offset, cluster) = (value & OFFSET, self.header.cluster_size());
         let reserved = !OFFSET & !u64::from(offset == 0);
         if value & reserved != 0 {
             return Err(bad(Problem::Reserved(reserved)));
         }
-        if offset % cluster != 0 {
+        if !offset.is_multiple_of(cluster) {
             return Err(bad(Problem::Misaligned(cluster)));
         }
         match offset {
@@ -190,9 +185,7 @@ impl Image<'_> {
             }
         }
         let count = to_usize(self.header.size.div_ceil(1 << bitmap.granularity_bits));
-        let bits = data
-            .iter()
-            .flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 != 0));
+        let bits = data.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 != 0));
         Ok(bits.take(count).collect())
     }
 }

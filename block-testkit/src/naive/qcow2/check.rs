@@ -110,11 +110,7 @@ impl Checker<'_> {
             let references = self.references[to_usize(cluster)].count;
             let stored = self.stored(cluster);
             if stored != references {
-                self.add(Finding::Refcount {
-                    cluster,
-                    stored,
-                    references,
-                });
+                self.add(Finding::Refcount { cluster, stored, references });
             }
         }
         self.find_refcounts_beyond(clusters)
@@ -139,11 +135,7 @@ impl Checker<'_> {
                 for cluster in start.max(first)..start + per_word {
                     let stored = self.image.refcount_in(block, cluster % per_block);
                     if stored != 0 && !self.beyond.contains(&cluster) {
-                        self.add(Finding::Refcount {
-                            cluster,
-                            stored,
-                            references: 0,
-                        });
+                        self.add(Finding::Refcount { cluster, stored, references: 0 });
                     }
                 }
             }

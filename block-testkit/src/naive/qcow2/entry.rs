@@ -23,11 +23,7 @@ pub struct L1Entry {
 
 impl L1Entry {
     pub(super) fn parse(raw: u64) -> Self {
-        Self {
-            raw,
-            offset: raw & OFFSET,
-            copied: raw & COPIED != 0,
-        }
+        Self { raw, offset: raw & OFFSET, copied: raw & COPIED != 0 }
     }
 
     /// What the format does not allow of it.
@@ -89,33 +85,20 @@ impl L2Entry {
         } else {
             (0, 0)
         };
-        Self::Standard {
-            raw,
-            host,
-            copied,
-            allocated,
-            zero,
-        }
+        Self::Standard { raw, host, copied, allocated, zero }
     }
 
     fn parse_compressed(raw: u64, bitmap: u64, cluster_bits: u32) -> Self {
         let x = 62 - (cluster_bits - 8);
         let host = raw & ((1 << x) - 1);
         let more_sectors = (raw & (COMPRESSED - 1)) >> x;
-        Self::Compressed {
-            raw,
-            host,
-            len: (more_sectors + 1) * 512 - host % 512,
-            bitmap,
-        }
+        Self::Compressed { raw, host, len: (more_sectors + 1) * 512 - host % 512, bitmap }
     }
 
     /// What the format does not allow of it.
     pub(super) fn problem(self, header: &Header) -> Option<Problem> {
         match self {
-            Self::Compressed {
-                raw, host, bitmap, ..
-            } => {
+            Self::Compressed { raw, host, bitmap, .. } => {
                 if header.has_data_file() {
                     Some(Problem::Contradicts("the external data file"))
                 } else if raw & COPIED != 0 {
@@ -128,13 +111,7 @@ impl L2Entry {
                     None
                 }
             }
-            Self::Standard {
-                raw,
-                host,
-                allocated,
-                zero,
-                ..
-            } => {
+            Self::Standard { raw, host, allocated, zero, .. } => {
                 let zero_flag_allowed = header.version > 2 && !header.extended_l2();
                 let reserved = L2_RESERVED | u64::from(!zero_flag_allowed);
                 if raw & reserved != 0 {
@@ -160,7 +137,7 @@ impl L2Entry {
 
 fn misaligned(offset: u64, header: &Header) -> Option<Problem> {
     let cluster = header.cluster_size();
-    (offset % cluster != 0).then_some(Problem::Misaligned(cluster))
+    (!offset.is_multiple_of(cluster)).then_some(Problem::Misaligned(cluster))
 }
 
 fn low_half(bits: u64) -> u32 {

@@ -62,9 +62,5 @@ pub enum BadImage {
 
 /// Shorthand for [`BadImage::Field`].
 pub(super) fn field(field: &'static str, value: impl Into<u64>, problem: Problem) -> BadImage {
-    BadImage::Field {
-        field,
-        value: value.into(),
-        problem,
-    }
+    BadImage::Field { field, value: value.into(), problem }
 }

@@ -61,10 +61,7 @@ pub struct FeatureName {
 
 /// The header; field names are those of the format's description.
 #[derive(Clone, PartialEq, Eq, Debug)]
-#[allow(
-    missing_docs,
-    reason = "the names are those of the format's description"
-)]
+#[allow(missing_docs, reason = "the names are those of the format's description")]
 pub struct Header {
     pub version: u32,
     pub backing_file: Option<String>,
@@ -141,11 +138,7 @@ impl Header {
             return Err(field("cluster_bits", self.cluster_bits, Problem::Below(14)));
         }
         if self.refcount_order > 6 {
-            return Err(field(
-                "refcount_order",
-                self.refcount_order,
-                Problem::Above(6),
-            ));
+            return Err(field("refcount_order", self.refcount_order, Problem::Above(6)));
         }
         if self.crypt_method > 2 {
             return Err(field("crypt_method", self.crypt_method, Problem::Unknown));
@@ -155,7 +148,7 @@ impl Header {
             if length < 104 {
                 return Err(field(name, length, Problem::Below(104)));
             }
-            if length % 8 != 0 {
+            if !length.is_multiple_of(8) {
                 return Err(field(name, length, Problem::Misaligned(8)));
             }
             if u64::from(length) > self.cluster_size() {
@@ -169,19 +162,11 @@ impl Header {
         let l1_bytes = u64::from(self.l1_size) * 8;
         let reftable_bytes = u64::from(self.refcount_table_clusters) << self.cluster_bits;
         if l1_bytes > L1_BYTES_MAX {
-            return Err(field(
-                "l1_size",
-                self.l1_size,
-                Problem::Above(L1_BYTES_MAX / 8),
-            ));
+            return Err(field("l1_size", self.l1_size, Problem::Above(L1_BYTES_MAX / 8)));
         }
         if reftable_bytes > REFTABLE_BYTES_MAX {
             let max = Problem::Above(REFTABLE_BYTES_MAX >> self.cluster_bits);
-            return Err(field(
-                "refcount_table_clusters",
-                self.refcount_table_clusters,
-                max,
-            ));
+            return Err(field("refcount_table_clusters", self.refcount_table_clusters, max));
         }
         if self.refcount_table_clusters == 0 {
             return Err(field("refcount_table_clusters", 0u64, Problem::Zero));
@@ -204,12 +189,8 @@ impl Header {
 
     /// A table starts at a cluster, and nowhere near where its end would overflow.
     fn check_offset(&self, name: &'static str, offset: u64) -> Result<(), BadImage> {
-        if offset % self.cluster_size() != 0 {
-            return Err(field(
-                name,
-                offset,
-                Problem::Misaligned(self.cluster_size()),
-            ));
+        if !offset.is_multiple_of(self.cluster_size()) {
+            return Err(field(name, offset, Problem::Misaligned(self.cluster_size())));
         }
         if offset > 1 << 62 {
             return Err(field(name, offset, Problem::Above(1 << 62)));
@@ -278,11 +259,7 @@ impl Header {
     fn check_features(&self) -> Result<(), BadImage> {
         if self.data_file_is_raw() && !self.has_data_file() {
             let problem = Problem::Contradicts("incompatible_features");
-            return Err(field(
-                "autoclear_features",
-                self.autoclear_features,
-                problem,
-            ));
+            return Err(field("autoclear_features", self.autoclear_features, problem));
         }
         let luks = self.crypt_method == 2;
         match self.crypt_header() {
@@ -344,11 +321,7 @@ impl Header {
 
     /// Bytes of the unit of allocation: a subcluster, or a cluster where there are none.
     pub fn granularity(&self) -> u64 {
-        if self.extended_l2() {
-            self.cluster_size() / 32
-        } else {
-            self.cluster_size()
-        }
+        if self.extended_l2() { self.cluster_size() / 32 } else { self.cluster_size() }
     }
 
     /// Format of the backing file, where the image says so.

@@ -8,9 +8,7 @@ use super::header::Compression;
 /// `false` if `input` is damaged or gives less than `out` needs.
 pub(super) fn inflate(compression: Compression, input: &[u8], out: &mut [u8]) -> bool {
     match compression {
-        Compression::Zlib => flate2::read::DeflateDecoder::new(input)
-            .read_exact(out)
-            .is_ok(),
+        Compression::Zlib => flate2::read::DeflateDecoder::new(input).read_exact(out).is_ok(),
         Compression::Zstd => match ruzstd::decoding::StreamingDecoder::new(input) {
             Ok(mut decoder) => decoder.read_exact(out).is_ok(),
             Err(_) => false,

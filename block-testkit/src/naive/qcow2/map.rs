@@ -61,11 +61,7 @@ pub(super) struct Disk {
 
 impl Disk {
     pub(super) fn active(header: &Header) -> Self {
-        Self {
-            l1_offset: header.l1_table_offset,
-            l1_size: header.l1_size,
-            len: header.size,
-        }
+        Self { l1_offset: header.l1_table_offset, l1_size: header.l1_size, len: header.size }
     }
 
     pub(super) fn of_snapshot(snapshot: &Snapshot, header: &Header) -> Self {
@@ -142,12 +138,7 @@ impl Image<'_> {
         let index = (guest - guest_cluster) / unit;
         let place = match entry {
             L2Entry::Compressed { host, len, .. } => Place::Compressed { host, len },
-            L2Entry::Standard {
-                host,
-                allocated,
-                zero,
-                ..
-            } => {
+            L2Entry::Standard { host, allocated, zero, .. } => {
                 // Without subclusters all 32 bits are alike, and the index is 0.
                 let host = host.map(|h| h + index * unit);
                 if zero >> index & 1 != 0 {
@@ -188,23 +179,16 @@ impl Image<'_> {
         let entry = self.l2_entry_at(l1.offset, index);
         match entry.problem(header) {
             None => Ok(entry),
-            Some(problem) => Err(BadImage::Entry {
-                table: "L2 table",
-                index,
-                value: entry.raw(),
-                problem,
-            }),
+            Some(problem) => {
+                Err(BadImage::Entry { table: "L2 table", index, value: entry.raw(), problem })
+            }
         }
     }
 
     /// The entry `index` of the L2 table at `table`, whatever it says.
     pub(super) fn l2_entry_at(&self, table: u64, index: u64) -> L2Entry {
         let at = table + index * self.header.l2_entry_size();
-        let bitmap = if self.header.extended_l2() {
-            self.file.u64(at + 8)
-        } else {
-            0
-        };
+        let bitmap = if self.header.extended_l2() { self.file.u64(at + 8) } else { 0 };
         L2Entry::parse(self.file.u64(at), bitmap, &self.header)
     }
 
@@ -217,9 +201,7 @@ impl Image<'_> {
             });
         }
         if self.header.crypt_method != 0 {
-            return Err(BadImage::Encrypted {
-                method: self.header.crypt_method,
-            });
+            return Err(BadImage::Encrypted { method: self.header.crypt_method });
         }
         let mut out = vec![0; to_usize(len)];
         let mut rest = &mut out[..];

@@ -45,12 +45,7 @@ impl<'a> Image<'a> {
     /// The image whose file holds `file`; only the header is read.
     pub fn open(file: &'a [u8]) -> Result<Self, BadImage> {
         let file = Bytes::new(file);
-        Ok(Self {
-            file,
-            data: None,
-            backing: None,
-            header: Header::parse(file)?,
-        })
+        Ok(Self { file, data: None, backing: None, header: Header::parse(file)? })
     }
 
     /// With the bytes of the external data file.

@@ -36,17 +36,12 @@ impl Image<'_> {
         let value = self.file.u64(self.header.refcount_table_offset + index * 8);
         let problem = if value & RESERVED != 0 {
             Problem::Reserved(RESERVED)
-        } else if value % cluster != 0 {
+        } else if !value.is_multiple_of(cluster) {
             Problem::Misaligned(cluster)
         } else {
             return Ok((value != 0).then_some(value));
         };
-        Err(BadImage::Entry {
-            table: "refcount table",
-            index,
-            value,
-            problem,
-        })
+        Err(BadImage::Entry { table: "refcount table", index, value, problem })
     }
 
     /// Entry `index` of the refcount block at `block`; bit 0 of a byte is its lowest one.

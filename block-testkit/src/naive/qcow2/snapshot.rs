@@ -46,10 +46,7 @@ impl Image<'_> {
 
     pub(super) fn snapshot_table(&self) -> Result<SnapshotTable, BadImage> {
         let start = self.header.snapshots_offset;
-        let mut table = SnapshotTable {
-            len: 0,
-            snapshots: Vec::new(),
-        };
+        let mut table = SnapshotTable { len: 0, snapshots: Vec::new() };
         for _ in 0..self.header.nb_snapshots {
             table.len = table.len.next_multiple_of(8);
             let (snapshot, len) = self.snapshot_at(start + table.len)?;
@@ -94,16 +91,12 @@ impl Image<'_> {
 
     fn check_snapshot(&self, snapshot: &Snapshot, extra: u32) -> Result<(), BadImage> {
         let (cluster, offset) = (self.header.cluster_size(), snapshot.l1_table_offset);
-        if offset % cluster != 0 {
+        if !offset.is_multiple_of(cluster) {
             let problem = Problem::Misaligned(cluster);
             return Err(field("snapshot l1_table_offset", offset, problem));
         }
         if offset > 1 << 62 {
-            return Err(field(
-                "snapshot l1_table_offset",
-                offset,
-                Problem::Above(1 << 62),
-            ));
+            return Err(field("snapshot l1_table_offset", offset, Problem::Above(1 << 62)));
         }
         if u64::from(snapshot.l1_size) * 8 > L1_BYTES_MAX {
             let problem = Problem::Above(L1_BYTES_MAX / 8);

@@ -79,10 +79,7 @@ impl Role {
     }
 
     pub(super) fn of_bits(bits: u16) -> Vec<Self> {
-        Self::ALL
-            .into_iter()
-            .filter(|role| bits & role.bit() != 0)
-            .collect()
+        Self::ALL.into_iter().filter(|role| bits & role.bit() != 0).collect()
     }
 }
 
@@ -153,9 +150,7 @@ impl Finding {
     /// How bad it is.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Refcount {
-                stored, references, ..
-            } if stored > references => Kind::Leak,
+            Self::Refcount { stored, references, .. } if stored > references => Kind::Leak,
             _ => Kind::Error,
         }
     }
@@ -164,36 +159,19 @@ impl Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refcount {
-                cluster,
-                stored,
-                references,
-            } => write!(
-                f,
-                "cluster {cluster}: refcount {stored}, references {references}"
-            ),
-            Self::Copied {
-                role,
-                guest,
-                cluster,
-                refcount,
-                copied,
-            } => write!(
+            Self::Refcount { cluster, stored, references } => {
+                write!(f, "cluster {cluster}: refcount {stored}, references {references}")
+            }
+            Self::Copied { role, guest, cluster, refcount, copied } => write!(
                 f,
                 "guest {guest:#x}: COPIED is {copied} for {role:?} cluster {cluster} of refcount {refcount}"
             ),
-            Self::Entry {
-                table,
-                place,
-                value,
-                problem,
-            } => write!(f, "{table} at {place:#x}: {value:#x} {problem}"),
+            Self::Entry { table, place, value, problem } => {
+                write!(f, "{table} at {place:#x}: {value:#x} {problem}")
+            }
             Self::Overlap { cluster, roles } => write!(f, "cluster {cluster} is shared: {roles:?}"),
             Self::Beyond { cluster, role } => {
-                write!(
-                    f,
-                    "{role:?} cluster {cluster} is beyond the end of the file"
-                )
+                write!(f, "{role:?} cluster {cluster} is beyond the end of the file")
             }
             Self::Structure(bad) => write!(f, "{bad}"),
         }
@@ -239,8 +217,6 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} errors, {} leaks", self.errors(), self.leaks())?;
-        self.findings
-            .iter()
-            .try_for_each(|finding| writeln!(f, "{finding}"))
+        self.findings.iter().try_for_each(|finding| writeln!(f, "{finding}"))
     }
 }

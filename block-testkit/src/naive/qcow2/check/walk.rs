@@ -24,11 +24,7 @@ impl Checker<'_> {
     fn walk_refcounts(&mut self) -> Result<(), BadImage> {
         let (image, cluster) = (self.image, self.image.header.cluster_size());
         let table_len = image.reftable_entries() * 8;
-        self.refer(
-            Role::RefcountTable,
-            image.header.refcount_table_offset,
-            table_len,
-        );
+        self.refer(Role::RefcountTable, image.header.refcount_table_offset, table_len);
         for index in 0..image.reftable_entries() {
             self.spend()?;
             match image.refcount_block(index) {
@@ -55,7 +51,7 @@ impl Checker<'_> {
                     problem,
                 });
             }
-            if entry.offset == 0 || entry.offset % header.cluster_size() != 0 {
+            if entry.offset == 0 || !entry.offset.is_multiple_of(header.cluster_size()) {
                 continue;
             }
             self.refer(Role::L2, entry.offset, header.cluster_size());
@@ -86,15 +82,10 @@ impl Checker<'_> {
             }
             match entry {
                 L2Entry::Compressed { host, len, .. } => self.refer(Role::Compressed, host, len),
-                L2Entry::Standard {
-                    host: Some(host),
-                    copied,
-                    raw,
-                    ..
-                } => {
+                L2Entry::Standard { host: Some(host), copied, raw, .. } => {
                     if header.has_data_file() {
                         self.check_data_file(guest, host, raw);
-                    } else if host % header.cluster_size() == 0 {
+                    } else if host.is_multiple_of(header.cluster_size()) {
                         self.refer(Role::Data, host, header.cluster_size());
                     }
                     if l1 == Role::ActiveL1 {
@@ -123,19 +114,10 @@ impl Checker<'_> {
         let header = &self.image.header;
         let cluster = host / header.cluster_size();
         // Clusters of a data file have no refcount, and count as used once.
-        let refcount = if role == Role::Data && header.has_data_file() {
-            1
-        } else {
-            self.stored(cluster)
-        };
+        let refcount =
+            if role == Role::Data && header.has_data_file() { 1 } else { self.stored(cluster) };
         if copied != (refcount == 1) {
-            self.add(Finding::Copied {
-                role,
-                guest,
-                cluster,
-                refcount,
-                copied,
-            });
+            self.add(Finding::Copied { role, guest, cluster, refcount, copied });
         }
     }
 
@@ -160,11 +142,8 @@ impl Checker<'_> {
     }
 
     fn walk_bitmaps(&mut self) -> Result<(), BadImage> {
-        let found = self
-            .image
-            .header
-            .bitmaps()
-            .and_then(|place| Ok((place, self.image.bitmaps()?)));
+        let found =
+            self.image.header.bitmaps().and_then(|place| Ok((place, self.image.bitmaps()?)));
         let (place, bitmaps) = match found {
             Ok(found) => found,
             Err(bad) => {

@@ -47,17 +47,18 @@ use crate::io::exec::spawn_detached;
 use crate::node::Node;
 use crate::range::ByteRange;
 
-use tracked::Ticket;
+use tracked::Place;
 
 /// A request: a future of its result. Does nothing until polled; see the module for what dropping does.
 #[must_use = "a request does nothing until it is polled"]
 pub struct Request {
+    node: Node,
     state: State,
 }
 
 enum State {
     /// Not polled yet.
-    New(Node, Op),
+    New(Op),
     /// In the driver, by the fast path.
     Driver(BoxFuture<'static, Result<()>>, InFlight),
     /// On the way through the steps.
@@ -78,44 +79,55 @@ pub(crate) enum Op {
 
 /// What there is to do when the driver is done with a fast request.
 struct InFlight {
-    node: Node,
+    place: Place,
     /// For a write: what it wrote, and how.
     written: Option<(ByteRange, RequestFlags)>,
-    _ticket: Ticket,
 }
 
 impl InFlight {
     /// Step 8, whatever the result: a failed write may have changed something.
-    fn finish(self) {
+    fn finish(&self, node: &Node) {
         if let Some((range, flags)) = self.written {
-            self.node.finish_write(range, flags);
+            node.finish_write(range, flags);
         }
+        node.tracker().end(&self.place);
     }
 }
 
 impl Request {
     pub(crate) fn new(node: &Node, op: Op) -> Self {
-        Self { state: State::New(node.clone(), op) }
+        Self { node: node.clone(), state: State::New(op) }
     }
 
-    /// Steps 1 to 5 for a request that needs none of them; the operation again if it does.
-    fn start(node: Node, op: Op) -> State {
-        let started = match &op {
-            Op::Read { range, iov, flags } => read::fast(&node, *range, iov, *flags),
-            Op::Write { range, iov, flags } => write::fast(&node, *range, iov, *flags),
-            _ => None,
+    /// To the driver at once if the request needs none of the steps before it; else on its way.
+    fn start(&mut self) {
+        let State::New(op) = &mut self.state else { return };
+        let driver = self.node.driver();
+        self.state = match op {
+            Op::Read { range, iov, flags } => match read::fast(&self.node, *range, iov, *flags) {
+                Some(place) => {
+                    let future = Arc::clone(driver).preadv(*range, std::mem::take(iov));
+                    State::Driver(future, InFlight { place, written: None })
+                }
+                None => self.steps(),
+            },
+            Op::Write { range, iov, flags } => match write::fast(&self.node, *range, iov, *flags) {
+                Some(place) => {
+                    let written = Some((*range, *flags));
+                    let future = Arc::clone(driver).pwritev(*range, std::mem::take(iov), *flags);
+                    State::Driver(future, InFlight { place, written })
+                }
+                None => self.steps(),
+            },
+            _ => self.steps(),
         };
-        match (started, op) {
-            (Some(ticket), Op::Read { range, iov, .. }) => {
-                let driver = Arc::clone(node.driver()).preadv(range, iov);
-                State::Driver(driver, InFlight { node, written: None, _ticket: ticket })
-            }
-            (Some(ticket), Op::Write { range, iov, flags }) => {
-                let driver = Arc::clone(node.driver()).pwritev(range, iov, flags);
-                let written = Some((range, flags));
-                State::Driver(driver, InFlight { node, written, _ticket: ticket })
-            }
-            (_, op) => State::Steps(Box::pin(steps(node, op))),
+    }
+
+    /// The slow way of a request that is new.
+    fn steps(&mut self) -> State {
+        match std::mem::replace(&mut self.state, State::Done) {
+            State::New(op) => State::Steps(Box::pin(steps(self.node.clone(), op))),
+            other => other,
         }
     }
 }
@@ -138,21 +150,18 @@ impl Future for Request {
     type Output = Result<()>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        if let State::New(..) = self.state
-            && let State::New(node, op) = std::mem::replace(&mut self.state, State::Done)
-        {
-            self.state = Self::start(node, op);
-        }
-        let result = match &mut self.state {
+        let this = &mut *self;
+        this.start();
+        let result = match &mut this.state {
             State::Driver(future, _) | State::Steps(future) => {
                 std::task::ready!(future.as_mut().poll(cx))
             }
             State::New(..) | State::Done => unreachable!("polled after its result was given"),
         };
         // The driver's future goes first: it may hold the caller's memory.
-        if let State::Driver(future, in_flight) = std::mem::replace(&mut self.state, State::Done) {
+        if let State::Driver(future, in_flight) = std::mem::replace(&mut this.state, State::Done) {
             drop(future);
-            in_flight.finish();
+            in_flight.finish(&this.node);
         }
         Poll::Ready(result)
     }
@@ -162,11 +171,14 @@ impl Drop for Request {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.state, State::Done) {
             State::New(..) | State::Done => {}
-            State::Driver(future, in_flight) => spawn_detached(Box::pin(async move {
-                // Nobody is left to hear of an error; a lost write shows at the next flush.
-                let _ = future.await;
-                in_flight.finish();
-            })),
+            State::Driver(future, in_flight) => {
+                let node = self.node.clone();
+                spawn_detached(Box::pin(async move {
+                    // Nobody is left to hear of an error; a lost write shows at the next flush.
+                    let _ = future.await;
+                    in_flight.finish(&node);
+                }));
+            }
             State::Steps(future) => spawn_detached(Box::pin(async move {
                 let _ = future.await;
             })),

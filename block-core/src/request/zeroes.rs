@@ -138,6 +138,9 @@ pub(super) async fn aligned(
     let native = capabilities.write_zeroes == Support::Native;
     let down = driver_flags(node, flags);
     let mut rest = range;
+    if flags.contains(RequestFlags::NO_FALLBACK) {
+        rest = ragged_end_first(node, range, align, down).await?;
+    }
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(next_piece(rest, align, max));
         let done = if native {
@@ -158,6 +161,27 @@ pub(super) async fn aligned(
         rest = after;
     }
     Ok(())
+}
+
+/// Without a fallback, a refusal must come before anything has changed. What a driver refuses is what
+/// is no multiple of its alignment: so such an end goes first, and a range that also has such a start
+/// is refused here. Gives the rest of the range.
+async fn ragged_end_first(
+    node: &Node,
+    range: ByteRange,
+    align: Alignment,
+    down: RequestFlags,
+) -> Result<ByteRange> {
+    let whole = align.round_down(range.end());
+    let (rest, tail) = range.split_at(whole.saturating_sub(range.offset()));
+    if rest.is_empty() || tail.is_empty() {
+        return Ok(range);
+    }
+    if !align.is_aligned(rest.offset()) {
+        return Err(Error::Unsupported);
+    }
+    Arc::clone(node.driver()).pwrite_zeroes(tail, down).await?;
+    Ok(rest)
 }
 
 /// Length of the first piece: up to the alignment, then whole multiples of it, then the rest.

@@ -69,6 +69,15 @@ pub fn shapes() -> Vec<Shape> {
                 c.unaligned_zeroes = UnalignedZeroes::Refuse;
                 c.capabilities.zeroes_fua = Support::None;
             }),
+        Shape::new("short zeroes", MemConfig::new(65_536).aligned(4096), &[4096, 12_288]).with(
+            |c, _| {
+                // No multiple of both alignments is this short.
+                c.limits.pwrite_zeroes_alignment = Some(align(6144));
+                c.limits.max_pwrite_zeroes = Some(8192);
+                c.limits.pdiscard_alignment = Some(align(6144));
+                c.limits.max_pdiscard = Some(8192);
+            },
+        ),
         Shape::new("ragged end", MemConfig::new(10_123).aligned(512), &[512, 1536]).with(|c, _| {
             c.limits.pwrite_zeroes_alignment = Some(align(1536));
             c.discarded = Discarded::Zeroes;

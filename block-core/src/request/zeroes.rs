@@ -132,8 +132,8 @@ pub(super) async fn aligned(
 ) -> Result<()> {
     let (limits, capabilities) = (node.limits(), node.capabilities());
     let align = common_multiple(limits.request_alignment, limits.pwrite_zeroes_alignment);
-    let max = align.round_down(limits.max_pwrite_zeroes.unwrap_or(MAX_PIECE).min(MAX_PIECE));
-    let max = max.max(align.bytes());
+    let max = limits.max_pwrite_zeroes.unwrap_or(MAX_PIECE).min(MAX_PIECE);
+    let max = longest_piece(max, limits.request_alignment, align);
     let mut zeroes = ZeroBuffer::new(&limits);
     let native = capabilities.write_zeroes == Support::Native;
     let down = driver_flags(node, flags);
@@ -184,14 +184,27 @@ async fn ragged_end_first(
     Ok(rest)
 }
 
-/// Length of the first piece: up to the alignment, then whole multiples of it, then the rest.
-fn next_piece(rest: ByteRange, align: Alignment, max: u64) -> u64 {
-    let misaligned = rest.offset() % align.bytes();
-    if misaligned > 0 {
-        return rest.len().min(align.bytes() - misaligned);
+/// `max` in multiples of `align`, or, where it is less than one of these, of the request alignment.
+pub(super) fn longest_piece(max: u64, request: Alignment, align: Alignment) -> u64 {
+    match align.round_down(max) {
+        0 => request.round_down(max).max(request.bytes()),
+        whole => whole,
     }
+}
+
+/// Length of the first piece: up to the alignment, then whole multiples of it, then the rest; never
+/// more than `max`.
+pub(super) fn next_piece(rest: ByteRange, align: Alignment, max: u64) -> u64 {
+    let misaligned = rest.offset() % align.bytes();
     let whole = align.round_down(rest.len());
-    if whole == 0 { rest.len() } else { whole.min(max) }
+    let len = if misaligned > 0 {
+        rest.len().min(align.bytes() - misaligned)
+    } else if whole == 0 {
+        rest.len()
+    } else {
+        whole
+    };
+    len.min(max)
 }
 
 /// The flags of a zero write that the driver declared that it takes.

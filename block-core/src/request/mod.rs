@@ -53,12 +53,14 @@ use tracked::Place;
 #[must_use = "a request does nothing until it is polled"]
 pub struct Request {
     node: Node,
+    /// Its memory is taken when it starts.
+    op: Op,
     state: State,
 }
 
 enum State {
     /// Not polled yet.
-    New(Op),
+    New,
     /// In the driver, by the fast path.
     Driver(BoxFuture<'static, Result<()>>, InFlight),
     /// On the way through the steps.
@@ -96,39 +98,30 @@ impl InFlight {
 
 impl Request {
     pub(crate) fn new(node: &Node, op: Op) -> Self {
-        Self { node: node.clone(), state: State::New(op) }
+        Self { node: node.clone(), op, state: State::New }
     }
 
     /// To the driver at once if the request needs none of the steps before it; else on its way.
-    fn start(&mut self) {
-        let State::New(op) = &mut self.state else { return };
+    fn start(&mut self) -> State {
         let driver = self.node.driver();
-        self.state = match op {
-            Op::Read { range, iov, flags } => match read::fast(&self.node, *range, iov, *flags) {
-                Some(place) => {
+        match &mut self.op {
+            Op::Read { range, iov, flags } => {
+                if let Some(place) = read::fast(&self.node, *range, iov, *flags) {
                     let future = Arc::clone(driver).preadv(*range, std::mem::take(iov));
-                    State::Driver(future, InFlight { place, written: None })
+                    return State::Driver(future, InFlight { place, written: None });
                 }
-                None => self.steps(),
-            },
-            Op::Write { range, iov, flags } => match write::fast(&self.node, *range, iov, *flags) {
-                Some(place) => {
+            }
+            Op::Write { range, iov, flags } => {
+                if let Some(place) = write::fast(&self.node, *range, iov, *flags) {
                     let written = Some((*range, *flags));
                     let future = Arc::clone(driver).pwritev(*range, std::mem::take(iov), *flags);
-                    State::Driver(future, InFlight { place, written })
+                    return State::Driver(future, InFlight { place, written });
                 }
-                None => self.steps(),
-            },
-            _ => self.steps(),
-        };
-    }
-
-    /// The slow way of a request that is new.
-    fn steps(&mut self) -> State {
-        match std::mem::replace(&mut self.state, State::Done) {
-            State::New(op) => State::Steps(Box::pin(steps(self.node.clone(), op))),
-            other => other,
+            }
+            _ => {}
         }
+        let op = std::mem::replace(&mut self.op, Op::Flush);
+        State::Steps(Box::pin(steps(self.node.clone(), op)))
     }
 }
 
@@ -151,12 +144,14 @@ impl Future for Request {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let this = &mut *self;
-        this.start();
+        if let State::New = this.state {
+            this.state = this.start();
+        }
         let result = match &mut this.state {
             State::Driver(future, _) | State::Steps(future) => {
                 std::task::ready!(future.as_mut().poll(cx))
             }
-            State::New(..) | State::Done => unreachable!("polled after its result was given"),
+            State::New | State::Done => unreachable!("polled after its result was given"),
         };
         // The driver's future goes first: it may hold the caller's memory.
         if let State::Driver(future, in_flight) = std::mem::replace(&mut this.state, State::Done) {
@@ -170,7 +165,7 @@ impl Future for Request {
 impl Drop for Request {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.state, State::Done) {
-            State::New(..) | State::Done => {}
+            State::New | State::Done => {}
             State::Driver(future, in_flight) => {
                 let node = self.node.clone();
                 spawn_detached(Box::pin(async move {

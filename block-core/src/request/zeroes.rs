@@ -16,7 +16,6 @@ use crate::node::Node;
 use crate::range::{Alignment, ByteRange, MAX_LEN, to_usize};
 
 use super::pad::Padding;
-use super::tracked::Claim;
 use super::{flush, fragment, write};
 
 /// Longest piece that the driver gets at once, so that a cancel is heard: 4 GiB.
@@ -72,12 +71,8 @@ pub(super) async fn zeroes(
     }
     // Growing by zeroes owns everything behind the end: file systems have lost data where a
     // fallocate beyond the end ran beside writes there.
-    let grows = range.end() > node.len() || write::grows_to_a_ragged_end(node, range);
-    let claim = Claim {
-        range: if grows { write::to_the_end(range, node) } else { range.expand(align) },
-        serialising: unaligned || grows || flags.contains(RequestFlags::SERIALISING),
-    };
-    let _ticket = node.begin(claim, flags).await?;
+    let grows = || range.end() > node.len() || write::grows_to_a_ragged_end(node, range);
+    let (_ticket, _) = write::begin(node, range, flags, grows).await?;
     write::check(node, range, flags)?;
     let progress = Progress { cancel, start: range.offset() };
     let result = match progress.reached(range.offset()) {
@@ -93,7 +88,7 @@ pub(super) async fn zeroes(
 }
 
 /// Whether FUA was asked for and some way that the pieces may have gone lacks it.
-fn needs_flush(node: &Node, flags: RequestFlags) -> bool {
+pub(super) fn needs_flush(node: &Node, flags: RequestFlags) -> bool {
     let capabilities = node.capabilities();
     flags.contains(RequestFlags::FUA)
         && (capabilities.zeroes_fua != Support::Native || capabilities.write_fua != Support::Native)

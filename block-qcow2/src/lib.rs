@@ -1,1 +1,7 @@
-//! (to be written)
+//! tmp
+pub mod geometry;
+pub mod spec;
+pub mod units;
+pub mod map;
+pub(crate) mod cache;
+pub mod compress;

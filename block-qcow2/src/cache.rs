@@ -7,8 +7,8 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use block_core::Result;
 use block_core::budget::{MemoryBudget, Reservation};
@@ -31,7 +31,8 @@ pub(crate) struct Cache<V> {
     max_entries: usize,
     /// Entries that it may hold whatever the budget says.
     min_entries: usize,
-    _minimum: Reservation,
+    /// Taken with the first entry: an image that is never asked costs nothing.
+    minimum: OnceLock<Reservation>,
 }
 
 /// Keys are offsets, so any mixing that moves their high and middle bits around will do.
@@ -85,10 +86,6 @@ pub(crate) struct CacheSize {
 
 impl<V: Clone + Send + Sync + 'static> Cache<V> {
     pub(crate) fn new(size: CacheSize, budget: Arc<MemoryBudget>) -> Self {
-        let min_entries = size.min_entries;
-        let minimum = size
-            .entry_bytes
-            .saturating_mul(block_core::range::to_u64(min_entries));
         let shelf = Shelf {
             index: Map::default(),
             slots: Vec::new(),
@@ -97,11 +94,11 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         Self {
             shelf: RwLock::new(shelf),
             flights: Mutex::new(Map::default()),
-            _minimum: budget.reserve_minimum(minimum),
+            minimum: OnceLock::new(),
             budget,
             entry_bytes: size.entry_bytes,
-            max_entries: size.max_entries.max(min_entries),
-            min_entries,
+            max_entries: size.max_entries.max(size.min_entries),
+            min_entries: size.min_entries,
         }
     }
 
@@ -159,6 +156,10 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         let mut shelf = self.shelf.write();
         let count = shelf.slots.len();
         let reservation = if count < self.min_entries {
+            self.minimum.get_or_init(|| {
+                let count = block_core::range::to_u64(self.min_entries);
+                self.budget.reserve_minimum(self.entry_bytes * count)
+            });
             None
         } else if count < self.max_entries
             && let Some(taken) = self.budget.try_reserve(self.entry_bytes)
@@ -249,7 +250,7 @@ mod tests {
     #[test]
     fn what_is_used_stays_longer() {
         let cache = cache(4, 0, 1000);
-        (0..5).for_each(|key| drop(load(&cache, key)));
+        (0..5).for_each(|key| assert_eq!(load(&cache, key), key * 2));
         for key in 5..30 {
             load(&cache, 4);
             load(&cache, key);

@@ -21,6 +21,8 @@ const MAX_WINDOW_LOG: u32 = 24;
 pub struct Codec {
     deflate: Option<Decompressor>,
     zstd: Option<Decoder<'static>>,
+    /// Where a cluster is inflated that is then copied elsewhere.
+    scratch: Vec<u8>,
 }
 
 impl Codec {
@@ -47,6 +49,22 @@ impl Codec {
                 value: to_u64(other.unwrap_or(0)),
             }),
         }
+    }
+
+    /// Inflates the payload at the start of `src` to `len` bytes and shows them to `look`.
+    pub fn inflate_with<R>(
+        &mut self,
+        compression: Compression,
+        src: &[u8],
+        len: usize,
+        look: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, Error> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.resize(len, 0);
+        let done = self.inflate(compression, src, &mut scratch);
+        let result = done.map(|()| look(&scratch));
+        self.scratch = scratch;
+        result
     }
 
     /// Bytes written; `None` if the payload is damaged or longer than `dst`.
@@ -135,9 +153,8 @@ mod tests {
         let mut codec = Codec::new();
         for compression in BOTH {
             let src = compress(compression, &data);
-            let mut inflate = |src: &[u8], len: usize| {
-                codec.inflate(compression, src, &mut vec![0; len])
-            };
+            let mut inflate =
+                |src: &[u8], len: usize| codec.inflate(compression, src, &mut vec![0; len]);
             assert!(inflate(&src, 4097).is_err());
             assert!(inflate(&src[..src.len() / 2], 4096).is_err());
             assert!(inflate(&[0xff; 64], 4096).is_err());
@@ -145,7 +162,11 @@ mod tests {
             assert!(inflate(&src, 4096).is_ok());
         }
         let src = deflate(&data);
-        assert!(codec.inflate(Compression::Deflate, &src, &mut [0; 4095]).is_err());
+        assert!(
+            codec
+                .inflate(Compression::Deflate, &src, &mut [0; 4095])
+                .is_err()
+        );
     }
 
     #[test]
@@ -156,7 +177,9 @@ mod tests {
         let mut src = encoder.finish().unwrap();
         src.extend(compress(Compression::Zstd, &data));
         let mut dst = vec![0; 6000];
-        Codec::new().inflate(Compression::Zstd, &src, &mut dst).unwrap();
+        Codec::new()
+            .inflate(Compression::Zstd, &src, &mut dst)
+            .unwrap();
         assert!(dst.iter().all(|b| *b == 9));
     }
 

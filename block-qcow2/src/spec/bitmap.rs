@@ -8,9 +8,9 @@ use block_core::range::to_u64;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::geometry::Geometry;
 use crate::spec::bad_field;
 use crate::spec::extension::{BitmapsExtension, text};
-use crate::geometry::Geometry;
 use crate::spec::header::check_place;
 use crate::units::HostOffset;
 
@@ -65,7 +65,11 @@ impl BitmapsExtension {
     pub fn verify(&self, geometry: Geometry) -> Result<(), OpenError> {
         if self.reserved != 0 {
             let (value, problem) = (self.reserved.into(), Problem::Reserved(u32::MAX.into()));
-            return Err(bad_field("reserved field of the bitmaps extension", value, problem));
+            return Err(bad_field(
+                "reserved field of the bitmaps extension",
+                value,
+                problem,
+            ));
         }
         let (count, size) = (u64::from(self.count), self.directory_size);
         let above = |field, value, max| {
@@ -79,7 +83,12 @@ impl BitmapsExtension {
         };
         above("bitmap count", count, MAX_BITMAPS.into())?;
         above("bitmap directory size", size, MAX_DIRECTORY_BYTES)?;
-        check_place("bitmap directory offset", geometry, self.directory_offset, size)
+        check_place(
+            "bitmap directory offset",
+            geometry,
+            self.directory_offset,
+            size,
+        )
     }
 }
 
@@ -110,7 +119,9 @@ pub fn parse(bytes: &[u8]) -> Result<Bitmap, OpenError> {
     check(raw)?;
     let extra = usize::try_from(raw.extra_len.get()).map_err(|_| truncated())?;
     let rest = rest.get(extra..).ok_or_else(truncated)?;
-    let name = rest.get(..raw.name_len.get().into()).ok_or_else(truncated)?;
+    let name = rest
+        .get(..raw.name_len.get().into())
+        .ok_or_else(truncated)?;
     if name.is_empty() {
         return Err(bad_field("bitmap name length", 0, Problem::Zero));
     }
@@ -183,10 +194,16 @@ mod tests {
         let cases: &[(Change, &str)] = &[
             (|r| r.kind = 2, "bitmap type is 0x2"),
             (|r| r.granularity_bits = 8, "bitmap granularity bits is 0x8"),
-            (|r| r.granularity_bits = 255, "bitmap granularity bits is 0xff"),
+            (
+                |r| r.granularity_bits = 255,
+                "bitmap granularity bits is 0xff",
+            ),
             (|r| r.flags = 8.into(), "bitmap flags is 0x8"),
             (|r| r.extra_len = 4.into(), "bitmap extra data size is 0x4"),
-            (|r| r.extra_len = u32::MAX.into(), "bitmap extra data size is 0xffffffff"),
+            (
+                |r| r.extra_len = u32::MAX.into(),
+                "bitmap extra data size is 0xffffffff",
+            ),
             (|r| r.table_size = u32::MAX.into(), "bitmap table size"),
             (|r| r.name_len = 0.into(), "bitmap name length is 0x0"),
             (|r| r.name_len = 1024.into(), "bitmap directory entry"),

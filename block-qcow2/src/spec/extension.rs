@@ -259,7 +259,10 @@ mod tests {
             extension(0x1234_5678, b"xyz"),
             extension(FEATURE_NAMES, &name),
             extension(DATA_FILE_NAME, b"data.raw"),
-            extension(CRYPTO_HEADER, &[0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]),
+            extension(
+                CRYPTO_HEADER,
+                &[0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9],
+            ),
             extension(END, b""),
             extension(BACKING_FORMAT, b"not looked at"),
         ];
@@ -280,13 +283,28 @@ mod tests {
             let err = Extensions::parse(area).unwrap_err().to_string();
             assert!(err.contains(expect), "{err}");
         };
-        check(&[0xff, 0, 0, 0, 0, 0, 1, 0, 1, 2, 3], "header extension length is 0x100");
+        check(
+            &[0xff, 0, 0, 0, 0, 0, 1, 0, 1, 2, 3],
+            "header extension length is 0x100",
+        );
         check(&[0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff], "0xffffffff");
-        check(&extension(BITMAPS, &[0; 23]), "bitmaps extension length is 0x17");
-        check(&extension(CRYPTO_HEADER, &[0; 17]), "encryption header extension length is 0x11");
-        check(&extension(BACKING_FORMAT, &[b'a'; 16]), "backing format is 0x10");
+        check(
+            &extension(BITMAPS, &[0; 23]),
+            "bitmaps extension length is 0x17",
+        );
+        check(
+            &extension(CRYPTO_HEADER, &[0; 17]),
+            "encryption header extension length is 0x11",
+        );
+        check(
+            &extension(BACKING_FORMAT, &[b'a'; 16]),
+            "backing format is 0x10",
+        );
         check(&extension(BACKING_FORMAT, &[0xff]), "not valid text");
-        check(&extension(DATA_FILE_NAME, b"a\0b"), "data file name is 0x3: is not valid text");
+        check(
+            &extension(DATA_FILE_NAME, b"a\0b"),
+            "data file name is 0x3: is not valid text",
+        );
     }
 
     proptest! {

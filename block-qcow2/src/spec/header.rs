@@ -150,10 +150,22 @@ pub struct Part {
 }
 
 impl Part {
+    /// Bytes.
+    pub fn len(self) -> usize {
+        block_core::range::to_usize(self.end.saturating_sub(self.start))
+    }
+
+    /// Whether it holds no byte.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
     /// These bytes of `cluster`, as far as it holds them.
     pub fn of(self, cluster: &[u8]) -> &[u8] {
         let at = |bytes| usize::try_from(bytes).map_or(cluster.len(), |n| n.min(cluster.len()));
-        cluster.get(at(self.start)..at(self.end)).unwrap_or_default()
+        cluster
+            .get(at(self.start)..at(self.end))
+            .unwrap_or_default()
     }
 }
 
@@ -261,7 +273,7 @@ impl UnverifiedHeader {
             Some(Problem::Below(V3_MIN_LEN.into()))
         } else if u64::from(len) > self.cluster_size() {
             Some(Problem::Above(self.cluster_size()))
-        } else if len % 8 != 0 {
+        } else if !len.is_multiple_of(8) {
             Some(Problem::Misaligned(8))
         } else {
             None
@@ -308,7 +320,13 @@ impl UnverifiedHeader {
             0 => CryptMethod::None,
             1 => CryptMethod::Aes,
             2 => CryptMethod::Luks,
-            other => return Err(bad_field("encryption method", other.into(), Problem::Unknown)),
+            other => {
+                return Err(bad_field(
+                    "encryption method",
+                    other.into(),
+                    Problem::Unknown,
+                ));
+            }
         };
         if self.disk_size > MAX_LEN {
             let problem = Problem::Above(MAX_LEN);
@@ -330,12 +348,13 @@ impl UnverifiedHeader {
     fn check_features(&self, extensions: &Extensions) -> Result<Features, OpenError> {
         let unknown = self.incompatible & !KNOWN_INCOMPATIBLE;
         if unknown != 0 {
-            let names = (0..64).filter(|bit| unknown & (1 << bit) != 0).map(|bit| {
-                match extensions.feature_name(FeatureKind::Incompatible, bit) {
-                    Some(name) => name.to_owned(),
-                    None => format!("incompatible bit {bit}"),
-                }
-            });
+            let names =
+                (0..64).filter(|bit| unknown & (1 << bit) != 0).map(|bit| {
+                    match extensions.feature_name(FeatureKind::Incompatible, bit) {
+                        Some(name) => name.to_owned(),
+                        None => format!("incompatible bit {bit}"),
+                    }
+                });
             return Err(unsupported(names.collect::<Vec<_>>().join(", ")));
         }
         let has = |set: u64, bit: u64| set & bit != 0;
@@ -376,7 +395,13 @@ impl UnverifiedHeader {
             DataLocation::Image
         };
         let order = self.refcount_order;
-        Geometry::new(self.version, self.cluster_bits, order, l2_format, data_location)
+        Geometry::new(
+            self.version,
+            self.cluster_bits,
+            order,
+            l2_format,
+            data_location,
+        )
     }
 
     fn check_tables(&self, geometry: Geometry) -> Result<(), OpenError> {
@@ -400,14 +425,24 @@ impl UnverifiedHeader {
             return Err(bad_field("refcount table clusters", clusters, problem));
         }
         let bytes = clusters * geometry.cluster_size();
-        check_place("refcount table offset", geometry, self.refcount_table.offset, bytes)?;
+        check_place(
+            "refcount table offset",
+            geometry,
+            self.refcount_table.offset,
+            bytes,
+        )?;
 
         let count = self.snapshots.count;
         if count > MAX_SNAPSHOTS {
             let problem = Problem::Above(MAX_SNAPSHOTS.into());
             return Err(bad_field("snapshot count", count.into(), problem));
         }
-        check_place("snapshot table offset", geometry, self.snapshots.offset, count.into())
+        check_place(
+            "snapshot table offset",
+            geometry,
+            self.snapshots.offset,
+            count.into(),
+        )
     }
 }
 
@@ -425,7 +460,10 @@ pub(crate) fn check_place(
         Problem::Zero
     } else if geometry.offset_in_cluster(value) != 0 {
         Problem::Misaligned(geometry.cluster_size())
-    } else if value.checked_add(bytes).is_none_or(|end| end > MAX_TABLE_END) {
+    } else if value
+        .checked_add(bytes)
+        .is_none_or(|end| end > MAX_TABLE_END)
+    {
         Problem::Above(MAX_TABLE_END - bytes)
     } else {
         return Ok(());
@@ -438,7 +476,10 @@ fn backing_name(
     header_length: u32,
     cluster_size: u64,
 ) -> Result<Option<Part>, OpenError> {
-    let (start, len) = (raw.backing_name_offset.get(), u64::from(raw.backing_name_len.get()));
+    let (start, len) = (
+        raw.backing_name_offset.get(),
+        u64::from(raw.backing_name_len.get()),
+    );
     if start == 0 || len == 0 {
         return Ok(None);
     }

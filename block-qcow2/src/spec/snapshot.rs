@@ -94,7 +94,9 @@ pub fn parse(bytes: &[u8]) -> Result<Snapshot, OpenError> {
     let (extra, rest) = rest.split_at_checked(extra).ok_or_else(truncated)?;
     let id = rest.split_at_checked(raw.id_len.get().into());
     let (id, rest) = id.ok_or_else(truncated)?;
-    let name = rest.get(..raw.name_len.get().into()).ok_or_else(truncated)?;
+    let name = rest
+        .get(..raw.name_len.get().into())
+        .ok_or_else(truncated)?;
     let field = |index: usize| {
         let bytes = extra.get(index * 8..index * 8 + 8)?;
         Some(U64::ref_from_bytes(bytes).ok()?.get())
@@ -156,7 +158,10 @@ mod tests {
         assert_eq!(entry_len(&entry(&[], "1", "ab")), Ok(Some(48)));
         assert_eq!(entry_len(&[0; 39]), Ok(None));
         let err = entry_len(&entry(&[0; 1025], "", "")).unwrap_err();
-        assert!(err.to_string().contains("snapshot extra data size is 0x401"));
+        assert!(
+            err.to_string()
+                .contains("snapshot extra data size is 0x401")
+        );
     }
 
     proptest! {

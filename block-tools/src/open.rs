@@ -17,16 +17,13 @@ use crate::spec::{SpecError, image_opts, json};
 
 /// Every driver that the tools know.
 pub fn registry() -> Arc<Registry> {
-    let registry = Registry::new()
-        .with(RawFactory)
-        .with(MemFactory)
-        .with(NullFactory);
+    let registry = Registry::new().with(RawFactory).with(MemFactory).with(NullFactory);
     Arc::new(registry)
 }
 
 /// Runs a future to its end on this thread.
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    futures::executor::block_on(future)
+    block_core::io::exec::block_on(future)
 }
 
 /// What the host caches, and which writes are stable when they complete (`-t`).
@@ -43,36 +40,20 @@ pub struct CacheMode {
 
 impl CacheMode {
     /// Through the page cache, stable when flushed.
-    pub const WRITEBACK: Self = Self {
-        direct: false,
-        no_flush: false,
-        writethrough: false,
-    };
+    pub const WRITEBACK: Self = Self { direct: false, no_flush: false, writethrough: false };
     /// Through the page cache, never flushed: for data that can be made again.
-    pub const UNSAFE: Self = Self {
-        no_flush: true,
-        ..Self::WRITEBACK
-    };
+    pub const UNSAFE: Self = Self { no_flush: true, ..Self::WRITEBACK };
     /// Past the page cache, stable when flushed.
-    pub const NONE: Self = Self {
-        direct: true,
-        ..Self::WRITEBACK
-    };
+    pub const NONE: Self = Self { direct: true, ..Self::WRITEBACK };
 
     /// The mode of this name: `none` (`off`), `directsync`, `writeback`, `unsafe`, `writethrough`.
     pub fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "none" | "off" => Self::NONE,
-            "directsync" => Self {
-                writethrough: true,
-                ..Self::NONE
-            },
+            "directsync" => Self { writethrough: true, ..Self::NONE },
             "writeback" => Self::WRITEBACK,
             "unsafe" => Self::UNSAFE,
-            "writethrough" => Self {
-                writethrough: true,
-                ..Self::WRITEBACK
-            },
+            "writethrough" => Self { writethrough: true, ..Self::WRITEBACK },
             _ => return None,
         })
     }
@@ -203,6 +184,16 @@ impl ImageSpec {
         }
         for (name, value) in self.options.iter() {
             options.set(name, value);
+        }
+        if let Some(aio) = self.aio {
+            // It is the file's business, wherever in the options the file is.
+            let name = match options.peek("driver") {
+                Some("file" | "host_device") => "aio",
+                _ => "file.aio",
+            };
+            if options.peek(name).is_none() {
+                options.set(name, aio.name());
+            }
         }
         let detect_zeroes = match self.detect_zeroes {
             DetectZeroes::Off => None,

@@ -116,11 +116,7 @@ struct Queue {
 
 impl Executor {
     fn new(parker: Arc<Parker>) -> Arc<Self> {
-        Arc::new_cyclic(|this| Self {
-            queue: Mutex::default(),
-            parker,
-            this: this.clone(),
-        })
+        Arc::new_cyclic(|this| Self { queue: Mutex::default(), parker, this: this.clone() })
     }
 
     /// Queues `task` here, or on the background thread once this one is closed.

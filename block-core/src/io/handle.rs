@@ -31,20 +31,12 @@ pub struct Handle {
 impl Handle {
     /// A file that is read and written through the page cache.
     pub fn buffered(fd: OwnedFd) -> Self {
-        Self {
-            fd,
-            direct: None,
-            nowait: AtomicBool::new(true),
-        }
+        Self { fd, direct: None, nowait: AtomicBool::new(true) }
     }
 
     /// A file that was opened with `O_DIRECT` and takes requests of this alignment.
     pub fn direct(fd: OwnedFd, request_alignment: Alignment) -> Self {
-        Self {
-            fd,
-            direct: Some(request_alignment),
-            nowait: AtomicBool::new(false),
-        }
+        Self { fd, direct: Some(request_alignment), nowait: AtomicBool::new(false) }
     }
 
     /// Whether requests bypass the page cache.
@@ -196,11 +188,7 @@ fn retry(mut call: impl FnMut() -> rustix::io::Result<()>) -> Result<()> {
 /// Valid while `iov` lives.
 pub(super) fn iovecs(iov: &IoVec) -> SmallVec<[libc::iovec; 8]> {
     let bufs = iov.bufs().iter().take(IOV_MAX);
-    bufs.map(|buf| libc::iovec {
-        iov_base: buf.as_ptr().cast(),
-        iov_len: buf.len(),
-    })
-    .collect()
+    bufs.map(|buf| libc::iovec { iov_base: buf.as_ptr().cast(), iov_len: buf.len() }).collect()
 }
 
 fn vec_count(vecs: &[libc::iovec]) -> c_int {

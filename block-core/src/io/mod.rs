@@ -92,11 +92,7 @@ pub fn write_cached(file: &Handle, offset: u64, iov: &IoVec) -> Result<usize> {
 impl Engine {
     /// The quickest engine that this system allows.
     pub fn best() -> Self {
-        if Self::IoUring.is_available() {
-            Self::IoUring
-        } else {
-            Self::Threads
-        }
+        if Self::IoUring.is_available() { Self::IoUring } else { Self::Threads }
     }
 
     /// Whether this system allows it.

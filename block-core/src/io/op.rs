@@ -38,38 +38,22 @@ unsafe impl Sync for Addresses {}
 impl Op {
     pub(super) fn read(file: Arc<Handle>, offset: u64, iov: IoVec) -> Self {
         let vecs = Addresses::of(&iov);
-        Self {
-            file,
-            kind: Kind::Read(offset, iov),
-            vecs,
-        }
+        Self { file, kind: Kind::Read(offset, iov), vecs }
     }
 
     /// `flags` are those of `pwritev2`.
     pub(super) fn write(file: Arc<Handle>, offset: u64, iov: IoVec, flags: libc::c_int) -> Self {
         let vecs = Addresses::of(&iov);
-        Self {
-            file,
-            kind: Kind::Write(offset, iov, flags),
-            vecs,
-        }
+        Self { file, kind: Kind::Write(offset, iov, flags), vecs }
     }
 
     /// `fdatasync`.
     pub(super) fn sync(file: Arc<Handle>) -> Self {
-        Self {
-            file,
-            kind: Kind::Sync,
-            vecs: Addresses(None),
-        }
+        Self { file, kind: Kind::Sync, vecs: Addresses(None) }
     }
 
     pub(super) fn fallocate(file: Arc<Handle>, range: ByteRange, mode: libc::c_int) -> Self {
-        Self {
-            file,
-            kind: Kind::Fallocate(range, mode),
-            vecs: Addresses(None),
-        }
+        Self { file, kind: Kind::Fallocate(range, mode), vecs: Addresses(None) }
     }
 
     /// The file, and the buffers of a read or write.
@@ -86,9 +70,7 @@ impl Op {
         let fd = types::Fd(self.file.raw_fd());
         match (&self.kind, &self.vecs.0) {
             (Kind::Read(offset, _), Some(vecs)) => {
-                opcode::Readv::new(fd, vecs.as_ptr(), count(vecs))
-                    .offset(*offset)
-                    .build()
+                opcode::Readv::new(fd, vecs.as_ptr(), count(vecs)).offset(*offset).build()
             }
             (Kind::Read(offset, iov), None) => {
                 let (ptr, len) = only_buf(iov);
@@ -102,18 +84,12 @@ impl Op {
             }
             (Kind::Write(offset, iov, flags), None) => {
                 let (ptr, len) = only_buf(iov);
-                opcode::Write::new(fd, ptr, len)
-                    .offset(*offset)
-                    .rw_flags(*flags)
-                    .build()
+                opcode::Write::new(fd, ptr, len).offset(*offset).rw_flags(*flags).build()
             }
-            (Kind::Sync, _) => opcode::Fsync::new(fd)
-                .flags(types::FsyncFlags::DATASYNC)
-                .build(),
-            (Kind::Fallocate(range, mode), _) => opcode::Fallocate::new(fd, range.len())
-                .offset(range.offset())
-                .mode(*mode)
-                .build(),
+            (Kind::Sync, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+            (Kind::Fallocate(range, mode), _) => {
+                opcode::Fallocate::new(fd, range.len()).offset(range.offset()).mode(*mode).build()
+            }
         }
     }
 }
@@ -127,10 +103,7 @@ impl Addresses {
 /// Address and length of the only buffer; what does not fit in one call comes with the next.
 fn only_buf(iov: &IoVec) -> (*mut u8, u32) {
     match iov.bufs().first() {
-        Some(buf) => (
-            buf.as_ptr(),
-            u32::try_from(buf.len().min(RW_MAX)).unwrap_or(0),
-        ),
+        Some(buf) => (buf.as_ptr(), u32::try_from(buf.len().min(RW_MAX)).unwrap_or(0)),
         None => (ptr::null_mut(), 0),
     }
 }

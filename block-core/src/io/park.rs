@@ -31,8 +31,7 @@ impl Parker {
     /// notified.
     pub(super) fn begin(&self) -> bool {
         let parked =
-            self.state
-                .compare_exchange(EMPTY, PARKED, Ordering::AcqRel, Ordering::Acquire);
+            self.state.compare_exchange(EMPTY, PARKED, Ordering::AcqRel, Ordering::Acquire);
         if parked.is_err() {
             self.end();
         }

@@ -38,11 +38,7 @@ pub(crate) fn run<T: Send + 'static>(
 type Work = Box<dyn FnOnce() + Send>;
 
 static POOL: Pool = Pool {
-    state: Mutex::new(State {
-        queue: VecDeque::new(),
-        threads: 0,
-        idle: 0,
-    }),
+    state: Mutex::new(State { queue: VecDeque::new(), threads: 0, idle: 0 }),
     wake: Condvar::new(),
 };
 
@@ -70,9 +66,8 @@ impl Pool {
         if state.threads == MAX_THREADS {
             return;
         }
-        let started = std::thread::Builder::new()
-            .name("block-pool".to_owned())
-            .spawn(|| self.serve());
+        let started =
+            std::thread::Builder::new().name("block-pool".to_owned()).spawn(|| self.serve());
         match started {
             Ok(_) => state.threads += 1,
             // Out of threads: those there are will come to it; without any it is done here.

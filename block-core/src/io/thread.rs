@@ -44,10 +44,7 @@ impl Entered {
 
     fn begin(parker: Arc<Parker>) -> Self {
         LOCAL.with(|local| local.depth.set(local.depth.get() + 1));
-        Self {
-            parker,
-            _this_thread: PhantomData,
-        }
+        Self { parker, _this_thread: PhantomData }
     }
 
     pub(super) fn parker(&self) -> &Arc<Parker> {
@@ -89,12 +86,7 @@ fn own_ring() -> Option<Arc<Ring>> {
 pub(super) fn ring() -> Option<Arc<Ring>> {
     let own = LOCAL.try_with(|local| {
         let inside = local.depth.get() > 0;
-        inside.then(|| {
-            local
-                .ring
-                .get_or_init(|| ring_at(&local.parker.borrow()))
-                .clone()
-        })
+        inside.then(|| local.ring.get_or_init(|| ring_at(&local.parker.borrow())).clone())
     });
     own.ok().flatten().flatten().or_else(uring::shared)
 }

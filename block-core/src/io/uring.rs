@@ -129,10 +129,7 @@ impl Ring {
         let mut deferred = IoUring::builder();
         // Completions are only worked on when the thread asks for them: fewer interruptions. Refused
         // by kernels before 6.1.
-        deferred
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag();
+        deferred.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
         let ring = Self::new(&mut deferred, false)
             .or_else(|| Self::new(&mut IoUring::builder(), false))?;
         Some(Arc::new(ring))
@@ -142,24 +139,14 @@ impl Ring {
         if !is_available() {
             return None;
         }
-        let io = builder
-            .setup_cqsize(CQ_ENTRIES)
-            .dontfork()
-            .build(SQ_ENTRIES);
-        Some(Self {
-            io: io.ok()?,
-            state: Mutex::default(),
-            shared,
-        })
+        let io = builder.setup_cqsize(CQ_ENTRIES).dontfork().build(SQ_ENTRIES);
+        Some(Self { io: io.ok()?, state: Mutex::default(), shared })
     }
 
     /// Runs `op` in this ring. The future does nothing until polled, and must first be polled by a
     /// thread that may enter the ring; later polls, and the drop, may happen anywhere.
     pub(super) fn run(self: Arc<Self>, op: Op) -> Running {
-        Running {
-            ring: self,
-            progress: Progress::New(op),
-        }
+        Running { ring: self, progress: Progress::New(op) }
     }
 
     /// Sleeps until an operation completes or `parker` is woken. For a thread's ring.
@@ -197,11 +184,7 @@ impl Ring {
             let (sq, cq) = unsafe { (self.io.submission_shared(), self.io.completion_shared()) };
             (!sq.is_empty() || sq.taskrun(), !cq.is_empty())
         };
-        let woken = if queued {
-            self.enter_and_reap(0, || ())
-        } else {
-            completed && self.reap()
-        };
+        let woken = if queued { self.enter_and_reap(0, || ()) } else { completed && self.reap() };
         if woken {
             parker.clear_eventfd();
         }
@@ -242,12 +225,7 @@ impl Ring {
                     state.wake_armed = false;
                     woken = true;
                 } else {
-                    state.complete(
-                        entry.user_data(),
-                        entry.result(),
-                        &mut wakers,
-                        &mut abandoned,
-                    );
+                    state.complete(entry.user_data(), entry.result(), &mut wakers, &mut abandoned);
                 }
             }
             self.refill(&mut state);
@@ -345,10 +323,7 @@ impl State {
     }
 
     fn allocate(&mut self, op: Op, waker: Waker) -> usize {
-        let slot = Slot {
-            op: Some(op),
-            stage: Stage::Waiting(waker),
-        };
+        let slot = Slot { op: Some(op), stage: Stage::Waiting(waker) };
         match self.free.pop() {
             Some(index) => {
                 self.slots[index] = slot;

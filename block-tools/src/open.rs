@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use block_core::format::raw::RawFactory;
 use block_core::node::DetectZeroes;
+use block_core::proto::file::{FileFactory, HostDeviceFactory};
 use block_core::proto::mem::MemFactory;
 use block_core::proto::null::NullFactory;
 use block_core::registry::OpenContext;
@@ -17,7 +18,12 @@ use crate::spec::{SpecError, image_opts, json};
 
 /// Every driver that the tools know.
 pub fn registry() -> Arc<Registry> {
-    let registry = Registry::new().with(RawFactory).with(MemFactory).with(NullFactory);
+    let registry = Registry::new()
+        .with(RawFactory)
+        .with(FileFactory)
+        .with(HostDeviceFactory)
+        .with(MemFactory)
+        .with(NullFactory);
     Arc::new(registry)
 }
 

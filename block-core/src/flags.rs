@@ -21,8 +21,6 @@ bitflags! {
         const WRITE_UNCHANGED = 1 << 4;
         /// Write compressed clusters. Drivers without them answer `Unsupported`.
         const COMPRESSED = 1 << 5;
-        /// Copy what is read from the backing file into this node.
-        const COPY_ON_READ = 1 << 6;
         /// With `SERIALISING`: answer `Busy` instead of waiting.
         const NO_WAIT = 1 << 7;
     }

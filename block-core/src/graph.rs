@@ -1,1 +1,118 @@
-//! (to be written)
+//! The control plane: what is done to several nodes at once. Draining, reopening, closing.
+//!
+//! **Invariant:** parents are quiesced before their children, so that a request which a parent has in
+//! flight still reaches them; a reopen changes either every node it names or none.
+
+use crate::driver::{ReopenOptions, ReopenState};
+use crate::error::{OpenError, Result};
+use crate::node::Node;
+
+/// A node and everything below it, parents before children, each once.
+pub fn subtree(root: &Node) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    visit(root, &mut nodes);
+    nodes.reverse();
+    nodes
+}
+
+/// Appends children before parents.
+fn visit(node: &Node, nodes: &mut Vec<Node>) {
+    if nodes.iter().any(|seen| seen.same(node)) {
+        return;
+    }
+    for child in node.children() {
+        visit(&child.node, nodes);
+    }
+    nodes.push(node.clone());
+}
+
+/// While it lives, no request is in flight on the drained nodes; requests that arrive wait for its end.
+#[must_use = "dropping the guard ends the drain"]
+pub struct DrainGuard {
+    nodes: Vec<Node>,
+}
+
+/// Waits until nothing is in flight on `root` and everything below it, and keeps it so.
+///
+/// Dropping the future ends what of the drain had begun.
+pub async fn drain(root: &Node) -> DrainGuard {
+    let mut guard = DrainGuard { nodes: Vec::new() };
+    for node in subtree(root) {
+        node.tracker().drain_begin();
+        guard.nodes.push(node.clone());
+        node.tracker().idle().await;
+    }
+    guard
+}
+
+impl Drop for DrainGuard {
+    fn drop(&mut self) {
+        // Children first: a parent that goes on needs them.
+        for node in self.nodes.iter().rev() {
+            node.tracker().drain_end();
+        }
+    }
+}
+
+/// Changes how nodes are opened: all of them, or, on the first error, none.
+///
+/// Each node is flushed, then drained with everything below it, while its driver prepares and commits.
+pub async fn reopen(changes: &[(Node, ReopenOptions)]) -> Result<(), OpenError> {
+    let mut guards = Vec::new();
+    for (node, _) in changes {
+        let what = "flush before reopen";
+        node.flush().await.map_err(|error| OpenError::Request { what, error })?;
+    }
+    for (node, _) in changes {
+        guards.push(drain_own(node).await);
+    }
+    let mut prepared: Vec<(&Node, ReopenState)> = Vec::new();
+    for (node, options) in changes {
+        match node.driver().clone().reopen_prepare(options).await {
+            Ok(state) => prepared.push((node, state)),
+            Err(error) => {
+                for (node, state) in prepared.into_iter().rev() {
+                    node.driver().reopen_abort(state);
+                }
+                return Err(error);
+            }
+        }
+    }
+    for (node, state) in prepared {
+        node.driver().reopen_commit(state);
+    }
+    // Limits merge upwards: those of children have to be right first.
+    for node in changes.iter().rev().map(|(node, _)| node) {
+        node.refresh_facts();
+    }
+    Ok(())
+}
+
+/// Drains one node alone: its driver may still send requests to its children while it prepares.
+async fn drain_own(node: &Node) -> DrainGuard {
+    node.tracker().drain_begin();
+    let guard = DrainGuard { nodes: vec![node.clone()] };
+    node.tracker().idle().await;
+    guard
+}
+
+/// Closes a node and everything below it, parents first. Every node is closed whatever happens; the
+/// first error is returned.
+pub async fn close(root: &Node) -> Result<()> {
+    let mut result = Ok(());
+    for node in subtree(root) {
+        result = result.and(node.close().await);
+    }
+    result
+}
+
+/// Forgets what was read from the storage below `root`, which another host may have changed.
+/// Children first, so that a parent reads what is new.
+pub async fn invalidate_cache(root: &Node) -> Result<()> {
+    for node in subtree(root).into_iter().rev() {
+        let _drained = drain_own(&node).await;
+        node.driver().clone().invalidate_cache().await?;
+        node.refresh_facts();
+    }
+    Ok(())
+}

@@ -29,6 +29,7 @@ pub mod range;
 pub mod registry;
 pub mod request;
 
+pub use backend::BlockBackend;
 pub use buf::{IoBuf, IoVec, OwnedBuf};
 pub use cancel::Cancel;
 pub use driver::BlockDriver;

@@ -1,18 +1,25 @@
 //! A node: a driver and the state of the requests to it.
+//!
+//! Lock order, outermost first: the flush lock (held across a flush), the event handlers, the tracker's
+//! list. None of them is held while guest data moves.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
 use crate::buf::IoVec;
 use crate::cancel::Cancel;
-use crate::driver::{BlockDriver, ChildRole, Children, Exactness, Prealloc};
-use crate::error::{Error, Result};
+use crate::dirty::DirtyBitmaps;
+use crate::driver::{BlockDriver, ChildRole, Children, Exactness, NodeEvent, Prealloc};
+use crate::error::Result;
 use crate::flags::{Capabilities, RequestFlags};
 use crate::limits::BlockLimits;
 use crate::range::ByteRange;
-use crate::request::Request;
-use crate::request::status::{BlockStatus, StatusDetail, StatusFlags};
+use crate::request::tracked::{Claim, Ticket, Tracker};
+use crate::request::{Op, Request};
 
 /// What the layer does with writes that hold only zeroes.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
@@ -29,7 +36,7 @@ pub enum DetectZeroes {
 /// Settings of a node that are the layer's, not the driver's.
 #[derive(Clone, Debug, Default)]
 pub struct NodeOptions {
-    /// Name, unique in a graph; made up where empty.
+    /// Name, for users; may be empty.
     pub node_name: String,
     /// Turn writes of zeroes into zero writes.
     pub detect_zeroes: DetectZeroes,
@@ -48,24 +55,70 @@ pub struct Node {
 struct Inner {
     driver: Arc<dyn BlockDriver>,
     options: NodeOptions,
-    limits: BlockLimits,
-    capabilities: Capabilities,
-    len: AtomicU64,
+    /// Asked from the driver at the start and after a reopen.
+    facts: ArcSwap<Facts>,
+    tracker: Arc<Tracker>,
+    /// Counts finished writes.
+    write_generation: AtomicU64,
+    /// The write generation up to which everything is stable; locked by the flush in flight.
+    flushed: futures::lock::Mutex<u64>,
+    /// End of the first write that is worth an event; `u64::MAX`: none.
+    write_threshold: AtomicU64,
+    dirty: DirtyBitmaps,
+    events: Arc<Events>,
+}
+
+/// What the driver says of itself.
+pub(crate) struct Facts {
+    pub(crate) limits: BlockLimits,
+    pub(crate) capabilities: Capabilities,
+}
+
+impl Facts {
+    fn of(driver: &dyn BlockDriver) -> Self {
+        Self { limits: driver.limits().validated(), capabilities: driver.capabilities() }
+    }
+}
+
+type Handler = Arc<dyn Fn(NodeEvent) + Send + Sync>;
+
+/// Who hears of events. Shared with the driver, which outlives no node that it reports to.
+#[derive(Default)]
+struct Events {
+    /// Guards the list; handlers run outside of it.
+    handlers: Mutex<Vec<Handler>>,
+    /// Set for good by the first corruption: the node takes no more writes.
+    corrupt: AtomicBool,
+}
+
+impl Events {
+    fn report(&self, event: NodeEvent) {
+        if matches!(event, NodeEvent::Corrupted { .. }) {
+            self.corrupt.store(true, Ordering::Release);
+        }
+        let handlers = self.handlers.lock().clone();
+        handlers.iter().for_each(|handler| handler(event));
+    }
 }
 
 impl Node {
     /// A node around `driver`.
     pub fn new(driver: Arc<dyn BlockDriver>, options: NodeOptions) -> Self {
+        let events = Arc::new(Events::default());
+        let sink = Arc::clone(&events);
+        driver.set_event_sink(Arc::new(move |event| sink.report(event)));
         let inner = Inner {
-            limits: driver.limits().validated(),
-            capabilities: driver.capabilities(),
-            len: AtomicU64::new(driver.len()),
+            facts: ArcSwap::from_pointee(Facts::of(&*driver)),
             driver,
             options,
+            tracker: Arc::default(),
+            write_generation: AtomicU64::new(0),
+            flushed: futures::lock::Mutex::new(0),
+            write_threshold: AtomicU64::new(u64::MAX),
+            dirty: DirtyBitmaps::default(),
+            events,
         };
-        Self {
-            inner: Arc::new(inner),
-        }
+        Self { inner: Arc::new(inner) }
     }
 
     /// The driver.
@@ -78,9 +131,14 @@ impl Node {
         &self.inner.options.node_name
     }
 
+    /// Settings of the layer.
+    pub fn options(&self) -> &NodeOptions {
+        &self.inner.options
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> u64 {
-        self.inner.len.load(Ordering::Acquire)
+        self.inner.driver.len()
     }
 
     /// Whether the length is zero.
@@ -90,17 +148,17 @@ impl Node {
 
     /// Limits of the driver. Requests to the node need not keep them, they only cost more if not.
     pub fn limits(&self) -> BlockLimits {
-        self.inner.limits
+        self.facts().limits
     }
 
     /// What the driver can do.
     pub fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities
+        self.facts().capabilities
     }
 
-    /// Whether writes are refused.
+    /// Whether writes are refused: opened so, or corrupt.
     pub fn is_read_only(&self) -> bool {
-        self.inner.driver.is_read_only()
+        self.inner.driver.is_read_only() || self.inner.events.corrupt.load(Ordering::Acquire)
     }
 
     /// The children.
@@ -110,10 +168,7 @@ impl Node {
 
     /// The backing file.
     pub fn backing(&self) -> Option<Self> {
-        self.children()
-            .into_iter()
-            .find(|c| c.role == ChildRole::Cow)
-            .map(|c| c.node)
+        self.children().into_iter().find(|c| c.role == ChildRole::Cow).map(|c| c.node)
     }
 
     /// Whether both are handles on one node.
@@ -121,135 +176,151 @@ impl Node {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 
+    /// The dirty bitmaps of this node.
+    pub fn dirty_bitmaps(&self) -> &DirtyBitmaps {
+        &self.inner.dirty
+    }
+
+    /// Calls `handler` for every event from now on. It must not block.
+    pub fn on_event(&self, handler: impl Fn(NodeEvent) + Send + Sync + 'static) {
+        self.inner.events.handlers.lock().push(Arc::new(handler));
+    }
+
+    /// Reports once, by [`NodeEvent::WriteThreshold`], the first write that ends beyond `offset`
+    /// bytes. `None` takes it back.
+    pub fn set_write_threshold(&self, offset: Option<u64>) {
+        self.inner.write_threshold.store(offset.unwrap_or(u64::MAX), Ordering::Release);
+    }
+
     /// Reads `range` into `iov` (of the same length). What is beyond the end reads as zeroes.
     pub fn read(&self, range: ByteRange, iov: IoVec) -> Request {
-        let driver = Arc::clone(&self.inner.driver);
-        Request::boxed(driver.preadv(range, iov))
+        self.read_with(range, iov, RequestFlags::empty())
+    }
+
+    /// [`Node::read`] with `SERIALISING` or `NO_WAIT`.
+    pub fn read_with(&self, range: ByteRange, iov: IoVec, flags: RequestFlags) -> Request {
+        Request::new(self, Op::Read { range, iov, flags })
     }
 
     /// Writes `iov` to `range` (of the same length).
+    ///
+    /// A range beyond the end grows a node whose driver can grow, and is `OutOfRange` elsewhere.
     pub fn write(&self, range: ByteRange, iov: IoVec, flags: RequestFlags) -> Request {
-        let node = self.clone();
-        Request::boxed(async move {
-            Arc::clone(&node.inner.driver)
-                .pwritev(range, iov, flags)
-                .await?;
-            node.inner
-                .len
-                .store(node.inner.driver.len(), Ordering::Release);
-            Ok(())
-        })
+        Request::new(self, Op::Write { range, iov, flags })
     }
 
-    /// Makes `range` read as zeroes, whatever its length.
+    /// Makes `range` read as zeroes, whatever its length. With `NO_FALLBACK`: at metadata speed, or
+    /// `Unsupported` with nothing changed.
     pub fn write_zeroes(&self, range: ByteRange, flags: RequestFlags) -> Request {
-        self.write_zeroes_cancellable(range, flags, &Cancel::new())
+        Request::new(self, Op::Zeroes { range, flags, cancel: None })
     }
 
-    /// [`Node::write_zeroes`] that stops between two pieces when `cancel` says so.
+    /// [`Node::write_zeroes`] that stops between two pieces when `cancel` says so: it then fails with
+    /// `Cancelled`, and [`Cancel::done`] says how many bytes from the start are zero.
     pub fn write_zeroes_cancellable(
         &self,
         range: ByteRange,
         flags: RequestFlags,
         cancel: &Cancel,
     ) -> Request {
-        let (node, cancel) = (self.clone(), cancel.clone());
-        Request::boxed(async move {
-            let driver = Arc::clone(&node.inner.driver);
-            driver.pwrite_zeroes(range, flags).await?;
-            cancel.set_done(range.len());
-            Ok(())
-        })
+        Request::new(self, Op::Zeroes { range, flags, cancel: Some(cancel.clone()) })
     }
 
-    /// Says that the contents of `range` are not needed any more. Advisory.
+    /// Says that the contents of `range` are not needed any more. Advice: where the node was not
+    /// opened with `unmap`, or the driver discards nothing, it succeeds and does nothing.
     pub fn discard(&self, range: ByteRange) -> Request {
-        let driver = Arc::clone(&self.inner.driver);
-        Request::boxed(async move {
-            match driver.pdiscard(range).await {
-                Err(Error::Unsupported) => Ok(()),
-                other => other,
-            }
-        })
+        Request::new(self, Op::Discard { range })
     }
 
     /// Makes every write that completed before the call stable, here and in the children.
     pub fn flush(&self) -> Request {
-        let driver = Arc::clone(&self.inner.driver);
-        Request::boxed(async move {
-            Arc::clone(&driver).flush_to_os().await?;
-            driver.flush_to_disk().await
-        })
+        Request::new(self, Op::Flush)
     }
 
     /// Changes the length; what a growing truncate adds reads as zeroes.
     pub fn truncate(&self, len: u64, exactness: Exactness, prealloc: Prealloc) -> Request {
-        let node = self.clone();
-        Request::boxed(async move {
-            Arc::clone(&node.inner.driver)
-                .truncate(len, exactness, prealloc)
-                .await?;
-            node.inner
-                .len
-                .store(node.inner.driver.len(), Ordering::Release);
-            Ok(())
-        })
-    }
-
-    /// How the first bytes of `range` are stored, in this layer only (no backing file is asked,
-    /// but what no layer holds is `ZERO`).
-    pub async fn block_status(
-        &self,
-        range: ByteRange,
-        detail: StatusDetail,
-    ) -> Result<BlockStatus> {
-        let range = range.intersect(ByteRange::up_to(self.len()));
-        if range.is_empty() {
-            return Ok(BlockStatus {
-                len: 0,
-                flags: StatusFlags::EOF,
-                mapping: None,
-                depth: 0,
-            });
-        }
-        let status = Arc::clone(&self.inner.driver)
-            .block_status(range, detail)
-            .await?;
-        Ok(BlockStatus {
-            len: status.len,
-            flags: status.flags,
-            mapping: status.mapping,
-            depth: 0,
-        })
-    }
-
-    /// How the first bytes of `range` are stored, down the chain of backing files to `base`
-    /// (not included; `None`: to the end). `depth` says in which layer the answer was found.
-    pub async fn block_status_above(
-        &self,
-        base: Option<&Self>,
-        range: ByteRange,
-        detail: StatusDetail,
-    ) -> Result<BlockStatus> {
-        let _ = base;
-        self.block_status(range, detail).await
+        Request::new(self, Op::Truncate { len, exactness, prealloc })
     }
 
     /// Writes everything back and releases what the storage can see. Send nothing afterwards.
+    ///
+    /// Children are not closed: they may have other parents. See [`crate::graph::close`].
     pub async fn close(&self) -> Result<()> {
-        let flushed = self.flush().await;
-        let closed = Arc::clone(&self.inner.driver).close().await;
+        let flushed = if self.is_read_only() { Ok(()) } else { self.flush().await };
+        let closed = Arc::clone(self.driver()).close().await;
         flushed.and(closed)
+    }
+}
+
+/// What the request layer needs of a node.
+impl Node {
+    pub(crate) fn facts(&self) -> arc_swap::Guard<Arc<Facts>> {
+        self.inner.facts.load()
+    }
+
+    /// Asks the driver again, after a reopen.
+    pub(crate) fn refresh_facts(&self) {
+        self.inner.facts.store(Arc::new(Facts::of(&*self.inner.driver)));
+    }
+
+    pub(crate) fn tracker(&self) -> &Arc<Tracker> {
+        &self.inner.tracker
+    }
+
+    /// Step 3: a ticket, waiting for its turn unless `NO_WAIT` forbids it.
+    pub(crate) async fn begin(&self, claim: Claim, flags: RequestFlags) -> Result<Ticket> {
+        if flags.contains(RequestFlags::NO_WAIT) {
+            self.tracker().begin_or_busy(claim)
+        } else {
+            Ok(self.tracker().begin(claim).await)
+        }
+    }
+
+    /// How many writes have finished.
+    pub(crate) fn write_generation(&self) -> u64 {
+        self.inner.write_generation.load(Ordering::Acquire)
+    }
+
+    /// The generation up to which everything is stable, for the one flush in flight.
+    pub(crate) async fn flush_lock(&self) -> futures::lock::MutexGuard<'_, u64> {
+        self.inner.flushed.lock().await
+    }
+
+    /// Step 8 of everything that may have changed `range`, whether it succeeded or not.
+    pub(crate) fn finish_write(&self, range: ByteRange, flags: RequestFlags) {
+        self.inner.write_generation.fetch_add(1, Ordering::AcqRel);
+        if !flags.contains(RequestFlags::WRITE_UNCHANGED) {
+            self.inner.dirty.mark(range);
+        }
+        let threshold = self.inner.write_threshold.load(Ordering::Acquire);
+        if range.end() > threshold {
+            // Of several writes beyond it, only the one that takes it away reports.
+            let taken = self.inner.write_threshold.compare_exchange(
+                threshold,
+                u64::MAX,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
+            if taken.is_ok() {
+                let exceeded = range.end() - threshold;
+                self.inner.events.report(NodeEvent::WriteThreshold { threshold, exceeded });
+            }
+        }
+    }
+
+    /// Step 8 of a truncate from `old` bytes.
+    pub(crate) fn finish_truncate(&self, old: u64) {
+        self.inner.write_generation.fetch_add(1, Ordering::AcqRel);
+        let len = self.len();
+        self.inner.dirty.truncate(len);
+        if let Ok(added) = ByteRange::from_bounds(old, len) {
+            self.inner.dirty.mark(added);
+        }
     }
 }
 
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Node({} {:?})",
-            self.inner.driver.name(),
-            self.inner.options.node_name
-        )
+        write!(f, "Node({} {:?})", self.inner.driver.name(), self.inner.options.node_name)
     }
 }

@@ -1,8 +1,21 @@
 //! Block status: how a range is stored, through the layers of a chain.
+//!
+//! **Invariant:** an answer covers at least one byte unless the range is empty or beyond the end; it
+//! never covers a byte beyond the range or the end; `ZERO` is only ever said of bytes that read as
+//! zeroes now.
+
+use std::sync::Arc;
 
 use bitflags::bitflags;
+use futures::future::BoxFuture;
 
+use crate::driver::ChildRole;
+use crate::error::{Error, Result};
+use crate::flags::RequestFlags;
 use crate::node::Node;
+use crate::range::ByteRange;
+
+use super::tracked::Claim;
 
 bitflags! {
     /// How a piece of a disk is stored. Neither `DATA` nor `ZERO`: the contents are unknown.
@@ -50,6 +63,8 @@ pub struct DriverStatus {
     pub mapping: Option<Mapping>,
     /// Ask the mapped node too: it may know of holes.
     pub recurse: bool,
+    /// The mapped node's answer is the whole answer: this driver passes requests through.
+    pub filtered: bool,
 }
 
 impl DriverStatus {
@@ -70,10 +85,7 @@ impl DriverStatus {
 
     /// Whatever the byte at `offset` of `node` is: a filter's answer.
     pub fn recurse(len: u64, node: Node, offset: u64) -> Self {
-        Self {
-            recurse: true,
-            ..Self::data(len).at(node, offset)
-        }
+        Self { filtered: true, ..Self::data(len).at(node, offset) }
     }
 
     /// With these flags.
@@ -83,6 +95,7 @@ impl DriverStatus {
             flags,
             mapping: None,
             recurse: false,
+            filtered: false,
         }
     }
 
@@ -122,4 +135,155 @@ impl BlockStatus {
     pub fn is_allocated(&self) -> bool {
         self.flags.contains(StatusFlags::ALLOCATED)
     }
+}
+
+impl Node {
+    /// How the first bytes of `range` are stored, in this layer only: no backing file is asked, but
+    /// what no layer can hold is `ZERO`.
+    pub async fn block_status(
+        &self,
+        range: ByteRange,
+        detail: StatusDetail,
+    ) -> Result<BlockStatus> {
+        let range = range.intersect(ByteRange::up_to(self.len()));
+        let mut status = self.layer_status(range, detail).await?;
+        if !status.is_allocated() && status.len > 0 {
+            // Nobody below holds what is beyond the end of the backing file.
+            let below = self.backing().map_or(0, |backing| backing.len());
+            match below.checked_sub(range.offset()) {
+                Some(held) if held > 0 => status.len = status.len.min(held),
+                _ => status.flags |= StatusFlags::ZERO,
+            }
+        }
+        if range.offset() + status.len >= self.len() {
+            status.flags |= StatusFlags::EOF;
+        }
+        Ok(status)
+    }
+
+    /// How the first bytes of `range` are stored, down the chain of backing files to `base`
+    /// (not included; `None`: to the end). `depth` says in which layer the answer was found.
+    ///
+    /// What no layer above `base` holds is neither `DATA` nor `ZERO` if there is a base, and `ZERO`
+    /// if there is none.
+    pub async fn block_status_above(
+        &self,
+        base: Option<&Self>,
+        range: ByteRange,
+        detail: StatusDetail,
+    ) -> Result<BlockStatus> {
+        let mut rest = range.intersect(ByteRange::up_to(self.len()));
+        let mut layer = self.clone();
+        let mut depth = 0;
+        loop {
+            let inside = rest.intersect(ByteRange::up_to(layer.len()));
+            let mut status = if inside.is_empty() && !rest.is_empty() {
+                // A short layer: what it does not reach, it makes read as zeroes.
+                let flags = StatusFlags::ZERO | StatusFlags::ALLOCATED;
+                BlockStatus { len: rest.len(), flags, mapping: None, depth }
+            } else {
+                layer.layer_status(inside, detail).await?
+            };
+            status.depth = depth;
+            let next = layer.backing();
+            let at_base = base.is_some_and(|base| next.as_ref().is_some_and(|n| n.same(base)));
+            if next.is_none() && !status.is_allocated() {
+                status.flags |= StatusFlags::ZERO;
+            }
+            if rest.offset() + status.len >= self.len() {
+                status.flags |= StatusFlags::EOF;
+            }
+            match next {
+                Some(next) if !status.is_allocated() && status.len > 0 && !at_base => {
+                    rest = rest.first(status.len);
+                    layer = next;
+                    depth += 1;
+                }
+                _ => return Ok(status),
+            }
+        }
+    }
+
+    /// Whether this layer decides the contents of the first byte of `range`, and for how many bytes
+    /// the answer is the same.
+    pub async fn is_allocated(&self, range: ByteRange) -> Result<(bool, u64)> {
+        let status = self.block_status(range, StatusDetail::Allocation).await?;
+        Ok((status.is_allocated(), status.len))
+    }
+
+    /// Whether any layer from this one to `base` (not included) decides the contents of the first
+    /// byte of `range`, and for how many bytes the answer is the same.
+    pub async fn is_allocated_above(
+        &self,
+        base: Option<&Self>,
+        range: ByteRange,
+    ) -> Result<(bool, u64)> {
+        let status = self.block_status_above(base, range, StatusDetail::Allocation).await?;
+        Ok((status.is_allocated(), status.len))
+    }
+
+    /// The driver's answer, cut to `range` (inside the disk), with the holes that its file knows.
+    async fn layer_status(&self, range: ByteRange, detail: StatusDetail) -> Result<BlockStatus> {
+        if range.is_empty() {
+            return Ok(BlockStatus { len: 0, flags: StatusFlags::EOF, mapping: None, depth: 0 });
+        }
+        // Counted as in flight, for drains; conflicts with nothing.
+        let nothing = Claim::shared(ByteRange::default());
+        let _ticket = self.begin(nothing, RequestFlags::empty()).await?;
+        let aligned = range.expand(self.limits().request_alignment);
+        let answer = Arc::clone(self.driver()).block_status(aligned, detail).await?;
+        let before = range.offset() - aligned.offset();
+        let len = answer.len.checked_sub(before).filter(|len| *len > 0);
+        let wrong = Error::Corrupt { what: "length of a block status", value: answer.len };
+        let mut status = BlockStatus {
+            len: len.ok_or(wrong)?.min(range.len()),
+            flags: answer.flags,
+            mapping: answer.mapping,
+            depth: 0,
+        };
+        if let Some(mapping) = &mut status.mapping {
+            mapping.offset += before;
+        } else if self.is_storage() {
+            status.mapping = Some(Mapping { node: self.clone(), offset: range.offset() });
+        }
+        let ask_below = answer.filtered || (answer.recurse && detail == StatusDetail::Zeroes);
+        match status.mapping.clone() {
+            Some(below) if ask_below => add_holes(status, &below, answer.filtered, detail).await,
+            _ => Ok(status),
+        }
+    }
+
+    /// Whether the bytes stand here and in no child.
+    fn is_storage(&self) -> bool {
+        self.children().iter().all(|child| child.role == ChildRole::Cow)
+    }
+}
+
+/// What the node that holds the bytes adds: holes, and for a filter the whole answer.
+fn add_holes(
+    mut status: BlockStatus,
+    below: &Mapping,
+    filtered: bool,
+    detail: StatusDetail,
+) -> BoxFuture<'_, Result<BlockStatus>> {
+    Box::pin(async move {
+        let range = ByteRange::new(below.offset, status.len)?;
+        let found = below.node.block_status(range, detail).await?;
+        if found.len == 0 {
+            // Beyond the end of the file.
+            status.flags.insert(StatusFlags::ZERO);
+            if filtered {
+                status.flags.remove(StatusFlags::DATA);
+            }
+            return Ok(status);
+        }
+        status.len = status.len.min(found.len);
+        if filtered {
+            status.flags = found.flags - StatusFlags::EOF;
+            status.mapping = found.mapping;
+        } else {
+            status.flags |= found.flags & StatusFlags::ZERO;
+        }
+        Ok(status)
+    })
 }

@@ -1,0 +1,388 @@
+//! An executor for tools, and the place where requests go that nobody polls any more.
+//!
+//! [`block_on`] runs a future on the calling thread, which sleeps where the I/O of its requests
+//! completes, so that no other thread is involved. [`spawn_detached`] is how a request whose caller
+//! has gone away runs to its end: on the thread's current spawner ([`enter`]), else on one background
+//! thread shared by all.
+//!
+//! Invariants: a task is in at most one queue; a task given to [`spawn_detached`] is polled until it
+//! is done, whatever becomes of the executor that took it; there is at most one background thread.
+//!
+//! What is not here: work stealing, timers, join handles.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::task::{Context, Poll, Wake, Waker};
+
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::park::Parker;
+
+/// Where a thread's detached tasks go.
+pub trait Spawn: Send + Sync {
+    /// Polls `task` to its end, now or later, on any thread.
+    fn spawn(&self, task: BoxFuture<'static, ()>);
+}
+
+/// Makes `spawner` the current one of this thread until the guard is dropped.
+pub fn enter(spawner: Arc<dyn Spawn>) -> EnterGuard {
+    let before = CURRENT.with(|current| current.replace(Some(spawner)));
+    EnterGuard {
+        before,
+        _this_thread: PhantomData,
+    }
+}
+
+/// Puts back the spawner that was current before [`enter`]. Guards are dropped in reverse order.
+#[must_use = "the spawner is current only while the guard lives"]
+pub struct EnterGuard {
+    before: Option<Arc<dyn Spawn>>,
+    _this_thread: PhantomData<*const ()>,
+}
+
+impl Drop for EnterGuard {
+    fn drop(&mut self) {
+        let before = self.before.take();
+        // While the thread ends there is no current spawner to put back.
+        let after = CURRENT.try_with(|current| current.replace(before));
+        drop(after);
+    }
+}
+
+/// Runs `task` to its end without anybody waiting for it: on the current spawner of this thread, or
+/// on the background thread, which is started when it is first needed.
+pub fn spawn_detached(task: BoxFuture<'static, ()>) {
+    let current = CURRENT.try_with(|current| current.borrow().clone());
+    match current {
+        Ok(Some(spawner)) => spawner.spawn(task),
+        _ => push_to_background(Task::new(task, Arc::clone(&background().executor))),
+    }
+}
+
+/// Runs `future` to its end on this thread, together with the tasks that it detaches.
+///
+/// Tasks that are not done when `future` is move to the background thread.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    let executor = Executor::new();
+    let _entered = enter(executor.clone());
+    let _closing = CloseOnDrop(&executor);
+    let mut future = pin!(future);
+    let main = Arc::new(MainWaker {
+        woken: AtomicBool::new(true),
+        parker: Arc::clone(&executor.parker),
+    });
+    let waker = Waker::from(Arc::clone(&main));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        if main.woken.swap(false, Ordering::AcqRel)
+            && let Poll::Ready(output) = future.as_mut().poll(&mut context)
+        {
+            return output;
+        }
+        if !executor.run_ready() && !main.woken.load(Ordering::Acquire) {
+            executor.parker.park();
+        }
+    }
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Arc<dyn Spawn>>> = const { RefCell::new(None) };
+}
+
+/// Most tasks polled before the executor looks at anything else.
+const BATCH: usize = 64;
+
+/// Tasks that are ready, and where their thread sleeps.
+struct Executor {
+    /// Guards the queue; innermost, nothing is called under it.
+    queue: Mutex<Queue>,
+    parker: Arc<Parker>,
+    /// Itself, for the tasks that come home to it.
+    this: Weak<Self>,
+}
+
+#[derive(Default)]
+struct Queue {
+    ready: VecDeque<Arc<Task>>,
+    /// The thread has gone; what is ready goes to the background thread.
+    closed: bool,
+}
+
+impl Executor {
+    fn new() -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            queue: Mutex::default(),
+            parker: Arc::default(),
+            this: this.clone(),
+        })
+    }
+
+    /// Queues `task` here, or on the background thread once this one is closed.
+    fn push(&self, task: Arc<Task>) {
+        let mut queue = self.queue.lock();
+        if queue.closed {
+            drop(queue);
+            push_to_background(task);
+        } else {
+            queue.ready.push_back(task);
+            drop(queue);
+            self.parker.unpark();
+        }
+    }
+
+    /// Queues `task` here, whatever `closed` says.
+    fn push_anyway(&self, task: Arc<Task>) {
+        self.queue.lock().ready.push_back(task);
+        self.parker.unpark();
+    }
+
+    /// Polls tasks that are ready; whether there was any.
+    fn run_ready(&self) -> bool {
+        for done in 0..BATCH {
+            let task = self.queue.lock().ready.pop_front();
+            match task {
+                Some(task) => task.run(),
+                None => return done > 0,
+            }
+        }
+        true
+    }
+
+    /// Sends what is ready, now and later, to the background thread.
+    fn close(&self) {
+        let ready = {
+            let mut queue = self.queue.lock();
+            queue.closed = true;
+            std::mem::take(&mut queue.ready)
+        };
+        ready.into_iter().for_each(push_to_background);
+    }
+}
+
+impl Spawn for Executor {
+    fn spawn(&self, future: BoxFuture<'static, ()>) {
+        if let Some(home) = self.this.upgrade() {
+            self.push(Task::new(future, home));
+        }
+    }
+}
+
+struct CloseOnDrop<'a>(&'a Executor);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+struct MainWaker {
+    woken: AtomicBool,
+    parker: Arc<Parker>,
+}
+
+impl Wake for MainWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.woken.swap(true, Ordering::AcqRel) {
+            self.parker.unpark();
+        }
+    }
+}
+
+/// A detached future; the `Arc` is its waker.
+struct Task {
+    /// `None` when done. Locked while it is polled, by the only thread that has it from a queue.
+    future: Mutex<Option<BoxFuture<'static, ()>>>,
+    /// Whether it is in a queue.
+    queued: AtomicBool,
+    home: Arc<Executor>,
+}
+
+impl Task {
+    fn new(future: BoxFuture<'static, ()>, home: Arc<Executor>) -> Arc<Self> {
+        Arc::new(Self {
+            future: Mutex::new(Some(future)),
+            queued: AtomicBool::new(true),
+            home,
+        })
+    }
+
+    fn run(self: Arc<Self>) {
+        self.queued.store(false, Ordering::Release);
+        let waker = Waker::from(Arc::clone(&self));
+        let mut slot = self.future.lock();
+        let Some(future) = slot.as_mut() else {
+            return;
+        };
+        let mut context = Context::from_waker(&waker);
+        // A task that panics is done; the others are not to suffer for it. The hook has reported it.
+        let polled =
+            std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut context)));
+        if !matches!(polled, Ok(Poll::Pending)) {
+            *slot = None;
+        }
+    }
+}
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            let home = Arc::clone(&self.home);
+            home.push(self);
+        }
+    }
+}
+
+/// The executor that takes over what others leave behind, and whether it has its thread.
+///
+/// Invariant: its queue is closed from the start, so that every wake comes by
+/// [`push_to_background`], which sees to the thread.
+struct Background {
+    executor: Arc<Executor>,
+    /// Guards the starting of the thread.
+    running: Mutex<bool>,
+}
+
+fn background() -> &'static Background {
+    static BACKGROUND: OnceLock<Background> = OnceLock::new();
+    BACKGROUND.get_or_init(|| {
+        let executor = Executor::new();
+        executor.queue.lock().closed = true;
+        Background {
+            executor,
+            running: Mutex::new(false),
+        }
+    })
+}
+
+fn push_to_background(task: Arc<Task>) {
+    let background = background();
+    background.executor.push_anyway(task);
+    let mut running = background.running.lock();
+    if !*running {
+        let executor = Arc::clone(&background.executor);
+        let started = std::thread::Builder::new()
+            .name("block-detached".to_owned())
+            .spawn(move || run_forever(&executor));
+        *running = started.is_ok();
+    }
+    let refused = !*running;
+    drop(running);
+    if refused {
+        // The system is out of threads: whoever wakes a task polls it, and the next one tries again.
+        background.executor.run_ready();
+    }
+}
+
+fn run_forever(executor: &Arc<Executor>) {
+    let _entered = enter(executor.clone());
+    loop {
+        if !executor.run_ready() {
+            executor.parker.park();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    /// A future that is done when `gate` is sent something; counts its polls.
+    fn gated(
+        gate: futures::channel::oneshot::Receiver<u32>,
+        done: mpsc::Sender<u32>,
+    ) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let value = gate.await.unwrap();
+            done.send(value).unwrap();
+        })
+    }
+
+    #[test]
+    fn a_wake_from_another_thread_ends_the_sleep() {
+        let (tx, rx) = futures::channel::oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            tx.send(7).unwrap();
+        });
+        assert_eq!(block_on(rx), Ok(7));
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn detached_tasks_run_beside_the_main_future() {
+        let (tx, rx) = futures::channel::oneshot::channel();
+        let answer = block_on(async move {
+            spawn_detached(Box::pin(async move { tx.send(3).unwrap() }));
+            rx.await
+        });
+        assert_eq!(answer, Ok(3));
+    }
+
+    #[test]
+    fn what_block_on_leaves_behind_runs_to_its_end() {
+        let (tx, rx) = futures::channel::oneshot::channel();
+        let (done_tx, done_rx) = mpsc::channel();
+        block_on(async { spawn_detached(gated(rx, done_tx)) });
+        assert!(done_rx.recv_timeout(Duration::from_millis(10)).is_err());
+        tx.send(5).unwrap();
+        assert_eq!(done_rx.recv_timeout(Duration::from_secs(10)), Ok(5));
+    }
+
+    #[test]
+    fn without_a_spawner_the_background_thread_takes_it() {
+        let (done_tx, done_rx) = mpsc::channel();
+        let mut gates = Vec::new();
+        for _ in 0..100 {
+            let (tx, rx) = futures::channel::oneshot::channel();
+            spawn_detached(gated(rx, done_tx.clone()));
+            gates.push(tx);
+        }
+        for (gate, i) in gates.into_iter().zip(0..) {
+            gate.send(i).unwrap();
+        }
+        let mut seen: Vec<u32> = done_rx.iter().take(100).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_panicking_task_hurts_no_other() {
+        let (done_tx, done_rx) = mpsc::channel();
+        spawn_detached(Box::pin(async { panic!("this panic is part of the test") }));
+        spawn_detached(Box::pin(async move { done_tx.send(1).unwrap() }));
+        assert_eq!(done_rx.recv_timeout(Duration::from_secs(10)), Ok(1));
+    }
+
+    #[test]
+    fn the_spawner_entered_last_is_current_until_its_guard_drops() {
+        struct Count(std::sync::atomic::AtomicU32);
+        impl Spawn for Count {
+            fn spawn(&self, _: BoxFuture<'static, ()>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let (outer, inner) = (Arc::new(Count(0.into())), Arc::new(Count(0.into())));
+        let _outer = enter(outer.clone());
+        {
+            let _inner = enter(inner.clone());
+            spawn_detached(Box::pin(async {}));
+        }
+        spawn_detached(Box::pin(async {}));
+        spawn_detached(Box::pin(async {}));
+        assert_eq!(inner.0.load(Ordering::Relaxed), 1);
+        assert_eq!(outer.0.load(Ordering::Relaxed), 2);
+    }
+}

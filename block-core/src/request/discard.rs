@@ -1,0 +1,65 @@
+//! Discards: advisory, split to what the driver does something with, serialising by cluster.
+//!
+//! A discard of less than a request alignment block, or on a driver that discards nothing, succeeds
+//! and does nothing. Contents afterwards are unknown unless the driver promises more.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::flags::{RequestFlags, Support};
+use crate::node::Node;
+use crate::range::{Alignment, ByteRange, MAX_LEN};
+
+use super::tracked::Claim;
+use super::zeroes::common_multiple;
+
+pub(super) async fn discard(node: &Node, range: ByteRange) -> Result<()> {
+    if range.end() > node.len() {
+        return Err(Error::OutOfRange { range, len: node.len() });
+    }
+    if !node.options().unmap || node.capabilities().discard != Support::Native {
+        return Ok(());
+    }
+    if node.is_read_only() {
+        return Err(Error::ReadOnly);
+    }
+    let limits = node.limits();
+    let align = common_multiple(limits.request_alignment, limits.pdiscard_alignment);
+    // The granule is claimed whole: a cluster that is given back must not be in use by anybody.
+    let granule = common_multiple(align, limits.pwrite_zeroes_alignment);
+    let _ticket = node
+        .begin(Claim::serialising(range.expand(granule)), RequestFlags::empty())
+        .await?;
+    let blocks = range.intersect(ByteRange::up_to(node.len())).shrink(limits.request_alignment);
+    if blocks.is_empty() {
+        return Ok(());
+    }
+    let max = align.round_down(limits.max_pdiscard.unwrap_or(MAX_LEN)).max(align.bytes());
+    let result = pieces(node, blocks, align, max).await;
+    node.finish_write(blocks, RequestFlags::empty());
+    result
+}
+
+/// The pieces in order: up to the alignment, whole multiples of it, the rest.
+async fn pieces(node: &Node, range: ByteRange, align: Alignment, max: u64) -> Result<()> {
+    let mut rest = range;
+    while !rest.is_empty() {
+        let misaligned = rest.offset() % align.bytes();
+        let whole = align.round_down(rest.len());
+        let len = if misaligned > 0 {
+            align.bytes() - misaligned
+        } else if whole == 0 {
+            rest.len()
+        } else {
+            whole.min(max)
+        };
+        let (piece, after) = rest.split_at(len);
+        match Arc::clone(node.driver()).pdiscard(piece).await {
+            // This piece stays as it is: a discard is advice.
+            Ok(()) | Err(Error::Unsupported) => {}
+            Err(error) => return Err(error),
+        }
+        rest = after;
+    }
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! Reads. What is beyond the end of the disk reads as zeroes, so that a short backing file is no
+//! special case; devices that must refuse it do so in [`BlockBackend`](crate::BlockBackend).
+
+use crate::buf::IoVec;
+use crate::error::{Error, Result};
+use crate::flags::RequestFlags;
+use crate::node::Node;
+use crate::range::{ByteRange, to_u64, to_usize};
+
+use super::fragment;
+use super::pad::Padding;
+use super::tracked::{Claim, Ticket};
+
+/// A ticket, if the driver takes the read as it is.
+pub(super) fn fast(
+    node: &Node,
+    range: ByteRange,
+    iov: &IoVec,
+    flags: RequestFlags,
+) -> Option<Ticket> {
+    let facts = node.facts();
+    let limits = &facts.limits;
+    let fits = flags.is_empty()
+        && !range.is_empty()
+        && to_u64(iov.len()) == range.len()
+        && range.end() <= node.len()
+        && range.is_aligned(limits.request_alignment)
+        && limits.max_transfer.is_none_or(|max| range.len() <= max)
+        && fragment::suits(limits, iov);
+    if fits { node.tracker().try_begin(Claim::shared(range)) } else { None }
+}
+
+pub(super) async fn read(
+    node: &Node,
+    range: ByteRange,
+    iov: IoVec,
+    flags: RequestFlags,
+) -> Result<()> {
+    let known = RequestFlags::SERIALISING | RequestFlags::NO_WAIT;
+    if to_u64(iov.len()) != range.len() || !known.contains(flags) {
+        return Err(Error::Invalid);
+    }
+    if range.is_empty() {
+        return Ok(());
+    }
+    let limits = node.limits();
+    let claim = Claim {
+        range: range.expand(limits.request_alignment),
+        serialising: flags.contains(RequestFlags::SERIALISING),
+    };
+    let _ticket = node.begin(claim, flags).await?;
+    // The length is looked at under the ticket: a truncate is serialising.
+    let inside = range.intersect(ByteRange::up_to(node.len()));
+    let readable = to_usize(inside.len());
+    if inside.is_aligned(limits.request_alignment) {
+        fragment::read(node, inside, &iov.slice(0, readable)).await?;
+    } else if !inside.is_empty() {
+        let padding = Padding::new(inside, &limits)?;
+        let part = iov.slice(0, readable);
+        fragment::read(node, padding.aligned(), &padding.splice(&part)).await?;
+        padding.copy_out(&part);
+    }
+    iov.fill(readable, iov.len() - readable, 0);
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! Tracked requests: which requests are in flight on a node, and who waits for whom.
+//!
+//! A request is entered with its range, whether it is serialising, and a number; none of these change
+//! afterwards. Two requests conflict if their ranges overlap and at least one is serialising.
+//!
+//! **Invariants.** A request waits only for conflicting requests with smaller numbers, so the waits
+//! form no cycle. It leaves the list before its waiters wake. While the node is drained, no request
+//! enters the list.
+
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+
+use crate::error::{Error, Result};
+use crate::range::ByteRange;
+
+/// What a request is to other requests.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Claim {
+    /// Bytes it may touch, padding included. Empty: it conflicts with nothing.
+    pub(crate) range: ByteRange,
+    /// Nothing may overlap it.
+    pub(crate) serialising: bool,
+}
+
+impl Claim {
+    pub(crate) fn shared(range: ByteRange) -> Self {
+        Self { range, serialising: false }
+    }
+
+    pub(crate) fn serialising(range: ByteRange) -> Self {
+        Self { range, serialising: true }
+    }
+
+    fn conflicts(self, other: Self) -> bool {
+        (self.serialising || other.serialising) && self.range.overlaps(other.range)
+    }
+}
+
+/// The requests in flight on one node.
+#[derive(Default)]
+pub(crate) struct Tracker {
+    /// Guards the list. Held for a few instructions (longer only while something serialises), never
+    /// while a waker runs. Innermost in the lock order.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    next_number: u64,
+    slots: Vec<Option<Entry>>,
+    free: Vec<usize>,
+    in_flight: usize,
+    serialising: usize,
+    drains: usize,
+    /// Waiting for the end of a drain.
+    queued: Vec<Waker>,
+    /// Waiting for `in_flight == 0`.
+    drainers: Vec<Waker>,
+}
+
+struct Entry {
+    number: u64,
+    claim: Claim,
+    waiters: SmallVec<[Waker; 1]>,
+}
+
+/// A request's place in the list; leaves it when dropped.
+pub(crate) struct Ticket {
+    tracker: Arc<Tracker>,
+    slot: usize,
+    number: u64,
+}
+
+impl Tracker {
+    /// Enters a request that need not wait for anything; `None` if it must.
+    pub(crate) fn try_begin(self: &Arc<Self>, claim: Claim) -> Option<Ticket> {
+        let mut state = self.state.lock();
+        if state.drains > 0 || state.blocker(claim, u64::MAX).is_some() {
+            return None;
+        }
+        let (slot, number) = state.enter(claim);
+        drop(state);
+        Some(Ticket { tracker: Arc::clone(self), slot, number })
+    }
+
+    /// Enters a request, and waits for the end of a drain and of older conflicting requests.
+    pub(crate) async fn begin(self: &Arc<Self>, claim: Claim) -> Ticket {
+        let (slot, number) = std::future::poll_fn(|cx| {
+            let mut state = self.state.lock();
+            if state.drains > 0 {
+                state.queued.push(cx.waker().clone());
+                return Poll::Pending;
+            }
+            Poll::Ready(state.enter(claim))
+        })
+        .await;
+        let ticket = Ticket { tracker: Arc::clone(self), slot, number };
+        ticket.wait(claim).await;
+        ticket
+    }
+
+    /// [`Tracker::begin`], or `Busy` where it would wait for another request.
+    pub(crate) fn begin_or_busy(self: &Arc<Self>, claim: Claim) -> Result<Ticket> {
+        self.try_begin(claim).ok_or(Error::Busy)
+    }
+
+    /// Keeps new requests out until [`Tracker::drain_end`]. Counts.
+    pub(crate) fn drain_begin(&self) {
+        self.state.lock().drains += 1;
+    }
+
+    /// Waits until nothing is in flight.
+    pub(crate) async fn idle(&self) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.state.lock();
+            if state.in_flight == 0 {
+                return Poll::Ready(());
+            }
+            state.drainers.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Lets requests in again, once every drain has ended.
+    pub(crate) fn drain_end(&self) {
+        let mut state = self.state.lock();
+        state.drains -= 1;
+        let wake = if state.drains == 0 { std::mem::take(&mut state.queued) } else { Vec::new() };
+        drop(state);
+        wake.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl State {
+    fn enter(&mut self, claim: Claim) -> (usize, u64) {
+        let number = self.next_number;
+        self.next_number += 1;
+        self.in_flight += 1;
+        self.serialising += usize::from(claim.serialising);
+        let entry = Some(Entry { number, claim, waiters: SmallVec::new() });
+        match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot] = entry;
+                (slot, number)
+            }
+            None => {
+                self.slots.push(entry);
+                (self.slots.len() - 1, number)
+            }
+        }
+    }
+
+    /// An older request than `number` that conflicts with `claim`.
+    fn blocker(&mut self, claim: Claim, number: u64) -> Option<&mut Entry> {
+        // The request itself may be the one that is serialising: it is never older than itself.
+        if self.serialising == 0 && !claim.serialising {
+            return None;
+        }
+        let entries = self.slots.iter_mut().flatten();
+        entries.filter(|e| e.number < number && e.claim.conflicts(claim)).min_by_key(|e| e.number)
+    }
+}
+
+impl Ticket {
+    async fn wait(&self, claim: Claim) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.tracker.state.lock();
+            match state.blocker(claim, self.number) {
+                None => Poll::Ready(()),
+                Some(blocker) => {
+                    blocker.waiters.push(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await;
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut state = self.tracker.state.lock();
+        let Some(entry) = state.slots[self.slot].take() else { return };
+        state.free.push(self.slot);
+        state.in_flight -= 1;
+        state.serialising -= usize::from(entry.claim.serialising);
+        let drainers =
+            if state.in_flight == 0 { std::mem::take(&mut state.drainers) } else { Vec::new() };
+        drop(state);
+        entry.waiters.into_iter().chain(drainers).for_each(Waker::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+    use futures::executor::block_on;
+
+    fn range(offset: u64, len: u64) -> ByteRange {
+        ByteRange::new(offset, len).unwrap()
+    }
+
+    #[test]
+    fn a_younger_request_waits_behind_a_waiting_older_one() {
+        let tracker = Arc::new(Tracker::default());
+        let read = tracker.try_begin(Claim::shared(range(0, 10))).unwrap();
+        let mut rmw = Box::pin(tracker.begin(Claim::serialising(range(5, 10))));
+        assert!(rmw.as_mut().now_or_never().is_none());
+        // Overlaps only the waiting one: it must not overtake it.
+        assert!(tracker.try_begin(Claim::shared(range(12, 1))).is_none());
+        let mut late = Box::pin(tracker.begin(Claim::shared(range(12, 1))));
+        assert!(late.as_mut().now_or_never().is_none());
+        drop(read);
+        let rmw = block_on(rmw);
+        assert!(late.as_mut().now_or_never().is_none());
+        drop(rmw);
+        drop(block_on(late));
+        assert_eq!(tracker.state.lock().in_flight, 0);
+    }
+
+    #[test]
+    fn plain_overlapping_requests_do_not_wait() {
+        let tracker = Arc::new(Tracker::default());
+        let first = tracker.try_begin(Claim::shared(range(0, 10))).unwrap();
+        assert!(tracker.try_begin(Claim::shared(range(0, 10))).is_some());
+        assert_eq!(
+            tracker.begin_or_busy(Claim::serialising(range(9, 1))).err(),
+            Some(Error::Busy)
+        );
+        drop(first);
+        assert!(tracker.begin_or_busy(Claim::serialising(range(9, 1))).is_ok());
+    }
+
+    #[test]
+    fn a_waiter_that_is_dropped_leaves_the_list() {
+        let tracker = Arc::new(Tracker::default());
+        let first = tracker.try_begin(Claim::serialising(range(0, 10))).unwrap();
+        let mut waiting = Box::pin(tracker.begin(Claim::serialising(range(0, 10))));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        drop(waiting);
+        drop(first);
+        assert!(tracker.try_begin(Claim::shared(range(0, 1))).is_some());
+    }
+
+    #[test]
+    fn a_drain_waits_for_requests_and_holds_new_ones() {
+        let tracker = Arc::new(Tracker::default());
+        let first = tracker.try_begin(Claim::shared(range(0, 1))).unwrap();
+        tracker.drain_begin();
+        let mut idle = Box::pin(tracker.idle());
+        assert!(idle.as_mut().now_or_never().is_none());
+        let mut next = Box::pin(tracker.begin(Claim::shared(range(0, 1))));
+        assert!(next.as_mut().now_or_never().is_none());
+        drop(first);
+        block_on(idle);
+        assert!(next.as_mut().now_or_never().is_none());
+        tracker.drain_end();
+        drop(block_on(next));
+    }
+}

@@ -1,0 +1,175 @@
+//! Writes: padding by read-modify-write, zero detection, FUA.
+
+use std::sync::Arc;
+
+use crate::buf::IoVec;
+use crate::driver::{Exactness, Prealloc};
+use crate::error::{Error, Result};
+use crate::flags::{RequestFlags, Support};
+use crate::node::{DetectZeroes, Node};
+use crate::range::{ByteRange, MAX_LEN, to_u64};
+
+use super::fragment;
+use super::pad::Padding;
+use super::tracked::{Claim, Ticket};
+use super::{flush, zeroes};
+
+/// Flags that a write may carry.
+const KNOWN: RequestFlags = RequestFlags::FUA
+    .union(RequestFlags::NO_FALLBACK)
+    .union(RequestFlags::SERIALISING)
+    .union(RequestFlags::WRITE_UNCHANGED)
+    .union(RequestFlags::COMPRESSED)
+    .union(RequestFlags::NO_WAIT);
+
+/// A ticket, if the driver takes the write as it is.
+pub(super) fn fast(
+    node: &Node,
+    range: ByteRange,
+    iov: &IoVec,
+    flags: RequestFlags,
+) -> Option<Ticket> {
+    let facts = node.facts();
+    let limits = &facts.limits;
+    let native_fua = facts.capabilities.write_fua == Support::Native;
+    let fits = (flags.is_empty() || (flags == RequestFlags::FUA && native_fua))
+        && !range.is_empty()
+        && to_u64(iov.len()) == range.len()
+        && range.end() <= node.len()
+        && !node.is_read_only()
+        && node.options().detect_zeroes == DetectZeroes::Off
+        && range.is_aligned(limits.request_alignment)
+        && limits.max_transfer.is_none_or(|max| range.len() <= max)
+        && fragment::suits(limits, iov);
+    if fits { node.tracker().try_begin(Claim::shared(range)) } else { None }
+}
+
+/// Step 1 of everything that writes to `range`.
+pub(super) fn check(node: &Node, range: ByteRange, flags: RequestFlags) -> Result<()> {
+    if node.is_read_only() && !flags.contains(RequestFlags::WRITE_UNCHANGED) {
+        return Err(Error::ReadOnly);
+    }
+    if range.end() > node.len() && !node.capabilities().grows_on_write {
+        return Err(Error::OutOfRange { range, len: node.len() });
+    }
+    Ok(())
+}
+
+pub(super) async fn write(
+    node: &Node,
+    range: ByteRange,
+    iov: IoVec,
+    flags: RequestFlags,
+) -> Result<()> {
+    if to_u64(iov.len()) != range.len() || !KNOWN.contains(flags) {
+        return Err(Error::Invalid);
+    }
+    check(node, range, flags)?;
+    let (limits, capabilities) = (node.limits(), node.capabilities());
+    let unaligned = !range.is_aligned(limits.request_alignment);
+    let no_fallback = flags.contains(RequestFlags::NO_FALLBACK);
+    let emulate_fua =
+        flags.contains(RequestFlags::FUA) && capabilities.write_fua != Support::Native;
+    if (no_fallback && (unaligned || emulate_fua))
+        || (flags.contains(RequestFlags::COMPRESSED)
+            && capabilities.compressed_write != Support::Native)
+    {
+        return Err(Error::Unsupported);
+    }
+    if range.is_empty() {
+        return Ok(());
+    }
+    let ragged = grows_to_a_ragged_end(node, range);
+    let claim = Claim {
+        // A growing write that may have to cut off its own padding owns everything behind it.
+        range: if ragged { to_the_end(range, node) } else { range.expand(limits.request_alignment) },
+        serialising: unaligned || ragged || flags.contains(RequestFlags::SERIALISING),
+    };
+    let _ticket = node.begin(claim, flags).await?;
+    check(node, range, flags)?;
+    let result = if is_detected_zero(node, &iov, unaligned) {
+        let may_unmap = match node.options().detect_zeroes {
+            DetectZeroes::Unmap => RequestFlags::MAY_UNMAP,
+            _ => RequestFlags::empty(),
+        };
+        let flags = (flags & (RequestFlags::FUA | RequestFlags::WRITE_UNCHANGED)) | may_unmap;
+        zeroes::aligned(node, range, flags, &zeroes::Progress::untold()).await
+    } else if unaligned {
+        padded(node, range, &iov, flags, ragged).await
+    } else {
+        blocks(node, range, &iov, flags).await
+    };
+    node.finish_write(range, flags);
+    result?;
+    if emulate_fua { flush::flush_node(node).await } else { Ok(()) }
+}
+
+/// Writes whole blocks; a FUA that the driver lacks is left to the caller's flush.
+async fn blocks(node: &Node, range: ByteRange, iov: &IoVec, flags: RequestFlags) -> Result<()> {
+    fragment::write(node, range, iov, driver_flags(node, flags)).await
+}
+
+/// The flags that the driver declared that it takes.
+pub(super) fn driver_flags(node: &Node, flags: RequestFlags) -> RequestFlags {
+    let mut down = flags & (RequestFlags::COMPRESSED | RequestFlags::WRITE_UNCHANGED);
+    if node.capabilities().write_fua == Support::Native {
+        down |= flags & RequestFlags::FUA;
+    }
+    down
+}
+
+/// Read-modify-write. A read that fails fails the write, before anything has changed.
+async fn padded(
+    node: &Node,
+    range: ByteRange,
+    iov: &IoVec,
+    flags: RequestFlags,
+    ragged: bool,
+) -> Result<()> {
+    let padding = Padding::new(range, &node.limits())?;
+    read_blocks(node, &padding).await?;
+    padding.copy_in(iov);
+    let len = node.len().max(range.end());
+    blocks(node, padding.aligned(), &padding.splice(iov), flags).await?;
+    if ragged { cut_padding(node, len).await } else { Ok(()) }
+}
+
+/// Fills the bounce blocks with what the disk holds there (zeroes beyond its end).
+pub(super) async fn read_blocks(node: &Node, padding: &Padding) -> Result<()> {
+    let end = node.limits().request_alignment.round_up(node.len());
+    for (range, iov) in padding.reads() {
+        let inside = range.intersect(ByteRange::up_to(end));
+        let part = iov.slice(0, crate::range::to_usize(inside.len()));
+        fragment::read(node, inside, &part).await?;
+    }
+    Ok(())
+}
+
+/// Whether padding a write to `range` would leave the disk longer than the write says.
+pub(super) fn grows_to_a_ragged_end(node: &Node, range: ByteRange) -> bool {
+    let padded_end = range.expand(node.limits().request_alignment).end();
+    padded_end != range.end() && padded_end > node.len()
+}
+
+/// Everything from the first block of `range`, or from the end of the disk if that is before it.
+pub(super) fn to_the_end(range: ByteRange, node: &Node) -> ByteRange {
+    let start = range.offset().min(node.len());
+    let start = node.limits().request_alignment.round_down(start);
+    ByteRange::from_bounds(start, MAX_LEN).unwrap_or(range)
+}
+
+/// Takes off the padding beyond the end that a growing write has left.
+pub(super) async fn cut_padding(node: &Node, len: u64) -> Result<()> {
+    if node.len() <= len || node.capabilities().truncate != Support::Native {
+        return Ok(());
+    }
+    Arc::clone(node.driver()).truncate(len, Exactness::AtLeast, Prealloc::Off).await
+}
+
+/// Step 4: whether to turn the write into a zero write.
+fn is_detected_zero(node: &Node, iov: &IoVec, unaligned: bool) -> bool {
+    node.options().detect_zeroes != DetectZeroes::Off
+        && !unaligned
+        && node.capabilities().write_zeroes == Support::Native
+        && iov.is_zero()
+}

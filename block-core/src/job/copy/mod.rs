@@ -251,26 +251,14 @@ fn check(sources: &[CopySource], options: &CopyOptions) -> Result<u64, CopyError
         if (min..=max).contains(&value) {
             Ok(value)
         } else {
-            Err(CopyError::Option {
-                what,
-                min,
-                max,
-                value,
-            })
+            Err(CopyError::Option { what, min, max, value })
         }
     };
     let parallel = crate::range::to_u64(options.parallel);
-    within(
-        "parallel",
-        parallel,
-        1,
-        crate::range::to_u64(MAX_PARALLEL),
-    )?;
+    within("parallel", parallel, 1, crate::range::to_u64(MAX_PARALLEL))?;
     if let Sparseness::Holes { min_bytes } = options.sparseness {
         within("sparse size", min_bytes, 512, MAX_SPARSE_BYTES)?;
     }
-    let total = sources
-        .iter()
-        .fold(0u64, |sum, source| sum.saturating_add(source.len));
+    let total = sources.iter().fold(0u64, |sum, source| sum.saturating_add(source.len));
     within("length of all sources", total, 0, MAX_LEN)
 }

@@ -21,7 +21,9 @@ use crate::range::{ByteRange, to_u64, to_usize};
 
 use super::runs::{Run, Runs};
 use super::scan::{Piece, Scanner};
-use super::{Copied, CopyError, CopySource, Plan, Progress, Sparseness, TargetContents, WriteOrder};
+use super::{
+    Copied, CopyError, CopySource, Plan, Progress, Sparseness, TargetContents, WriteOrder,
+};
 
 /// Events after which the loop lets its executor have a look at other tasks, and at completions.
 const EVENTS_A_TURN: u32 = 32;
@@ -135,9 +137,9 @@ impl Pipeline {
         }
         match self.state.failed {
             None => Ok(self.state.copied),
-            Some(CopyError::Cancelled { .. }) => Err(CopyError::Cancelled {
-                done: self.state.low_water(),
-            }),
+            Some(CopyError::Cancelled { .. }) => {
+                Err(CopyError::Cancelled { done: self.state.low_water() })
+            }
             Some(error) => Err(error),
         }
     }
@@ -380,10 +382,8 @@ async fn write_piece(
 /// Where in the target a run of the buffer belongs.
 fn run_in(piece: Piece, run: Run) -> Result<ByteRange, CopyError> {
     let offset = piece.to.offset() + to_u64(run.offset);
-    ByteRange::new(offset, to_u64(run.len)).map_err(|error| CopyError::Write {
-        offset,
-        error: error.into(),
-    })
+    ByteRange::new(offset, to_u64(run.len))
+        .map_err(|error| CopyError::Write { offset, error: error.into() })
 }
 
 async fn write_data(target: &Node, range: ByteRange, buf: IoBuf) -> Result<(), CopyError> {
@@ -397,8 +397,5 @@ async fn write_zeroes(target: &Node, range: ByteRange) -> Result<(), CopyError> 
 }
 
 fn write_failed(range: ByteRange, error: Error) -> CopyError {
-    CopyError::Write {
-        offset: range.offset(),
-        error,
-    }
+    CopyError::Write { offset: range.offset(), error }
 }

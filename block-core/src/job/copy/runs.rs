@@ -39,13 +39,7 @@ impl Runs {
     /// Runs of `buf` where zero runs have at least `min_bytes`.
     pub(super) fn new(buf: IoBuf, min_bytes: u64) -> Self {
         let min = to_usize(min_bytes).min(buf.len()).max(1);
-        Self {
-            buf,
-            block: min.min(BLOCK),
-            min,
-            offset: 0,
-            found: None,
-        }
+        Self { buf, block: min.min(BLOCK), min, offset: 0, found: None }
     }
 
     /// The zero run at `start`, of whole blocks or up to the end; zero length if there is none.
@@ -75,11 +69,7 @@ impl Iterator for Runs {
         while at < self.buf.len() {
             let len = self.zeroes_at(at);
             if len >= self.min {
-                let run = Run {
-                    offset: at,
-                    len,
-                    is_zero: true,
-                };
+                let run = Run { offset: at, len, is_zero: true };
                 if at == start {
                     self.offset = at + len;
                     return Some(run);
@@ -91,11 +81,7 @@ impl Iterator for Runs {
             at += (len + self.block).min(self.buf.len() - at);
         }
         self.offset = at;
-        (at > start).then_some(Run {
-            offset: start,
-            len: at - start,
-            is_zero: false,
-        })
+        (at > start).then_some(Run { offset: start, len: at - start, is_zero: false })
     }
 }
 
@@ -161,11 +147,7 @@ mod tests {
         let mut bytes = vec![0; 8192];
         bytes[4095] = 1;
         let runs: Vec<_> = Runs::new(buffer(&bytes), 4096).collect();
-        let run = |offset, is_zero| Run {
-            offset,
-            len: 4096,
-            is_zero,
-        };
+        let run = |offset, is_zero| Run { offset, len: 4096, is_zero };
         assert_eq!(runs, [run(0, false), run(4096, true)]);
     }
 }

@@ -48,14 +48,7 @@ pub(super) struct Scanner {
 
 impl Scanner {
     pub(super) fn new(sources: Vec<CopySource>, plan: Plan) -> Self {
-        Self {
-            sources,
-            plan,
-            index: 0,
-            offset: 0,
-            base: 0,
-            known: None,
-        }
+        Self { sources, plan, index: 0, offset: 0, base: 0, known: None }
     }
 
     /// The next piece, and the scanner behind it; `None` at the end.
@@ -88,12 +81,7 @@ impl Scanner {
                 value: self.base + end,
             });
         };
-        let piece = Piece {
-            source_index: self.index,
-            from,
-            to,
-            is_zero,
-        };
+        let piece = Piece { source_index: self.index, from, to, is_zero };
         Ok(Some((piece, self)))
     }
 
@@ -142,22 +130,13 @@ impl Scanner {
             Known { end: len, ..asked }
         } else if !asked.is_zero {
             let up = grain.round_up(end) - self.base;
-            Known {
-                end: up.min(len),
-                is_zero: false,
-            }
+            Known { end: up.min(len), is_zero: false }
         } else {
             match grain.round_down(end).checked_sub(self.base) {
-                Some(down) if down > offset => Known {
-                    end: down,
-                    is_zero: true,
-                },
+                Some(down) if down > offset => Known { end: down, is_zero: true },
                 _ => {
                     let up = grain.round_up(self.base + offset + 1) - self.base;
-                    Known {
-                        end: up.min(len),
-                        is_zero: false,
-                    }
+                    Known { end: up.min(len), is_zero: false }
                 }
             }
         };
@@ -167,12 +146,7 @@ impl Scanner {
 
     /// What the source says of the bytes at `offset`.
     async fn ask(&self, offset: u64, len: u64) -> Result<Known, CopyError> {
-        let zero_to = |end| {
-            Ok(Known {
-                end,
-                is_zero: true,
-            })
-        };
+        let zero_to = |end| Ok(Known { end, is_zero: true });
         let Some(source) = self.sources.get(self.index) else {
             return zero_to(len);
         };
@@ -186,11 +160,7 @@ impl Scanner {
             .node
             .block_status_above(None, range, StatusDetail::Zeroes)
             .await
-            .map_err(|error| CopyError::Status {
-                source_index: self.index,
-                offset,
-                error,
-            })?;
+            .map_err(|error| CopyError::Status { source_index: self.index, offset, error })?;
         if status.len == 0 {
             // The node became shorter.
             return zero_to(len);

@@ -23,10 +23,7 @@ pub struct Reservation {
 impl MemoryBudget {
     /// A budget of `limit` bytes.
     pub fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self {
-            limit,
-            used: AtomicU64::new(0),
-        })
+        Arc::new(Self { limit, used: AtomicU64::new(0) })
     }
 
     /// The limit in bytes.
@@ -42,23 +39,17 @@ impl MemoryBudget {
     /// Takes `bytes` if they fit.
     pub fn try_reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
         self.used
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                 used.checked_add(bytes).filter(|sum| *sum <= self.limit)
             })
             .ok()?;
-        Some(Reservation {
-            budget: Arc::clone(self),
-            bytes,
-        })
+        Some(Reservation { budget: Arc::clone(self), bytes })
     }
 
     /// Takes `bytes` even if they do not fit: for the one piece without which its holder is stuck.
     pub fn reserve_minimum(self: &Arc<Self>, bytes: u64) -> Reservation {
         self.used.fetch_add(bytes, Ordering::Relaxed);
-        Reservation {
-            budget: Arc::clone(self),
-            bytes,
-        }
+        Reservation { budget: Arc::clone(self), bytes }
     }
 }
 

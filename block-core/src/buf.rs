@@ -45,18 +45,12 @@ unsafe impl Sync for Memory {}
 
 impl Memory {
     fn zeroed(len: usize, align: Alignment) -> Result<Self, Error> {
-        let no_memory = Error::NoMemory {
-            bytes: crate::range::to_u64(len),
-        };
+        let no_memory = Error::NoMemory { bytes: crate::range::to_u64(len) };
         let align = crate::range::to_usize(align.bytes()).next_power_of_two();
         let layout = Layout::from_size_align(len.max(1), align.max(8)).map_err(|_| no_memory)?;
         // SAFETY: the layout's size is at least one.
         let ptr = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(no_memory)?;
-        Ok(Self {
-            ptr,
-            len,
-            owner: Owner::Heap(layout),
-        })
+        Ok(Self { ptr, len, owner: Owner::Heap(layout) })
     }
 }
 
@@ -79,9 +73,7 @@ impl OwnedBuf {
     ///
     /// Fails with [`Error::NoMemory`] where the allocator has none; never aborts.
     pub fn zeroed(len: usize, align: Alignment) -> Result<Self, Error> {
-        Ok(Self {
-            mem: Arc::new(Memory::zeroed(len, align)?),
-        })
+        Ok(Self { mem: Arc::new(Memory::zeroed(len, align)?) })
     }
 
     /// A copy of `bytes` at an address that is a multiple of `align`.
@@ -94,11 +86,7 @@ impl OwnedBuf {
     /// Gives the memory to requests. Get it back with [`IoBuf::try_into_owned`].
     pub fn into_shared(self) -> IoBuf {
         let len = self.mem.len;
-        IoBuf {
-            mem: self.mem,
-            offset: 0,
-            len,
-        }
+        IoBuf { mem: self.mem, offset: 0, len }
     }
 }
 
@@ -147,16 +135,8 @@ impl IoBuf {
         len: usize,
         keep: Box<dyn Any + Send + Sync>,
     ) -> Self {
-        let mem = Memory {
-            ptr,
-            len,
-            owner: Owner::Foreign { _keep: keep },
-        };
-        Self {
-            mem: Arc::new(mem),
-            offset: 0,
-            len,
-        }
+        let mem = Memory { ptr, len, owner: Owner::Foreign { _keep: keep } };
+        Self { mem: Arc::new(mem), offset: 0, len }
     }
 
     /// Length in bytes.
@@ -186,15 +166,8 @@ impl IoBuf {
     /// If the part is not inside.
     #[must_use]
     pub fn slice(&self, offset: usize, len: usize) -> Self {
-        assert!(
-            offset <= self.len && len <= self.len - offset,
-            "slice outside of the buffer"
-        );
-        Self {
-            mem: Arc::clone(&self.mem),
-            offset: self.offset + offset,
-            len,
-        }
+        assert!(offset <= self.len && len <= self.len - offset, "slice outside of the buffer");
+        Self { mem: Arc::clone(&self.mem), offset: self.offset + offset, len }
     }
 
     /// Copies the bytes at `offset` to `dst`, all of it.
@@ -284,11 +257,7 @@ impl IoBuf {
     fn for_each_piece(&self, mut visit: impl FnMut(Piece<'_>)) {
         let ptr = self.as_ptr();
         // Miri refuses atomics of different sizes that race on one byte; the hardware does not mind.
-        let head = if cfg!(miri) {
-            self.len
-        } else {
-            ptr.align_offset(8).min(self.len)
-        };
+        let head = if cfg!(miri) { self.len } else { ptr.align_offset(8).min(self.len) };
         let words = (self.len - head) / 8;
         for i in 0..head {
             // SAFETY: inside the part; all shared accesses to these bytes are atomic.
@@ -296,10 +265,7 @@ impl IoBuf {
         }
         for i in 0..words {
             // SAFETY: inside the part, aligned to 8 by the choice of `head`.
-            #[expect(clippy::cast_ptr_alignment, reason = "aligned by the choice of `head`")]
-            visit(Piece::Word(unsafe {
-                AtomicU64::from_ptr(ptr.add(head + i * 8).cast())
-            }));
+            visit(Piece::Word(unsafe { AtomicU64::from_ptr(ptr.add(head + i * 8).cast()) }));
         }
         for i in head + words * 8..self.len {
             // SAFETY: as in the first loop.
@@ -313,18 +279,12 @@ enum Piece<'a> {
     Byte(&'a AtomicU8),
 }
 
-#[expect(
-    clippy::host_endian_bytes,
-    reason = "memory order in, memory order out"
-)]
+#[expect(clippy::host_endian_bytes, reason = "memory order in, memory order out")]
 fn native(word: u64) -> [u8; 8] {
     word.to_ne_bytes()
 }
 
-#[expect(
-    clippy::host_endian_bytes,
-    reason = "memory order in, memory order out"
-)]
+#[expect(clippy::host_endian_bytes, reason = "memory order in, memory order out")]
 fn from_native(bytes: [u8; 8]) -> u64 {
     u64::from_ne_bytes(bytes)
 }
@@ -392,10 +352,7 @@ impl IoVec {
     /// If the part is not inside.
     #[must_use]
     pub fn slice(&self, offset: usize, len: usize) -> Self {
-        assert!(
-            offset <= self.len && len <= self.len - offset,
-            "slice outside of the vector"
-        );
+        assert!(offset <= self.len && len <= self.len - offset, "slice outside of the vector");
         let mut part = Self::new();
         self.for_each_part(offset, len, |buf, at, n, _| part.push(buf.slice(at, n)));
         part
@@ -404,10 +361,7 @@ impl IoVec {
     /// Copies the bytes at `offset` to all of `dst`. Panics like [`IoVec::slice`].
     pub fn copy_to(&self, offset: usize, dst: &mut [u8]) {
         let len = dst.len();
-        assert!(
-            offset <= self.len && len <= self.len - offset,
-            "copy outside of the vector"
-        );
+        assert!(offset <= self.len && len <= self.len - offset, "copy outside of the vector");
         self.for_each_part(offset, len, |buf, at, n, done| {
             buf.copy_to(at, &mut dst[done..done + n])
         });
@@ -415,10 +369,7 @@ impl IoVec {
 
     /// Copies all of `src` to the bytes at `offset`. Panics like [`IoVec::slice`].
     pub fn copy_from(&self, offset: usize, src: &[u8]) {
-        assert!(
-            offset <= self.len && src.len() <= self.len - offset,
-            "copy outside of the vector"
-        );
+        assert!(offset <= self.len && src.len() <= self.len - offset, "copy outside of the vector");
         self.for_each_part(offset, src.len(), |buf, at, n, done| {
             buf.copy_from(at, &src[done..done + n]);
         });
@@ -426,10 +377,7 @@ impl IoVec {
 
     /// Sets the `len` bytes at `offset` to `value`. Panics like [`IoVec::slice`].
     pub fn fill(&self, offset: usize, len: usize, value: u8) {
-        assert!(
-            offset <= self.len && len <= self.len - offset,
-            "fill outside of the vector"
-        );
+        assert!(offset <= self.len && len <= self.len - offset, "fill outside of the vector");
         self.for_each_part(offset, len, |buf, at, n, _| buf.slice(at, n).fill(value));
     }
 
@@ -493,12 +441,7 @@ impl Extend<IoBuf> for IoVec {
 
 impl fmt::Debug for IoVec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "IoVec({} bytes in {} buffers)",
-            self.len,
-            self.bufs.len()
-        )
+        write!(f, "IoVec({} bytes in {} buffers)", self.len, self.bufs.len())
     }
 }
 
@@ -548,9 +491,7 @@ mod tests {
 
     #[test]
     fn a_vector_copies_and_slices_across_its_buffers() {
-        let bufs: Vec<_> = [3, 0, 5, 8]
-            .map(|n| IoBuf::zeroed(n, Alignment::ONE).unwrap())
-            .into();
+        let bufs: Vec<_> = [3, 0, 5, 8].map(|n| IoBuf::zeroed(n, Alignment::ONE).unwrap()).into();
         let iov: IoVec = bufs.into_iter().collect();
         assert_eq!((iov.len(), iov.bufs().len()), (16, 3));
         let bytes: Vec<u8> = (1..=16).collect();
@@ -561,10 +502,7 @@ mod tests {
             }
         }
         iov.fill(2, 12, 0);
-        assert_eq!(
-            iov.to_vec(),
-            [1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 15, 16]
-        );
+        assert_eq!(iov.to_vec(), [1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 15, 16]);
         assert!(iov.slice(2, 12).is_zero() && !iov.is_zero());
     }
 
@@ -591,9 +529,7 @@ mod tests {
         // SAFETY: `page` outlives the buffer and is not touched before it is gone.
         let buf = unsafe { IoBuf::from_foreign(ptr, 128, Box::new(keep)) };
         buf.slice(1, 9).fill(6);
-        let buf = buf
-            .try_into_owned()
-            .expect_err("foreign memory is never owned");
+        let buf = buf.try_into_owned().expect_err("foreign memory is never owned");
         drop(buf);
         assert!(weak.upgrade().is_none());
         assert_eq!((page[0], page[9], page[10]), (5, 6, 5));

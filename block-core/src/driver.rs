@@ -145,11 +145,7 @@ pub trait BlockDriver: Send + Sync + 'static {
     /// The children, in the order in which requests reach them.
     fn children(&self) -> Children {
         self.filtered()
-            .map(|node| Child {
-                name: "file",
-                role: ChildRole::Filtered,
-                node: node.clone(),
-            })
+            .map(|node| Child { name: "file", role: ChildRole::Filtered, node: node.clone() })
             .into_iter()
             .collect()
     }
@@ -237,10 +233,7 @@ pub trait BlockDriver: Send + Sync + 'static {
         if *options == ReopenOptions::default() {
             return Ok(Box::new(()));
         }
-        Err(OpenError::Unsupported {
-            driver: self.name(),
-            what: "reopen",
-        })
+        Err(OpenError::Unsupported { driver: self.name(), what: "reopen" })
     }
 
     /// Makes a prepared change; cannot fail.

@@ -186,7 +186,7 @@ pub enum OpenError {
         /// Its name.
         name: String,
         /// Why.
-        source: Box<OpenError>,
+        source: Box<Self>,
     },
     /// The node cannot do it.
     #[error("{what} is not supported by '{driver}'")]

@@ -10,9 +10,9 @@ pub enum InfoValue {
     /// A text.
     Text(String),
     /// Values in order.
-    List(Vec<InfoValue>),
+    List(Vec<Self>),
     /// Named values in order.
-    Map(Vec<(&'static str, InfoValue)>),
+    Map(Vec<(&'static str, Self)>),
 }
 
 /// What a driver says of the image it has open.

@@ -7,6 +7,32 @@
 //!
 //! No runtime is demanded: any executor can poll the requests. [`io::exec::block_on`] is an executor
 //! that waits in the io_uring of the file driver, so that a tool pays no thread hop.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use block_core::proto::mem::MemDriver;
+//! use block_core::{Alignment, ByteRange, IoBuf, Node, RequestFlags};
+//! # use block_core::io::exec::block_on;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! block_on(async {
+//!     let disk = Node::new(Arc::new(MemDriver::new(1 << 20)), Default::default());
+//!     let range = ByteRange::new(4096, 512)?;
+//!
+//!     let data = IoBuf::zeroed(512, Alignment::PAGE)?;
+//!     data.fill(0x5a);
+//!     disk.write(range, data.into(), RequestFlags::FUA).await?;
+//!
+//!     let back = IoBuf::zeroed(512, Alignment::PAGE)?;
+//!     disk.read(range, back.clone().into()).await?;
+//!     assert_eq!(back.to_vec(), vec![0x5a; 512]);
+//!
+//!     disk.write_zeroes(ByteRange::up_to(disk.len()), RequestFlags::MAY_UNMAP).await?;
+//!     disk.flush().await?;
+//!     Ok(())
+//! })
+//! # }
+//! ```
 
 pub mod backend;
 pub mod budget;

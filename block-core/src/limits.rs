@@ -80,9 +80,7 @@ impl BlockLimits {
         let cut = |max: Option<u64>, align: Alignment| {
             max.map(|m| align.round_down(m).max(align.bytes()))
         };
-        let zeroes = self
-            .pwrite_zeroes_alignment
-            .map_or(request, |a| a.max(request));
+        let zeroes = self.pwrite_zeroes_alignment.map_or(request, |a| a.max(request));
         let discard = self.pdiscard_alignment.map_or(request, |a| a.max(request));
         Self {
             request_alignment: request,

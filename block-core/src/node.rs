@@ -65,6 +65,8 @@ struct Inner {
     /// End of the first write that is worth an event; `u64::MAX`: none.
     write_threshold: AtomicU64,
     dirty: DirtyBitmaps,
+    /// Length that the bitmaps know: a write beyond it has grown the node.
+    dirty_len: AtomicU64,
     events: Arc<Events>,
 }
 
@@ -107,6 +109,7 @@ impl Node {
         let events = Arc::new(Events::default());
         let sink = Arc::clone(&events);
         driver.set_event_sink(Arc::new(move |event| sink.report(event)));
+        let len = driver.len();
         let inner = Inner {
             facts: ArcSwap::from_pointee(Facts::of(&*driver)),
             driver,
@@ -115,7 +118,8 @@ impl Node {
             write_generation: AtomicU64::new(0),
             flushed: futures::lock::Mutex::new(0),
             write_threshold: AtomicU64::new(u64::MAX),
-            dirty: DirtyBitmaps::default(),
+            dirty: DirtyBitmaps::new(len),
+            dirty_len: AtomicU64::new(len),
             events,
         };
         Self { inner: Arc::new(inner) }
@@ -156,9 +160,11 @@ impl Node {
         self.facts().capabilities
     }
 
-    /// Whether writes are refused: opened so, or corrupt.
+    /// Whether writes are refused: opened so, corrupt, or with a bitmap that could not record them.
     pub fn is_read_only(&self) -> bool {
-        self.inner.driver.is_read_only() || self.inner.events.corrupt.load(Ordering::Acquire)
+        self.inner.driver.is_read_only()
+            || self.inner.events.corrupt.load(Ordering::Acquire)
+            || self.inner.dirty.refuses_writes()
     }
 
     /// The children.
@@ -289,6 +295,9 @@ impl Node {
     /// Step 8 of everything that may have changed `range`, whether it succeeded or not.
     pub(crate) fn finish_write(&self, range: ByteRange, flags: RequestFlags) {
         self.inner.write_generation.fetch_add(1, Ordering::AcqRel);
+        if range.end() > self.inner.dirty_len.load(Ordering::Acquire) {
+            self.follow_length();
+        }
         if !flags.contains(RequestFlags::WRITE_UNCHANGED) {
             self.inner.dirty.mark(range);
         }
@@ -311,11 +320,17 @@ impl Node {
     /// Step 8 of a truncate from `old` bytes.
     pub(crate) fn finish_truncate(&self, old: u64) {
         self.inner.write_generation.fetch_add(1, Ordering::AcqRel);
-        let len = self.len();
-        self.inner.dirty.truncate(len);
-        if let Ok(added) = ByteRange::from_bounds(old, len) {
+        self.follow_length();
+        if let Ok(added) = ByteRange::from_bounds(old, self.len()) {
             self.inner.dirty.mark(added);
         }
+    }
+
+    /// The bitmaps get the node's length.
+    fn follow_length(&self) {
+        let len = self.len();
+        self.inner.dirty.truncate(len);
+        self.inner.dirty_len.store(len, Ordering::Release);
     }
 }
 

@@ -41,11 +41,7 @@ impl OpenFlags {
         check: false,
     };
     /// Reading and writing, through the page cache, discards passed down.
-    pub const READ_WRITE: Self = Self {
-        writable: true,
-        unmap: true,
-        ..Self::READ_ONLY
-    };
+    pub const READ_WRITE: Self = Self { writable: true, unmap: true, ..Self::READ_ONLY };
 }
 
 /// Options that are still to be taken.
@@ -101,9 +97,7 @@ impl Options {
     pub fn take_size(&mut self, name: &str) -> Result<Option<u64>, OpenError> {
         match self.take(name) {
             None => Ok(None),
-            Some(text) => parse_size(&text)
-                .map(Some)
-                .ok_or_else(|| unknown_value(name)),
+            Some(text) => parse_size(&text).map(Some).ok_or_else(|| unknown_value(name)),
         }
     }
 
@@ -111,14 +105,13 @@ impl Options {
     pub fn take_sub(&mut self, prefix: &str) -> Self {
         let start = format!("{prefix}.");
         let mut sub = Self::new();
-        self.values
-            .retain(|name, value| match name.strip_prefix(&start) {
-                Some(rest) => {
-                    sub.set(rest, std::mem::take(value));
-                    false
-                }
-                None => true,
-            });
+        self.values.retain(|name, value| match name.strip_prefix(&start) {
+            Some(rest) => {
+                sub.set(rest, std::mem::take(value));
+                false
+            }
+            None => true,
+        });
         sub
     }
 
@@ -129,28 +122,20 @@ impl Options {
 
     /// What is left, in order of names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.values
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))
+        self.values.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// Fails if anything is left.
     pub fn finish(self) -> Result<(), OpenError> {
         match self.values.into_keys().next() {
             None => Ok(()),
-            Some(option) => Err(OpenError::Option {
-                option,
-                problem: Problem::Unknown,
-            }),
+            Some(option) => Err(OpenError::Option { option, problem: Problem::Unknown }),
         }
     }
 }
 
 fn unknown_value(name: &str) -> OpenError {
-    OpenError::Option {
-        option: name.to_owned(),
-        problem: Problem::Unknown,
-    }
+    OpenError::Option { option: name.to_owned(), problem: Problem::Unknown }
 }
 
 /// Reads a size: decimal (with a fraction if there is a suffix) or `0x` digits, and one optional
@@ -213,14 +198,9 @@ mod tests {
 
     #[test]
     fn what_nobody_takes_is_named() {
-        let mut options = Options::filename("x")
-            .with("file.locking", "off")
-            .with("bogus", "1");
+        let mut options = Options::filename("x").with("file.locking", "off").with("bogus", "1");
         assert_eq!(options.take("filename").as_deref(), Some("x"));
-        assert_eq!(
-            options.take_sub("file").take_bool("locking"),
-            Ok(Some(false))
-        );
+        assert_eq!(options.take_sub("file").take_bool("locking"), Ok(Some(false)));
         let err = options.finish().unwrap_err();
         assert_eq!(err.to_string(), "Invalid option 'bogus': unknown value");
     }

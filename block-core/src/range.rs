@@ -36,19 +36,13 @@ impl ByteRange {
     pub const fn from_bounds(start: u64, end: u64) -> Result<Self, RangeError> {
         match end.checked_sub(start) {
             Some(len) => Self::new(start, len),
-            None => Err(RangeError {
-                offset: start,
-                len: 0,
-            }),
+            None => Err(RangeError { offset: start, len: 0 }),
         }
     }
 
     /// The range `[0, len)`, cut at [`MAX_LEN`].
     pub const fn up_to(len: u64) -> Self {
-        Self {
-            offset: 0,
-            len: if len < MAX_LEN { len } else { MAX_LEN },
-        }
+        Self { offset: 0, len: if len < MAX_LEN { len } else { MAX_LEN } }
     }
 
     /// First byte.
@@ -86,42 +80,19 @@ impl ByteRange {
 
     /// The bytes in both ranges; the empty range at `self.offset()` if there are none.
     pub const fn intersect(self, other: Self) -> Self {
-        let start = if self.offset > other.offset {
-            self.offset
-        } else {
-            other.offset
-        };
-        let end = if self.end() < other.end() {
-            self.end()
-        } else {
-            other.end()
-        };
+        let start = if self.offset > other.offset { self.offset } else { other.offset };
+        let end = if self.end() < other.end() { self.end() } else { other.end() };
         if start < end {
-            Self {
-                offset: start,
-                len: end - start,
-            }
+            Self { offset: start, len: end - start }
         } else {
-            Self {
-                offset: self.offset,
-                len: 0,
-            }
+            Self { offset: self.offset, len: 0 }
         }
     }
 
     /// The first `len` bytes (all of them if `len` is larger), and the rest.
     pub const fn split_at(self, len: u64) -> (Self, Self) {
         let len = if len < self.len { len } else { self.len };
-        (
-            Self {
-                offset: self.offset,
-                len,
-            },
-            Self {
-                offset: self.offset + len,
-                len: self.len - len,
-            },
-        )
+        (Self { offset: self.offset, len }, Self { offset: self.offset + len, len: self.len - len })
     }
 
     /// The first `len` bytes, or the whole range if it is shorter.
@@ -136,10 +107,7 @@ impl ByteRange {
         }
         let start = align.round_down(self.offset);
         let end = align.round_up(self.end());
-        Self {
-            offset: start,
-            len: end - start,
-        }
+        Self { offset: start, len: end - start }
     }
 
     /// The largest aligned range inside `self`; empty (at `self.offset()`) if no whole block fits.
@@ -147,15 +115,9 @@ impl ByteRange {
         let start = align.round_up(self.offset);
         let end = align.round_down(self.end());
         if start < end {
-            Self {
-                offset: start,
-                len: end - start,
-            }
+            Self { offset: start, len: end - start }
         } else {
-            Self {
-                offset: self.offset,
-                len: 0,
-            }
+            Self { offset: self.offset, len: 0 }
         }
     }
 
@@ -167,10 +129,7 @@ impl ByteRange {
     /// The same range counted from `base`; `None` if it starts before `base`.
     pub const fn relative_to(self, base: u64) -> Option<Self> {
         match self.offset.checked_sub(base) {
-            Some(offset) => Some(Self {
-                offset,
-                len: self.len,
-            }),
+            Some(offset) => Some(Self { offset, len: self.len }),
             None => None,
         }
     }
@@ -179,10 +138,7 @@ impl ByteRange {
     pub const fn shifted(self, by: u64) -> Result<Self, RangeError> {
         match self.offset.checked_add(by) {
             Some(offset) => Self::new(offset, self.len),
-            None => Err(RangeError {
-                offset: self.offset,
-                len: self.len,
-            }),
+            None => Err(RangeError { offset: self.offset, len: self.len }),
         }
     }
 }
@@ -223,11 +179,7 @@ impl Alignment {
 
     /// `bytes` as an alignment; `None` if it is zero or above [`MAX_ALIGNMENT`].
     pub const fn new(bytes: u64) -> Option<Self> {
-        if bytes == 0 || bytes > MAX_ALIGNMENT {
-            None
-        } else {
-            Some(Self(bytes))
-        }
+        if bytes == 0 || bytes > MAX_ALIGNMENT { None } else { Some(Self(bytes)) }
     }
 
     /// The granularity in bytes.
@@ -242,7 +194,7 @@ impl Alignment {
 
     /// Whether `offset` is a multiple.
     pub const fn is_aligned(self, offset: u64) -> bool {
-        offset % self.0 == 0
+        offset.is_multiple_of(self.0)
     }
 
     /// The largest multiple at or below `offset`.
@@ -258,11 +210,7 @@ impl Alignment {
             0 => offset,
             rem => {
                 let up = offset.saturating_add(self.0 - rem);
-                if up < MAX_LEN || offset > MAX_LEN {
-                    up
-                } else {
-                    MAX_LEN
-                }
+                if up < MAX_LEN || offset > MAX_LEN { up } else { MAX_LEN }
             }
         }
     }

@@ -119,20 +119,14 @@ impl OpenContext {
         }
         if sub.is_empty() {
             let option = name.to_owned();
-            return Err(OpenError::Option {
-                option,
-                problem: Problem::Missing,
-            });
+            return Err(OpenError::Option { option, problem: Problem::Missing });
         }
         if sub.peek("driver").is_none() {
             // A child named by an option is a protocol: it is not probed for a format.
             let filename = sub.peek("filename").unwrap_or_default().to_owned();
             sub.set("driver", self.registry.protocol_of(&filename)?);
         }
-        let context = Self {
-            opened: None,
-            ..self.clone()
-        };
+        let context = Self { opened: None, ..self.clone() };
         context.open(sub).await
     }
 
@@ -148,10 +142,7 @@ impl OpenContext {
     ) -> Result<Node, OpenError> {
         if self.depth >= MAX_CHAIN {
             let problem = Problem::ChainTooLong(MAX_CHAIN);
-            return Err(OpenError::Reference {
-                name: name.to_owned(),
-                problem,
-            });
+            return Err(OpenError::Reference { name: name.to_owned(), problem });
         }
         if options.peek("filename").is_none() && options.peek("file.filename").is_none() {
             options.set("filename", self.resolve(parent, name)?);
@@ -159,37 +150,24 @@ impl OpenContext {
         if let (None, Some(format)) = (options.peek("driver"), format) {
             options.set("driver", format);
         }
-        let context = Self {
-            depth: self.depth + 1,
-            opened: None,
-            ..self.clone()
-        };
-        context
-            .open(options)
-            .await
-            .map_err(|source| OpenError::Child {
-                role,
-                name: name.to_owned(),
-                source: Box::new(source),
-            })
+        let context = Self { depth: self.depth + 1, opened: None, ..self.clone() };
+        context.open(options).await.map_err(|source| OpenError::Child {
+            role,
+            name: name.to_owned(),
+            source: Box::new(source),
+        })
     }
 
     /// The path that `name` inside the image `parent` means, if the policy follows it.
     pub fn resolve(&self, parent: &Node, name: &str) -> Result<String, OpenError> {
-        let refuse = |problem| {
-            Err(OpenError::Reference {
-                name: name.to_owned(),
-                problem,
-            })
-        };
+        let refuse = |problem| Err(OpenError::Reference { name: name.to_owned(), problem });
         let plain = name.strip_prefix("file:").unwrap_or(name);
         if plain.is_empty() || has_scheme(plain) || self.policy == ReferencePolicy::Refuse {
             return refuse(Problem::NotPlainName);
         }
         let path = Path::new(plain);
-        let inside = path
-            .components()
-            .all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+        let inside =
+            path.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
         if self.policy == ReferencePolicy::SameDirectory && !inside {
             return refuse(Problem::NotPlainName);
         }
@@ -261,15 +239,10 @@ impl OpenContext {
 
     /// The format whose probe is surest of what `file` starts with; `raw` where none is.
     async fn probe(&self, file: &Node) -> Result<Arc<dyn DriverFactory>, OpenError> {
-        let request = |error| OpenError::Request {
-            what: "format probe",
-            error,
-        };
+        let request = |error| OpenError::Request { what: "format probe", error };
         let range = ByteRange::up_to(PROBE_BYTES);
         let buf = IoBuf::zeroed(to_usize(PROBE_BYTES), Alignment::PAGE).map_err(request)?;
-        file.read(range, buf.clone().into())
-            .await
-            .map_err(request)?;
+        file.read(range, buf.clone().into()).await.map_err(request)?;
         let mut head = buf.to_vec();
         head.truncate(to_usize(file.len().min(PROBE_BYTES)));
         let name = filename_of(file).unwrap_or_default();
@@ -306,22 +279,14 @@ impl Registry {
 
     /// The driver of this name.
     pub fn get(&self, name: &str) -> Result<&Arc<dyn DriverFactory>, OpenError> {
-        let unknown = || OpenError::UnknownDriver {
-            name: name.to_owned(),
-        };
+        let unknown = || OpenError::UnknownDriver { name: name.to_owned() };
         self.factories.get(name).ok_or_else(unknown)
     }
 
     /// The format whose probe is surest of `head`, if any is.
     fn surest(&self, head: &[u8], filename: &str) -> Option<&Arc<dyn DriverFactory>> {
-        let scored = self
-            .factories
-            .values()
-            .map(|f| (f.probe(head, filename), f));
-        scored
-            .filter(|(score, _)| *score > 0)
-            .max_by_key(|(score, _)| *score)
-            .map(|(_, f)| f)
+        let scored = self.factories.values().map(|f| (f.probe(head, filename), f));
+        scored.filter(|(score, _)| *score > 0).max_by_key(|(score, _)| *score).map(|(_, f)| f)
     }
 
     /// Whether a probe of `head` would see any format but raw.
@@ -335,32 +300,22 @@ impl Registry {
             return Ok(self.get("file")?.name());
         }
         let scheme = filename.split(':').next().unwrap_or_default();
-        let found = self
-            .factories
-            .values()
-            .find(|f| f.schemes().contains(&scheme));
-        let unknown = || OpenError::UnknownDriver {
-            name: scheme.to_owned(),
-        };
+        let found = self.factories.values().find(|f| f.schemes().contains(&scheme));
+        let unknown = || OpenError::UnknownDriver { name: scheme.to_owned() };
         Ok(found.ok_or_else(unknown)?.name())
     }
 }
 
 /// Whether a name starts with `scheme:` rather than being a path.
 fn has_scheme(name: &str) -> bool {
-    name.split('/')
-        .next()
-        .is_some_and(|first| first.contains(':'))
+    name.split('/').next().is_some_and(|first| first.contains(':'))
 }
 
 /// The name by which the user knows the storage below `node`.
 fn filename_of(node: &Node) -> Option<String> {
     let own = node.driver().info().filename;
     own.or_else(|| {
-        let below = node
-            .children()
-            .into_iter()
-            .find(|c| c.role != ChildRole::Cow)?;
+        let below = node.children().into_iter().find(|c| c.role != ChildRole::Cow)?;
         filename_of(&below.node)
     })
 }

@@ -151,10 +151,7 @@ impl DirtyBitmap {
     /// this bitmap become dirty. Does nothing while not recording.
     pub fn mark(&mut self, range: ByteRange) {
         if self.is_recording() {
-            self.successor
-                .as_mut()
-                .unwrap_or(&mut self.granules)
-                .set(range);
+            self.successor.as_mut().unwrap_or(&mut self.granules).set(range);
         }
     }
 
@@ -199,9 +196,7 @@ impl DirtyBitmap {
     /// Freezes the bits: guest writes go to a new, clean successor.
     pub fn create_successor(&mut self) -> Result<(), BitmapError> {
         if self.successor.is_some() {
-            return Err(BitmapError::HasSuccessor {
-                name: self.display_name(),
-            });
+            return Err(BitmapError::HasSuccessor { name: self.display_name() });
         }
         self.check_user_change()?;
         self.successor = Some(Granules::new(self.granularity(), self.len())?);
@@ -224,9 +219,7 @@ impl DirtyBitmap {
 
     fn take_successor(&mut self) -> Result<Granules, BitmapError> {
         let Some(successor) = self.successor.take() else {
-            return Err(BitmapError::NoSuccessor {
-                name: self.display_name(),
-            });
+            return Err(BitmapError::NoSuccessor { name: self.display_name() });
         };
         self.busy = false;
         Ok(successor)
@@ -358,9 +351,7 @@ impl DirtyBitmap {
 
     fn check_idle(&self) -> Result<(), BitmapError> {
         match self.busy {
-            true => Err(BitmapError::Busy {
-                name: self.display_name(),
-            }),
+            true => Err(BitmapError::Busy { name: self.display_name() }),
             false => Ok(()),
         }
     }
@@ -372,18 +363,14 @@ impl DirtyBitmap {
 
     fn check_writable(&self) -> Result<(), BitmapError> {
         match self.read_only {
-            true => Err(BitmapError::ReadOnly {
-                name: self.display_name(),
-            }),
+            true => Err(BitmapError::ReadOnly { name: self.display_name() }),
             false => Ok(()),
         }
     }
 
     fn check_consistent(&self) -> Result<(), BitmapError> {
         match self.inconsistent {
-            true => Err(BitmapError::Inconsistent {
-                name: self.display_name(),
-            }),
+            true => Err(BitmapError::Inconsistent { name: self.display_name() }),
             false => Ok(()),
         }
     }

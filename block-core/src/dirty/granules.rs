@@ -40,9 +40,7 @@ impl Granularity {
     /// than 64 KiB; the default where the disk has no clusters.
     pub fn for_cluster_size(cluster_size: Option<u64>) -> Self {
         let bytes = cluster_size.map(|size| size.clamp(4 << 10, 64 << 10));
-        bytes
-            .and_then(|bytes| Self::new(bytes).ok())
-            .unwrap_or_default()
+        bytes.and_then(|bytes| Self::new(bytes).ok()).unwrap_or_default()
     }
 
     /// Bytes in a granule.
@@ -80,11 +78,7 @@ impl Granules {
     /// A clean set for a disk of `len` bytes.
     pub fn new(granularity: Granularity, len: u64) -> Result<Self, BitmapError> {
         granularity.count(len)?;
-        Ok(Self {
-            granularity,
-            len,
-            bits: RoaringTreemap::new(),
-        })
+        Ok(Self { granularity, len, bits: RoaringTreemap::new() })
     }
 
     /// The size of a granule.
@@ -215,10 +209,7 @@ impl Granules {
 
     /// Every maximal run of dirty bytes, in order.
     pub fn areas(&self) -> Areas<'_> {
-        Areas {
-            granules: self,
-            rest: ByteRange::up_to(self.len),
-        }
+        Areas { granules: self, rest: ByteRange::up_to(self.len) }
     }
 
     /// The first set bit in `[first, last]`.
@@ -295,10 +286,7 @@ mod tests {
     #[test]
     fn granularities_outside_of_the_limits_are_refused() {
         for bytes in [0, 1, 256, 513, 3 << 16, 1 << 31, u64::MAX] {
-            assert_eq!(
-                Granularity::new(bytes),
-                Err(BitmapError::Granularity { bytes })
-            );
+            assert_eq!(Granularity::new(bytes), Err(BitmapError::Granularity { bytes }));
         }
         assert_eq!(Granularity::new(512), Ok(Granularity::MIN));
         assert_eq!(Granularity::default().bytes(), 64 << 10);
@@ -347,10 +335,7 @@ mod tests {
         let most = MAX_GRANULES * 512;
         let mut g = granules(512, most);
         g.set(range(most - 1, most));
-        let error = BitmapError::TooManyGranules {
-            len: most + 1,
-            granularity: 512,
-        };
+        let error = BitmapError::TooManyGranules { len: most + 1, granularity: 512 };
         assert_eq!(g.truncate(most + 1), Err(error));
         assert_eq!((g.len(), g.next_dirty(0)), (most, Some(most - 512)));
     }
@@ -361,15 +346,9 @@ mod tests {
         let border = 512u64 << 32;
         let mut g = granules(512, border + (1 << 20));
         g.set(range(border - 1024, border + 1024));
-        assert_eq!(
-            g.areas().collect::<Vec<_>>(),
-            [range(border - 1024, border + 1024)]
-        );
+        assert_eq!(g.areas().collect::<Vec<_>>(), [range(border - 1024, border + 1024)]);
         assert_eq!(g.next_zero(border - 1), Some(border + 1024));
         let all = ByteRange::up_to(g.len());
-        assert_eq!(
-            g.next_dirty_area(all, 1500),
-            Some(range(border - 1024, border + 476))
-        );
+        assert_eq!(g.next_dirty_area(all, 1500), Some(range(border - 1024, border + 476)));
     }
 }

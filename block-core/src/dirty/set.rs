@@ -44,15 +44,8 @@ struct List {
 impl DirtyBitmaps {
     /// No bitmap yet, on a disk of `len` bytes.
     pub fn new(len: u64) -> Self {
-        let list = List {
-            len,
-            next_id: 0,
-            bitmaps: Vec::new(),
-        };
-        Self {
-            state: AtomicU8::new(0),
-            list: Mutex::new(list),
-        }
+        let list = List { len, next_id: 0, bitmaps: Vec::new() };
+        Self { state: AtomicU8::new(0), list: Mutex::new(list) }
     }
 
     /// Whether any bitmap records writes. One atomic load.
@@ -167,9 +160,7 @@ impl DirtyBitmaps {
             let mut positions = Vec::with_capacity(sources.len());
             for source in sources {
                 let source = list.position(*source)?;
-                list.bitmaps[target]
-                    .1
-                    .check_merge(&list.bitmaps[source].1)?;
+                list.bitmaps[target].1.check_merge(&list.bitmaps[source].1)?;
                 positions.push(source);
             }
             for source in positions {

@@ -36,25 +36,13 @@ impl RawDriver {
     /// All of `file`.
     pub fn new(file: Node) -> Self {
         let read_only = file.is_read_only();
-        Self {
-            file,
-            offset: 0,
-            size: None,
-            read_only,
-            guard: None,
-        }
+        Self { file, offset: 0, size: None, read_only, guard: None }
     }
 
     /// The `size` bytes of `file` at `offset` (`None`: to its end).
     pub fn part(file: Node, offset: u64, size: Option<u64>) -> Result<Self, OpenError> {
-        let field = |field, value, problem| {
-            Err(OpenError::Field {
-                format: "raw",
-                field,
-                value,
-                problem,
-            })
-        };
+        let field =
+            |field, value, problem| Err(OpenError::Field { format: "raw", field, value, problem });
         let Some(room) = file.len().checked_sub(offset) else {
             return field("offset", offset, Problem::Above(file.len()));
         };
@@ -65,11 +53,7 @@ impl RawDriver {
         if !align.is_aligned(offset) {
             return field("offset", offset, Problem::Misaligned(align.bytes()));
         }
-        Ok(Self {
-            offset,
-            size,
-            ..Self::new(file)
-        })
+        Ok(Self { offset, size, ..Self::new(file) })
     }
 
     /// The same range, counted in the file.
@@ -91,11 +75,7 @@ impl RawDriver {
         let covered = range.intersect(ByteRange::up_to(PROBE_BYTES));
         let (start, end) = (to_usize(covered.offset()), to_usize(covered.end()));
         iov.copy_to(0, &mut head[start..end]);
-        if registry.looks_like_a_format(&head) {
-            Err(Error::ReadOnly)
-        } else {
-            Ok(())
-        }
+        if registry.looks_like_a_format(&head) { Err(Error::ReadOnly) } else { Ok(()) }
     }
 }
 
@@ -106,8 +86,7 @@ impl BlockDriver for RawDriver {
     }
 
     fn len(&self) -> u64 {
-        self.size
-            .unwrap_or_else(|| self.file.len().saturating_sub(self.offset))
+        self.size.unwrap_or_else(|| self.file.len().saturating_sub(self.offset))
     }
 
     fn limits(&self) -> BlockLimits {
@@ -125,11 +104,7 @@ impl BlockDriver for RawDriver {
         let fixed = self.size.is_some();
         let file = self.file.capabilities();
         let truncate = if fixed { Support::None } else { file.truncate };
-        Capabilities {
-            grows_on_write: file.grows_on_write && !fixed,
-            truncate,
-            ..file
-        }
+        Capabilities { grows_on_write: file.grows_on_write && !fixed, truncate, ..file }
     }
 
     fn is_read_only(&self) -> bool {
@@ -137,11 +112,7 @@ impl BlockDriver for RawDriver {
     }
 
     fn children(&self) -> Children {
-        let child = Child {
-            name: "file",
-            role: ChildRole::Primary,
-            node: self.file.clone(),
-        };
+        let child = Child { name: "file", role: ChildRole::Primary, node: self.file.clone() };
         Children::from_iter([child])
     }
 
@@ -177,11 +148,7 @@ impl BlockDriver for RawDriver {
         _: StatusDetail,
     ) -> Result<DriverStatus> {
         let offset = self.in_file(range)?.offset();
-        Ok(DriverStatus::recurse(
-            range.len(),
-            self.file.clone(),
-            offset,
-        ))
+        Ok(DriverStatus::recurse(range.len(), self.file.clone(), offset))
     }
 
     async fn truncate(
@@ -193,10 +160,7 @@ impl BlockDriver for RawDriver {
         if self.size.is_some() {
             return Err(Error::Unsupported);
         }
-        let len = len
-            .checked_add(self.offset)
-            .filter(|l| *l <= MAX_LEN)
-            .ok_or(Error::Invalid)?;
+        let len = len.checked_add(self.offset).filter(|l| *l <= MAX_LEN).ok_or(Error::Invalid)?;
         self.file.truncate(len, exactness, prealloc).await
     }
 

@@ -34,10 +34,7 @@ pub trait Spawn: Send + Sync {
 /// Makes `spawner` the current one of this thread until the guard is dropped.
 pub fn enter(spawner: Arc<dyn Spawn>) -> EnterGuard {
     let before = CURRENT.with(|current| current.replace(Some(spawner)));
-    EnterGuard {
-        before,
-        _this_thread: PhantomData,
-    }
+    EnterGuard { before, _this_thread: PhantomData }
 }
 
 /// Puts back the spawner that was current before [`enter`]. Guards are dropped in reverse order.
@@ -74,10 +71,8 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     let _entered = enter(executor.clone());
     let _closing = CloseOnDrop(&executor);
     let mut future = pin!(future);
-    let main = Arc::new(MainWaker {
-        woken: AtomicBool::new(true),
-        parker: Arc::clone(&executor.parker),
-    });
+    let main =
+        Arc::new(MainWaker { woken: AtomicBool::new(true), parker: Arc::clone(&executor.parker) });
     let waker = Waker::from(Arc::clone(&main));
     let mut context = Context::from_waker(&waker);
     loop {
@@ -210,11 +205,7 @@ struct Task {
 
 impl Task {
     fn new(future: BoxFuture<'static, ()>, home: Arc<Executor>) -> Arc<Self> {
-        Arc::new(Self {
-            future: Mutex::new(Some(future)),
-            queued: AtomicBool::new(true),
-            home,
-        })
+        Arc::new(Self { future: Mutex::new(Some(future)), queued: AtomicBool::new(true), home })
     }
 
     fn run(self: Arc<Self>) {
@@ -258,10 +249,7 @@ fn background() -> &'static Background {
     BACKGROUND.get_or_init(|| {
         let executor = Executor::new();
         executor.queue.lock().closed = true;
-        Background {
-            executor,
-            running: Mutex::new(false),
-        }
+        Background { executor, running: Mutex::new(false) }
     })
 }
 

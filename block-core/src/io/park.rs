@@ -25,8 +25,7 @@ impl Parker {
     pub(super) fn park(&self) {
         let mut guard = self.lock.lock();
         let parked =
-            self.state
-                .compare_exchange(EMPTY, PARKED, Ordering::AcqRel, Ordering::Acquire);
+            self.state.compare_exchange(EMPTY, PARKED, Ordering::AcqRel, Ordering::Acquire);
         if parked.is_ok() {
             while self.state.load(Ordering::Acquire) == PARKED {
                 self.signal.wait(&mut guard);

@@ -41,14 +41,8 @@ struct State {
 impl MemDriver {
     /// An empty disk of `len` zero bytes.
     pub fn new(len: u64) -> Self {
-        let state = State {
-            len,
-            pages: BTreeMap::new(),
-        };
-        Self {
-            state: RwLock::new(state),
-            read_only: false,
-        }
+        let state = State { len, pages: BTreeMap::new() };
+        Self { state: RwLock::new(state), read_only: false }
     }
 
     /// A disk that holds `bytes`.
@@ -89,12 +83,7 @@ fn pages(range: ByteRange) -> impl Iterator<Item = (u64, usize, usize, usize)> {
         let (piece, tail) = rest.split_at(PAGE - within);
         let done = to_usize(piece.offset() - range.offset());
         rest = tail;
-        Some((
-            piece.offset() / PAGE,
-            to_usize(within),
-            done,
-            to_usize(piece.len()),
-        ))
+        Some((piece.offset() / PAGE, to_usize(within), done, to_usize(piece.len())))
     })
 }
 
@@ -134,10 +123,7 @@ impl BlockDriver for MemDriver {
     }
 
     fn limits(&self) -> BlockLimits {
-        BlockLimits {
-            pwrite_zeroes_alignment: Some(PAGE_ALIGN),
-            ..BlockLimits::default()
-        }
+        BlockLimits { pwrite_zeroes_alignment: Some(PAGE_ALIGN), ..BlockLimits::default() }
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -161,10 +147,7 @@ impl BlockDriver for MemDriver {
 
     fn info(&self) -> DriverInfo {
         let held = to_u64(self.state.read().pages.len()) * PAGE;
-        DriverInfo {
-            actual_size: Some(held),
-            ..DriverInfo::default()
-        }
+        DriverInfo { actual_size: Some(held), ..DriverInfo::default() }
     }
 
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
@@ -255,10 +238,7 @@ impl DriverFactory for MemFactory {
     ) -> Result<Arc<dyn BlockDriver>, OpenError> {
         let len = options.take_size("size")?.unwrap_or(1 << 30);
         options.finish()?;
-        let driver = MemDriver {
-            read_only: !context.flags.writable,
-            ..MemDriver::new(len)
-        };
+        let driver = MemDriver { read_only: !context.flags.writable, ..MemDriver::new(len) };
         Ok(Arc::new(driver))
     }
 }

@@ -27,9 +27,8 @@ pub(super) async fn discard(node: &Node, range: ByteRange) -> Result<()> {
     let align = common_multiple(limits.request_alignment, limits.pdiscard_alignment);
     // The granule is claimed whole: a cluster that is given back must not be in use by anybody.
     let granule = common_multiple(align, limits.pwrite_zeroes_alignment);
-    let _ticket = node
-        .begin(Claim::serialising(range.expand(granule)), RequestFlags::empty())
-        .await?;
+    let _ticket =
+        node.begin(Claim::serialising(range.expand(granule)), RequestFlags::empty()).await?;
     let blocks = range.intersect(ByteRange::up_to(node.len())).shrink(limits.request_alignment);
     if blocks.is_empty() {
         return Ok(());

@@ -54,10 +54,7 @@ impl Padding {
                 let both = [a.clone(), b.clone()].into_iter().collect();
                 (Some((self.aligned, both)), None)
             }
-            (head, tail) => {
-                let one = |(range, block): (ByteRange, &IoBuf)| (range, block.clone().into());
-                (head.map(one), tail.map(one))
-            }
+            _ => (self.head_block(), self.tail_block()),
         };
         first.into_iter().chain(second)
     }
@@ -67,7 +64,8 @@ impl Padding {
         let mut padded = IoVec::new();
         padded.extend(self.head.clone());
         let middle = self.middle();
-        padded.extend(iov.slice(self.in_iov(middle), to_usize(middle.len())).bufs().iter().cloned());
+        padded
+            .extend(iov.slice(self.in_iov(middle), to_usize(middle.len())).bufs().iter().cloned());
         padded.extend(self.tail.clone());
         padded
     }
@@ -95,14 +93,18 @@ impl Padding {
         self.for_each_bounced(|block, _, within, len| block.slice(within, len).fill(0));
     }
 
-    /// The block(s) to write for a zero write, and between them what is whole blocks.
-    pub(crate) fn zero_parts(&self) -> (Option<(ByteRange, IoVec)>, ByteRange, Option<(ByteRange, IoVec)>) {
-        let one = |(range, block): (ByteRange, &IoBuf)| (range, block.clone().into());
-        (self.head().map(one), self.middle(), self.tail().map(one))
+    /// The first block and its memory, if it goes through a bounce buffer.
+    pub(crate) fn head_block(&self) -> Option<(ByteRange, IoVec)> {
+        self.head().map(|(range, block)| (range, block.clone().into()))
+    }
+
+    /// The last block and its memory, if it goes through a bounce buffer of its own.
+    pub(crate) fn tail_block(&self) -> Option<(ByteRange, IoVec)> {
+        self.tail().map(|(range, block)| (range, block.clone().into()))
     }
 
     /// The whole blocks that do not go through a bounce buffer.
-    fn middle(&self) -> ByteRange {
+    pub(crate) fn middle(&self) -> ByteRange {
         let block = self.align.bytes();
         let head = if self.head.is_some() { block } else { 0 };
         let tail = if self.tail.is_some() { block } else { 0 };

@@ -90,13 +90,7 @@ impl DriverStatus {
 
     /// With these flags.
     pub fn of(len: u64, flags: StatusFlags) -> Self {
-        Self {
-            len,
-            flags,
-            mapping: None,
-            recurse: false,
-            filtered: false,
-        }
+        Self { len, flags, mapping: None, recurse: false, filtered: false }
     }
 
     /// Standing at `offset` of `node`.

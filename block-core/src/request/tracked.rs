@@ -228,10 +228,7 @@ mod tests {
         let tracker = Arc::new(Tracker::default());
         let first = tracker.try_begin(Claim::shared(range(0, 10))).unwrap();
         assert!(tracker.try_begin(Claim::shared(range(0, 10))).is_some());
-        assert_eq!(
-            tracker.begin_or_busy(Claim::serialising(range(9, 1))).err(),
-            Some(Error::Busy)
-        );
+        assert_eq!(tracker.begin_or_busy(Claim::serialising(range(9, 1))).err(), Some(Error::Busy));
         drop(first);
         assert!(tracker.begin_or_busy(Claim::serialising(range(9, 1))).is_ok());
     }

@@ -82,7 +82,11 @@ pub(super) async fn write(
     let ragged = grows_to_a_ragged_end(node, range);
     let claim = Claim {
         // A growing write that may have to cut off its own padding owns everything behind it.
-        range: if ragged { to_the_end(range, node) } else { range.expand(limits.request_alignment) },
+        range: if ragged {
+            to_the_end(range, node)
+        } else {
+            range.expand(limits.request_alignment)
+        },
         serialising: unaligned || ragged || flags.contains(RequestFlags::SERIALISING),
     };
     let _ticket = node.begin(claim, flags).await?;

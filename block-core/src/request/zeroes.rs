@@ -96,8 +96,7 @@ pub(super) async fn zeroes(
 fn needs_flush(node: &Node, flags: RequestFlags) -> bool {
     let capabilities = node.capabilities();
     flags.contains(RequestFlags::FUA)
-        && (capabilities.zeroes_fua != Support::Native
-            || capabilities.write_fua != Support::Native)
+        && (capabilities.zeroes_fua != Support::Native || capabilities.write_fua != Support::Native)
 }
 
 /// Read-modify-write of the blocks that are only partly zeroed, and the whole blocks between them.
@@ -113,13 +112,12 @@ async fn unaligned_zeroes(
     write::read_blocks(node, &padding).await?;
     padding.zero_in();
     let down = write::driver_flags(node, flags);
-    let (head, middle, tail) = padding.zero_parts();
-    if let Some((block, iov)) = head {
+    if let Some((block, iov)) = padding.head_block() {
         fragment::write(node, block, &iov, down).await?;
         progress.reached(block.end().min(range.end()))?;
     }
-    aligned(node, middle, flags, progress).await?;
-    if let Some((block, iov)) = tail {
+    aligned(node, padding.middle(), flags, progress).await?;
+    if let Some((block, iov)) = padding.tail_block() {
         fragment::write(node, block, &iov, down).await?;
     }
     if ragged { write::cut_padding(node, len).await } else { Ok(()) }

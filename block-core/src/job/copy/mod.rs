@@ -24,6 +24,7 @@ mod tests;
 
 use crate::cancel::Cancel;
 use crate::error::Error;
+use crate::flags::RequestFlags;
 use crate::node::Node;
 use crate::range::{Alignment, MAX_LEN};
 
@@ -98,6 +99,8 @@ pub struct CopyOptions {
     pub target: TargetContents,
     /// Bytes that all buffers together may take.
     pub memory_bytes: u64,
+    /// Flags of every write to the target; zero writes have `MAY_UNMAP` too.
+    pub write_flags: RequestFlags,
 }
 
 impl Default for CopyOptions {
@@ -108,6 +111,7 @@ impl Default for CopyOptions {
             sparseness: Sparseness::Holes { min_bytes: 4096 },
             target: TargetContents::Unknown,
             memory_bytes: 64 << 20,
+            write_flags: RequestFlags::empty(),
         }
     }
 }

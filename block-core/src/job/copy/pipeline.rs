@@ -353,13 +353,13 @@ async fn write_piece(
     let buf = match contents {
         Contents::Data(buf) => buf.slice(0, to_usize(piece.to.len())),
         Contents::Zero => {
-            write_zeroes(target, piece.to).await?;
+            write_zeroes(target, plan, piece.to).await?;
             copied.zeroes = piece.to.len();
             return Ok(copied);
         }
     };
     let Sparseness::Holes { min_bytes } = plan.options.sparseness else {
-        write_data(target, piece.to, buf).await?;
+        write_data(target, plan, piece.to, buf).await?;
         copied.data = piece.to.len();
         return Ok(copied);
     };
@@ -367,12 +367,12 @@ async fn write_piece(
         let len = to_u64(run.len);
         let range = run_in(piece, run)?;
         if !run.is_zero {
-            write_data(target, range, buf.slice(run.offset, run.len)).await?;
+            write_data(target, plan, range, buf.slice(run.offset, run.len)).await?;
             copied.data += len;
         } else if plan.options.target == TargetContents::Zeroes {
             copied.skipped += len;
         } else {
-            write_zeroes(target, range).await?;
+            write_zeroes(target, plan, range).await?;
             copied.zeroes += len;
         }
     }
@@ -386,13 +386,19 @@ fn run_in(piece: Piece, run: Run) -> Result<ByteRange, CopyError> {
         .map_err(|error| CopyError::Write { offset, error: error.into() })
 }
 
-async fn write_data(target: &Node, range: ByteRange, buf: IoBuf) -> Result<(), CopyError> {
-    let written = target.write(range, buf.into(), RequestFlags::empty());
+async fn write_data(
+    target: &Node,
+    plan: &Plan,
+    range: ByteRange,
+    buf: IoBuf,
+) -> Result<(), CopyError> {
+    let written = target.write(range, buf.into(), plan.options.write_flags);
     written.await.map_err(|error| write_failed(range, error))
 }
 
-async fn write_zeroes(target: &Node, range: ByteRange) -> Result<(), CopyError> {
-    let written = target.write_zeroes(range, RequestFlags::MAY_UNMAP);
+async fn write_zeroes(target: &Node, plan: &Plan, range: ByteRange) -> Result<(), CopyError> {
+    let flags = plan.options.write_flags | RequestFlags::MAY_UNMAP;
+    let written = target.write_zeroes(range, flags);
     written.await.map_err(|error| write_failed(range, error))
 }
 

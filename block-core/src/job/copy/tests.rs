@@ -274,6 +274,7 @@ fn options() -> impl Strategy<Value = CopyOptions> {
             sparseness,
             target,
             memory_bytes,
+            write_flags: RequestFlags::empty(),
         })
 }
 

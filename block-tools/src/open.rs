@@ -17,10 +17,7 @@ use crate::spec::{SpecError, image_opts, json};
 
 /// Every driver that the tools know.
 pub fn registry() -> Arc<Registry> {
-    let registry = Registry::new()
-        .with(RawFactory)
-        .with(MemFactory)
-        .with(NullFactory);
+    let registry = Registry::new().with(RawFactory).with(MemFactory).with(NullFactory);
     Arc::new(registry)
 }
 
@@ -43,36 +40,20 @@ pub struct CacheMode {
 
 impl CacheMode {
     /// Through the page cache, stable when flushed.
-    pub const WRITEBACK: Self = Self {
-        direct: false,
-        no_flush: false,
-        writethrough: false,
-    };
+    pub const WRITEBACK: Self = Self { direct: false, no_flush: false, writethrough: false };
     /// Through the page cache, never flushed: for data that can be made again.
-    pub const UNSAFE: Self = Self {
-        no_flush: true,
-        ..Self::WRITEBACK
-    };
+    pub const UNSAFE: Self = Self { no_flush: true, ..Self::WRITEBACK };
     /// Past the page cache, stable when flushed.
-    pub const NONE: Self = Self {
-        direct: true,
-        ..Self::WRITEBACK
-    };
+    pub const NONE: Self = Self { direct: true, ..Self::WRITEBACK };
 
     /// The mode of this name: `none` (`off`), `directsync`, `writeback`, `unsafe`, `writethrough`.
     pub fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "none" | "off" => Self::NONE,
-            "directsync" => Self {
-                writethrough: true,
-                ..Self::NONE
-            },
+            "directsync" => Self { writethrough: true, ..Self::NONE },
             "writeback" => Self::WRITEBACK,
             "unsafe" => Self::UNSAFE,
-            "writethrough" => Self {
-                writethrough: true,
-                ..Self::WRITEBACK
-            },
+            "writethrough" => Self { writethrough: true, ..Self::WRITEBACK },
             _ => return None,
         })
     }

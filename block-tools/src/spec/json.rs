@@ -19,11 +19,7 @@ pub fn parse(text: &str) -> Result<Options, SpecError> {
     if text.len() > MAX_TEXT_BYTES {
         return Err(SpecError::TooLong(text.len()));
     }
-    let mut parser = Parser {
-        text,
-        at: 0,
-        options: Options::new(),
-    };
+    let mut parser = Parser { text, at: 0, options: Options::new() };
     parser.skip_space();
     if parser.peek() != Some('{') {
         return Err(parser.expected("'{'"));
@@ -59,10 +55,7 @@ impl Parser<'_> {
     }
 
     fn error(&self, problem: JsonProblem) -> SpecError {
-        SpecError::Json {
-            at: self.at,
-            problem,
-        }
+        SpecError::Json { at: self.at, problem }
     }
 
     /// The error of a character that is missing or another one.
@@ -153,11 +146,7 @@ impl Parser<'_> {
             return Err(SpecError::Name(name));
         }
         self.skip_space();
-        if self.eat(':') {
-            Ok(name)
-        } else {
-            Err(self.expected("':'"))
-        }
+        if self.eat(':') { Ok(name) } else { Err(self.expected("':'")) }
     }
 
     /// A string in either kind of quotes.
@@ -281,10 +270,7 @@ mod tests {
             ("file.x.y.1.z", "on"),
             ("n", "-1.5e3"),
         ];
-        assert_eq!(
-            flat(text),
-            expect.map(|(n, v)| (n.to_owned(), v.to_owned()))
-        );
+        assert_eq!(flat(text), expect.map(|(n, v)| (n.to_owned(), v.to_owned())));
     }
 
     #[test]
@@ -292,9 +278,7 @@ mod tests {
         let expect = "\"\\/\u{8}\u{c}\n\r\t\u{e9}\u{1f600}'";
         let text = r#"{"a":"\"\\\/\b\f\n\r\t\u00e9\ud83d\ude00\'"}"#;
         assert_eq!(flat(text), [("a".to_owned(), expect.to_owned())]);
-        for bad in [
-            r"\x", r"\u12g4", r"\ud83d", r"\ud83dA", r"\udc00", r"\u0000",
-        ] {
+        for bad in [r"\x", r"\u12g4", r"\ud83d", r"\ud83dA", r"\udc00", r"\u0000"] {
             let text = format!("{{\"a\":\"{bad}\"}}");
             assert_eq!(problem(&text), JsonProblem::Escape, "{bad}");
         }
@@ -312,10 +296,7 @@ mod tests {
             (r#"{"a":01}"#, JsonProblem::Expected("a value")),
             (r#"{"a":+1}"#, JsonProblem::Expected("a value")),
             (r#"{"a":nul}"#, JsonProblem::Expected("a value")),
-            (
-                r#"{"a":1 "b"}"#,
-                JsonProblem::Expected("',' or the end of the group"),
-            ),
+            (r#"{"a":1 "b"}"#, JsonProblem::Expected("',' or the end of the group")),
             ("{\"a\":\"\n\"}", JsonProblem::Control),
             ("{} x", JsonProblem::Trailing),
         ];

@@ -23,7 +23,7 @@ pub fn registry() -> Arc<Registry> {
 
 /// Runs a future to its end on this thread.
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    futures::executor::block_on(future)
+    block_core::io::exec::block_on(future)
 }
 
 /// What the host caches, and which writes are stable when they complete (`-t`).
@@ -184,6 +184,16 @@ impl ImageSpec {
         }
         for (name, value) in self.options.iter() {
             options.set(name, value);
+        }
+        if let Some(aio) = self.aio {
+            // It is the file's business, wherever in the options the file is.
+            let name = match options.peek("driver") {
+                Some("file" | "host_device") => "aio",
+                _ => "file.aio",
+            };
+            if options.peek(name).is_none() {
+                options.set(name, aio.name());
+            }
         }
         let detect_zeroes = match self.detect_zeroes {
             DetectZeroes::Off => None,

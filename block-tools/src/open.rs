@@ -8,16 +8,24 @@ use std::sync::Arc;
 
 use block_core::format::raw::RawFactory;
 use block_core::node::DetectZeroes;
+use block_core::proto::file::{FileFactory, HostDeviceFactory};
 use block_core::proto::mem::MemFactory;
 use block_core::proto::null::NullFactory;
 use block_core::registry::OpenContext;
 use block_core::{Node, OpenFlags, Options, Registry};
+use block_qcow2::Qcow2Factory;
 
 use crate::spec::{SpecError, image_opts, json};
 
 /// Every driver that the tools know.
 pub fn registry() -> Arc<Registry> {
-    let registry = Registry::new().with(RawFactory).with(MemFactory).with(NullFactory);
+    let registry = Registry::new()
+        .with(FileFactory)
+        .with(HostDeviceFactory)
+        .with(MemFactory)
+        .with(NullFactory)
+        .with(Qcow2Factory)
+        .with(RawFactory);
     Arc::new(registry)
 }
 

@@ -3,7 +3,7 @@
 //! **Invariant:** parents are quiesced before their children, so that a request which a parent has in
 //! flight still reaches them; a reopen changes either every node it names or none.
 
-use crate::driver::{ReopenOptions, ReopenState};
+use crate::driver::{ChildRole, ReopenOptions, ReopenState};
 use crate::error::{OpenError, Result};
 use crate::node::Node;
 
@@ -59,7 +59,7 @@ impl Drop for DrainGuard {
 /// Each node is flushed, then drained with everything below it, while its driver prepares and commits.
 pub async fn reopen(changes: &[(Node, ReopenOptions)]) -> Result<(), OpenError> {
     let mut guards = Vec::new();
-    for (node, _) in changes {
+    for (node, _) in changes.iter().filter(|(node, _)| !node.is_read_only()) {
         let what = "flush before reopen";
         node.flush().await.map_err(|error| OpenError::Request { what, error })?;
     }
@@ -86,6 +86,18 @@ pub async fn reopen(changes: &[(Node, ReopenOptions)]) -> Result<(), OpenError> 
         node.refresh_facts();
     }
     Ok(())
+}
+
+/// The same change for `root` and everything below it but backing files, parents first: what a user
+/// means who reopens an image.
+pub fn image_changes(root: &Node, options: ReopenOptions) -> Vec<(Node, ReopenOptions)> {
+    let mut changes = vec![(root.clone(), options)];
+    for child in root.children() {
+        if child.role != ChildRole::Cow {
+            changes.extend(image_changes(&child.node, options));
+        }
+    }
+    changes
 }
 
 /// Drains one node alone: its driver may still send requests to its children while it prepares.

@@ -5,10 +5,11 @@
 //! format: a guest must not choose how the host reads its disk.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 
-use crate::buf::IoVec;
+use crate::buf::{IoBuf, IoVec};
 use crate::driver::{
     BlockDriver, Child, ChildRole, Children, Exactness, Prealloc, ReopenOptions, ReopenState,
 };
@@ -27,16 +28,15 @@ pub struct RawDriver {
     offset: u64,
     /// `None`: to the end of the file, which may grow.
     size: Option<u64>,
-    read_only: bool,
+    read_only: AtomicBool,
     /// Set where the format was guessed: the probe that a write must not change.
-    guard: Option<Arc<Registry>>,
+    guard: Option<HeadGuard>,
 }
 
 impl RawDriver {
     /// All of `file`.
     pub fn new(file: Node) -> Self {
-        let read_only = file.is_read_only();
-        Self { file, offset: 0, size: None, read_only, guard: None }
+        Self { file, offset: 0, size: None, read_only: AtomicBool::new(false), guard: None }
     }
 
     /// The `size` bytes of `file` at `offset` (`None`: to its end).
@@ -60,22 +60,27 @@ impl RawDriver {
     fn in_file(&self, range: ByteRange) -> Result<ByteRange> {
         Ok(range.shifted(self.offset)?)
     }
+}
 
-    /// Refuses a write to the first bytes after which a probe would see a format.
-    fn check_head(&self, range: ByteRange, iov: &IoVec) -> Result<()> {
-        let Some(registry) = &self.guard else {
-            return Ok(());
-        };
-        if range.offset() >= PROBE_BYTES {
-            return Ok(());
-        }
-        // Magic numbers stand at the start: only a write that covers it can forge one, and what
-        // it does not cover of the probed bytes counts as zero.
-        let mut head = vec![0; to_usize(PROBE_BYTES)];
-        let covered = range.intersect(ByteRange::up_to(PROBE_BYTES));
+/// Keeps a guessed raw image raw: see the module.
+struct HeadGuard {
+    registry: Arc<Registry>,
+    /// Held across a write to the probed bytes: two that are harmless alone must not forge a magic
+    /// number together. Outermost lock of the node.
+    writing: futures::lock::Mutex<()>,
+}
+
+impl HeadGuard {
+    /// Refuses a write after which a probe would see a format.
+    async fn check(&self, file: &Node, range: ByteRange, iov: &IoVec) -> Result<()> {
+        let probed = ByteRange::up_to(PROBE_BYTES);
+        let buf = IoBuf::zeroed(to_usize(PROBE_BYTES), Alignment::PAGE)?;
+        file.read(probed, buf.clone().into()).await?;
+        let mut head = buf.to_vec();
+        let covered = range.intersect(probed);
         let (start, end) = (to_usize(covered.offset()), to_usize(covered.end()));
         iov.copy_to(0, &mut head[start..end]);
-        if registry.looks_like_a_format(&head) { Err(Error::ReadOnly) } else { Ok(()) }
+        if self.registry.looks_like_a_format(&head) { Err(Error::ReadOnly) } else { Ok(()) }
     }
 }
 
@@ -108,16 +113,12 @@ impl BlockDriver for RawDriver {
     }
 
     fn is_read_only(&self) -> bool {
-        self.read_only
+        self.read_only.load(Ordering::Acquire) || self.file.is_read_only()
     }
 
     fn children(&self) -> Children {
         let child = Child { name: "file", role: ChildRole::Primary, node: self.file.clone() };
         Children::from_iter([child])
-    }
-
-    fn filtered(&self) -> Option<&Node> {
-        None
     }
 
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
@@ -130,8 +131,15 @@ impl BlockDriver for RawDriver {
         iov: IoVec,
         flags: RequestFlags,
     ) -> Result<()> {
-        self.check_head(range, &iov)?;
-        self.file.write(self.in_file(range)?, iov, flags).await
+        let in_file = self.in_file(range)?;
+        match &self.guard {
+            Some(guard) if range.offset() < PROBE_BYTES => {
+                let _writing = guard.writing.lock().await;
+                guard.check(&self.file, range, &iov).await?;
+                self.file.write(in_file, iov, flags).await
+            }
+            _ => self.file.write(in_file, iov, flags).await,
+        }
     }
 
     async fn pwrite_zeroes(self: Arc<Self>, range: ByteRange, flags: RequestFlags) -> Result<()> {
@@ -164,8 +172,19 @@ impl BlockDriver for RawDriver {
         self.file.truncate(len, exactness, prealloc).await
     }
 
-    async fn reopen_prepare(self: Arc<Self>, _: &ReopenOptions) -> Result<ReopenState, OpenError> {
-        Ok(Box::new(()))
+    async fn reopen_prepare(
+        self: Arc<Self>,
+        options: &ReopenOptions,
+    ) -> Result<ReopenState, OpenError> {
+        Ok(Box::new(options.read_only))
+    }
+
+    fn reopen_commit(&self, state: ReopenState) {
+        if let Ok(read_only) = state.downcast::<Option<bool>>()
+            && let Some(read_only) = *read_only
+        {
+            self.read_only.store(read_only, Ordering::Release);
+        }
     }
 }
 
@@ -189,8 +208,11 @@ impl DriverFactory for RawFactory {
         let size = options.take_size("size")?;
         options.finish()?;
         let mut driver = RawDriver::part(file, offset, size)?;
-        driver.read_only |= !context.flags.writable;
-        driver.guard = probed.then(|| Arc::clone(&context.registry));
+        driver.read_only = AtomicBool::new(!context.flags.writable);
+        driver.guard = probed.then(|| HeadGuard {
+            registry: Arc::clone(&context.registry),
+            writing: futures::lock::Mutex::new(()),
+        });
         Ok(Arc::new(driver))
     }
 }

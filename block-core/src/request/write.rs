@@ -11,7 +11,7 @@ use crate::range::{ByteRange, MAX_LEN, to_u64};
 
 use super::fragment;
 use super::pad::Padding;
-use super::tracked::{Claim, Ticket};
+use super::tracked::{Claim, Place};
 use super::{flush, zeroes};
 
 /// Flags that a write may carry.
@@ -22,13 +22,13 @@ const KNOWN: RequestFlags = RequestFlags::FUA
     .union(RequestFlags::COMPRESSED)
     .union(RequestFlags::NO_WAIT);
 
-/// A ticket, if the driver takes the write as it is.
+/// A place among the tracked requests, if the driver takes the write as it is.
 pub(super) fn fast(
     node: &Node,
     range: ByteRange,
     iov: &IoVec,
     flags: RequestFlags,
-) -> Option<Ticket> {
+) -> Option<Place> {
     let facts = node.facts();
     let limits = &facts.limits;
     let native_fua = facts.capabilities.write_fua == Support::Native;
@@ -41,7 +41,7 @@ pub(super) fn fast(
         && range.is_aligned(limits.request_alignment)
         && limits.max_transfer.is_none_or(|max| range.len() <= max)
         && fragment::suits(limits, iov);
-    if fits { node.tracker().try_begin(Claim::shared(range)) } else { None }
+    if fits { node.tracker().try_enter(Claim::shared(range)) } else { None }
 }
 
 /// Step 1 of everything that writes to `range`.

@@ -71,6 +71,11 @@ impl Contender {
         all
     }
 
+    /// Whether it is of this workspace.
+    pub(super) fn is_ours(self) -> bool {
+        matches!(self, Self::BlockImg | Self::BlockCore)
+    }
+
     /// As the tables show it.
     pub(super) fn name(self) -> String {
         match self {

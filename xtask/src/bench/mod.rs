@@ -116,7 +116,7 @@ fn build() -> Result<Programs> {
     let peers = run::root().join("bench-peers");
     let build = |target: &str, features: &str| {
         let mut build = run::cargo();
-        build.args(["build", "--release", "--locked", "--no-default-features"]);
+        build.args(["build", "--release", "--no-default-features"]);
         build.args(["--features", features, "--target-dir", target]);
         run::succeed(build.current_dir(&peers))?;
         Ok(peers.join(target).join("release").join("bench-peers"))

@@ -158,7 +158,7 @@ fn measure_row(
         read_whole(&disk.raw)?;
         read_whole(&disk.qcow2)?;
     }
-    let contenders = Contender::all(requests);
+    let contenders = able(programs, disk, requests)?;
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); contenders.len()];
     for round in 0..scale.rounds {
         for turn in 0..contenders.len() {
@@ -173,6 +173,21 @@ fn measure_row(
         cpu_micros: median(samples.iter().map(|sample| sample.cpu_seconds)) * 1e6 / count,
     });
     Ok(results.collect())
+}
+
+/// Those who can send `requests` here: an engine may be refused (io_uring in containers) or not built
+/// in. We must be able to.
+fn able(programs: &Programs, disk: &Disk, requests: &Requests) -> Result<Vec<Contender>> {
+    let few = Requests { count: requests.depth, ..requests.clone() };
+    let mut able = Vec::new();
+    for contender in Contender::all(requests) {
+        match contender.sample(programs, disk, &few) {
+            Ok(_) => able.push(contender),
+            Err(failure) if contender.is_ours() => return Err(failure),
+            Err(failure) => eprintln!("bench: without {}: {failure}", contender.name()),
+        }
+    }
+    Ok(able)
 }
 
 /// Brings a file into the page cache.

@@ -14,7 +14,7 @@ use block_core::driver::BlockDriver;
 use block_core::format::raw::RawFactory;
 use block_core::info::DriverInfo;
 use block_core::options::OpenFlags;
-use block_core::proto::mem::MemFactory;
+use block_core::proto::mem::{MemDriver, MemFactory};
 use block_core::registry::{DriverFactory, OpenContext};
 use block_core::request::status::{DriverStatus, StatusDetail, StatusFlags};
 use block_core::{
@@ -120,6 +120,39 @@ impl DriverFactory for PlainFileFactory {
             }
         }
     }
+}
+
+/// Hands out one driver that is there already.
+struct GivenFactory(Arc<dyn BlockDriver>);
+
+#[async_trait]
+impl DriverFactory for GivenFactory {
+    fn name(&self) -> &'static str {
+        "given"
+    }
+
+    async fn open(
+        &self,
+        options: Options,
+        _: OpenContext,
+    ) -> Result<Arc<dyn BlockDriver>, OpenError> {
+        options.finish()?;
+        Ok(Arc::clone(&self.0))
+    }
+}
+
+/// Opens the qcow2 image that `driver` holds.
+pub fn open_driver(driver: Arc<dyn BlockDriver>, flags: OpenFlags) -> Result<Node, OpenError> {
+    let registry = Registry::new().with(Qcow2Factory).with(GivenFactory(driver));
+    let options = Options::new().with("driver", "qcow2").with("file.driver", "given");
+    block_on(OpenContext::new(Arc::new(registry), flags).open(options))
+}
+
+/// Opens the qcow2 image of these bytes; backing files stay closed.
+pub fn open_bytes(bytes: &[u8]) -> Result<Node, OpenError> {
+    let driver = MemDriver::from_bytes(bytes).expect("memory for an image");
+    let flags = OpenFlags { no_backing: true, ..OpenFlags::READ_ONLY };
+    open_driver(Arc::new(driver), flags)
 }
 
 /// Every driver that the tests know.

@@ -8,22 +8,30 @@ use std::sync::Arc;
 
 use block_core::format::raw::RawFactory;
 use block_core::node::DetectZeroes;
+use block_core::proto::file::{FileFactory, HostDeviceFactory};
 use block_core::proto::mem::MemFactory;
 use block_core::proto::null::NullFactory;
 use block_core::registry::OpenContext;
 use block_core::{Node, OpenFlags, Options, Registry};
+use block_qcow2::Qcow2Factory;
 
 use crate::spec::{SpecError, image_opts, json};
 
 /// Every driver that the tools know.
 pub fn registry() -> Arc<Registry> {
-    let registry = Registry::new().with(RawFactory).with(MemFactory).with(NullFactory);
+    let registry = Registry::new()
+        .with(FileFactory)
+        .with(HostDeviceFactory)
+        .with(MemFactory)
+        .with(NullFactory)
+        .with(Qcow2Factory)
+        .with(RawFactory);
     Arc::new(registry)
 }
 
 /// Runs a future to its end on this thread.
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    futures::executor::block_on(future)
+    block_core::io::exec::block_on(future)
 }
 
 /// What the host caches, and which writes are stable when they complete (`-t`).
@@ -184,6 +192,16 @@ impl ImageSpec {
         }
         for (name, value) in self.options.iter() {
             options.set(name, value);
+        }
+        if let Some(aio) = self.aio {
+            // It is the file's business, wherever in the options the file is.
+            let name = match options.peek("driver") {
+                Some("file" | "host_device") => "aio",
+                _ => "file.aio",
+            };
+            if options.peek(name).is_none() {
+                options.set(name, aio.name());
+            }
         }
         let detect_zeroes = match self.detect_zeroes {
             DetectZeroes::Off => None,

@@ -13,6 +13,7 @@ use block_core::proto::mem::MemFactory;
 use block_core::proto::null::NullFactory;
 use block_core::registry::OpenContext;
 use block_core::{Node, OpenFlags, Options, Registry};
+use block_qcow2::Qcow2Factory;
 
 use crate::spec::{SpecError, image_opts, json};
 
@@ -23,7 +24,8 @@ pub fn registry() -> Arc<Registry> {
         .with(FileFactory)
         .with(HostDeviceFactory)
         .with(MemFactory)
-        .with(NullFactory);
+        .with(NullFactory)
+        .with(Qcow2Factory);
     Arc::new(registry)
 }
 
@@ -213,15 +215,28 @@ impl ImageSpec {
     }
 }
 
-/// Opens an image with every driver that the tools know.
+/// Opens an image with every driver that the tools know; warnings go to standard error.
 pub async fn open(spec: &ImageSpec) -> Result<Node, SpecError> {
-    open_in(OpenContext::new(registry(), spec.open_flags()), spec).await
+    let mut context = OpenContext::new(registry(), spec.open_flags());
+    context.warn = Arc::new(|warning| eprintln!("WARNING: {warning}"));
+    open_in(context, spec).await
 }
 
 /// [`open`] with a registry, budget and warnings of the caller's. The spec decides the flags.
 pub async fn open_in(mut context: OpenContext, spec: &ImageSpec) -> Result<Node, SpecError> {
     context.flags = spec.open_flags();
-    Ok(context.open(spec.node_options()?).await?)
+    let options = spec.node_options()?;
+    let probed = options.peek("driver").is_none();
+    let node = context.open(options).await?;
+    if probed && node.driver().name() == "raw" && !node.is_read_only() {
+        let name = &spec.name;
+        (context.warn)(&format!(
+            "the format of '{name}' was not given and its contents look like none, so it is taken \
+             as raw: writes that would make it look like another format are refused. Name the \
+             format (-f raw) to lift this."
+        ));
+    }
+    Ok(node)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! What several commands share: opening images, numbers and modes on the command line.
 
+use block_core::Node;
 use block_core::options::parse_size;
 use block_core::range::{Alignment, SECTOR_SIZE};
-use block_core::Node;
 use clap::ValueEnum;
 
 use crate::open::{CacheMode, ImageSpec, open};

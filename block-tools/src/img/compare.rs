@@ -195,10 +195,7 @@ impl Comparison<'_> {
             return Ok(Step::Same(offset + len));
         }
         let range = ByteRange::new(offset, len.min(CHUNK_BYTES)).map_err(Failure::new)?;
-        futures::try_join!(
-            a.read(range, status_a.is_zero()),
-            b.read(range, status_b.is_zero())
-        )?;
+        futures::try_join!(a.read(range, status_a.is_zero()), b.read(range, status_b.is_zero()))?;
         let len = to_usize(range.len());
         let [a, b] = &mut self.images;
         let (bytes_a, bytes_b) = (a.take_bytes()?, b.take_bytes()?);

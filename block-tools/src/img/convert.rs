@@ -10,8 +10,9 @@ use block_core::job::{CopyError, copy};
 use block_core::{Cancel, Node, OpenFlags, RequestFlags, graph};
 
 use crate::open::{CacheMode, ImageSpec, block_on, open};
+use crate::spec::SpecError;
 
-use super::common::{SECTOR, cache_mode, open_image, sector_len, size_argument};
+use super::common::{SECTOR, cache_mode, cannot_open, open_image, sector_len, size_argument};
 use super::create::{CreateError, check_format, create_raw, parse_options};
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
 use super::progress::{Outcome, Progress};
@@ -224,12 +225,24 @@ async fn open_target(
         Failure::new(format_args!("{name}: error while converting {format}: {error}"))
     };
     let prealloc = options.prealloc().map_err(fail)?;
-    let node = create_raw(name, total, prealloc, plan.target_cache).await.map_err(fail)?;
+    create_raw(name, total, prealloc).await.map_err(fail)?;
+    let node = open_raw(plan).await.map_err(|error| fail(error.into()))?;
     let contents = match node.capabilities().has_zero_init {
         true => TargetContents::Zeroes,
         false => TargetContents::Unknown,
     };
     Ok((node, contents))
+}
+
+/// Opens the raw image that was made.
+async fn open_raw(plan: &Plan<'_>) -> Result<Node, SpecError> {
+    let spec = ImageSpec {
+        format: Some("raw".to_owned()),
+        flags: OpenFlags::READ_WRITE,
+        cache: plan.target_cache,
+        ..ImageSpec::new(plan.target)
+    };
+    open(&spec).await
 }
 
 /// Opens a target that exists (`-n`).
@@ -249,8 +262,7 @@ async fn open_existing(
         cache: plan.target_cache,
         ..ImageSpec::new(plan.target)
     };
-    let node =
-        open(&spec).await.map_err(|error| super::common::cannot_open(plan.target, &error))?;
+    let node = open(&spec).await.map_err(|error| cannot_open(plan.target, &error))?;
     if node.len() < total {
         // Not kept open on the way out: the caller closes only what it was given.
         let _ = graph::close(&node).await;

@@ -110,7 +110,7 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
 /// Checks the arguments that need no image.
 fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
     let Some((target, sources)) = args.files.split_last().filter(|(_, s)| !s.is_empty()) else {
-        return Err(Failure::usage("convert", "Must specify image file name"));
+        return Err(Failure::new("Must specify image file name"));
     };
     let sparse =
         size_argument("buffer size for sparse output", &args.sparse_size, 0, MAX_SPARSE_BYTES)
@@ -139,9 +139,13 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
     if args.no_create && !args.target_options.is_empty() {
         return Err(Failure::new("-o has no effect on an image that exists (-n)"));
     }
-    let target_cache = cache_mode(args.target_cache.as_deref(), CacheMode::UNSAFE, "cache")?;
-    let source_cache =
-        cache_mode(args.source_cache.as_deref(), CacheMode::WRITEBACK, "source cache")?;
+    let target_cache =
+        cache_mode(args.target_cache.as_deref(), CacheMode::UNSAFE, "Invalid cache option: {}")?;
+    let source_cache = cache_mode(
+        args.source_cache.as_deref(),
+        CacheMode::WRITEBACK,
+        "Invalid source cache option: {}",
+    )?;
     let copy = CopyOptions {
         parallel,
         order: if args.oob_writes { WriteOrder::Any } else { WriteOrder::InOrder },

@@ -29,20 +29,25 @@ pub(super) struct Args {
     /// Options of the format: size, preallocation (off, falloc, full).
     #[arg(short, long, value_name = "FMT_OPTS")]
     options: Vec<String>,
-    /// File to create. It is overwritten if it exists.
-    #[arg(value_name = "FILENAME")]
-    filename: String,
-    /// Size of the disk, with an optional suffix (b, k, M, G, T, P, E: multiples of 1024).
-    #[arg(value_name = "SIZE", allow_hyphen_values = true)]
-    size: Option<String>,
+    /// File to create, which is overwritten if it exists, and size of the disk, with an optional
+    /// suffix (b, k, M, G, T, P, E: multiples of 1024).
+    #[arg(value_name = "FILENAME [SIZE]", allow_negative_numbers = true)]
+    files: Vec<String>,
 }
 
 /// Creates the image.
 pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
-    let name = &args.filename;
+    let (name, size) = match args.files.as_slice() {
+        [] => return Err(Failure::usage("create", "Expecting image file name")),
+        [name] => (name, None),
+        [name, size] => (name, Some(size)),
+        [_, _, more, ..] => {
+            return Err(Failure::usage("create", format_args!("Unexpected argument: {more}")));
+        }
+    };
     let fail = |error: CreateError| Failure::new(format_args!("{name}: {error}"));
     let max = u64::try_from(i64::MAX).unwrap_or(u64::MAX);
-    let size = match &args.size {
+    let size = match size {
         Some(text) => Some(size_argument("image size", text, 0, max)?),
         None => None,
     };

@@ -52,11 +52,9 @@ impl Session {
             return Err(failed("read", Error::Unsupported));
         }
         let check = pattern.map(|pattern| Check { pattern, start, len: part_len });
-        let (range, image) = self.checked("read", offset, len)?;
-        let data = self.buffers(&[len], UNREAD).map_err(|error| failed("read", error))?;
-        let request = image.read(range, data.clone());
+        let (request, data) = self.send(offset, &[len], UNREAD, BlockBackend::read);
         let described = Described { check, data, ..describe("read", "read", offset, len, &parsed) };
-        self.finish_request(described, flatten(request)).await
+        self.finish_request(described, finish(request)).await
     }
 
     pub(super) async fn readv(&mut self, words: &[&str]) -> Result<(), Failure> {
@@ -67,13 +65,7 @@ impl Session {
 
     pub(super) async fn aio_read(&mut self, words: &[&str]) -> Result<(), Failure> {
         let parsed = sort("aio_read", words, "CP:qrv")?;
-        let (described, request) = match self.prepare_readv(&parsed) {
-            Err(Failure::Line(line)) if line.starts_with("readv failed") => {
-                self.out.line(line);
-                return Ok(());
-            }
-            other => other?,
-        };
+        let (described, request) = self.prepare_readv(&parsed)?;
         self.pending.start(described, request).await;
         Ok(())
     }
@@ -85,11 +77,10 @@ impl Session {
         let pattern = pattern(parsed)?;
         let (offset, lens) = offset_and_lens(parsed)?;
         let len = lens.iter().sum();
-        let (range, image) = self.checked("readv", offset, len)?;
-        let data = self.buffers(&lens, UNREAD).map_err(|error| failed("readv", error))?;
-        let request = flatten(image.read(range, data.clone()));
+        let (request, data) = self.send(offset, &lens, UNREAD, BlockBackend::read);
         let check = pattern.map(|pattern| Check { pattern, start: 0, len });
-        Ok((Described { check, data, ..describe("read", "readv", offset, len, parsed) }, request))
+        let described = describe("read", "readv", offset, len, parsed);
+        Ok((Described { check, data, ..described }, finish(request)))
     }
 
     pub(super) async fn write(&mut self, words: &[&str]) -> Result<(), Failure> {
@@ -116,22 +107,20 @@ impl Session {
         }
         let flags = write_flags(&parsed);
         let described = describe("wrote", "write", offset, len, &parsed);
-        let source = match parsed.value('s') {
-            Some(path) => Some(read_source(path, len)?),
-            None => None,
+        let source = parsed.value('s').map_or(Ok(Vec::new()), |path| read_source(path, len))?;
+        let request = if parsed.has('z') {
+            self.send_bare(offset, len, |image, range| {
+                image.write_zeroes(range, flags, &Cancel::new())
+            })
+        } else {
+            let byte = pattern.unwrap_or(WRITTEN);
+            let (request, _) = self.send(offset, &[len], byte, |image, range, data| {
+                repeat(&source, &data);
+                image.write(range, data, flags)
+            });
+            request
         };
-        let (range, image) = self.checked("write", offset, len)?;
-        if parsed.has('z') {
-            let request = image.write_zeroes(range, flags, &Cancel::new());
-            return self.finish_request(described, flatten(request)).await;
-        }
-        let data = self.buffers(&[len], pattern.unwrap_or(WRITTEN));
-        let data = data.map_err(|error| failed("write", error))?;
-        if let Some(source) = source {
-            repeat(&source, &data);
-        }
-        let request = image.write(range, data, flags);
-        self.finish_request(described, flatten(request)).await
+        self.finish_request(described, finish(request)).await
     }
 
     pub(super) async fn writev(&mut self, words: &[&str]) -> Result<(), Failure> {
@@ -139,12 +128,11 @@ impl Session {
         let pattern = pattern(&parsed)?;
         let (offset, lens) = offset_and_lens(&parsed)?;
         let len = lens.iter().sum();
-        let (range, image) = self.checked("writev", offset, len)?;
-        let data = self.buffers(&lens, pattern.unwrap_or(WRITTEN));
-        let data = data.map_err(|error| failed("writev", error))?;
-        let request = image.write(range, data, write_flags(&parsed));
+        let (byte, flags) = (pattern.unwrap_or(WRITTEN), write_flags(&parsed));
+        let (request, _) =
+            self.send(offset, &lens, byte, |image, range, data| image.write(range, data, flags));
         let described = describe("wrote", "writev", offset, len, &parsed);
-        self.finish_request(described, flatten(request)).await
+        self.finish_request(described, finish(request)).await
     }
 
     pub(super) async fn aio_write(&mut self, words: &[&str]) -> Result<(), Failure> {
@@ -156,7 +144,6 @@ impl Session {
         let refused = match (parsed.has('z'), parsed.has('u'), parsed.has('r')) {
             (true, _, _) if parsed.args.len() != 2 => "-z supports only a single length parameter",
             (false, true, _) => "-u requires -z to be specified",
-            (true, _, _) if parsed.has('P') => "-z and -P cannot be specified at the same time",
             (true, _, true) => "cannot combine zero write with registered I/O buffer",
             _ => "",
         };
@@ -166,22 +153,17 @@ impl Session {
         let (offset, lens) = offset_and_lens(&parsed)?;
         let len = lens.iter().sum();
         let described = describe("wrote", "aio_write", offset, len, &parsed);
-        let (range, image) = match self.checked("aio_write", offset, len) {
-            Err(Failure::Line(line)) => {
-                self.out.line(line);
-                return Ok(());
-            }
-            other => other?,
-        };
-        let flags = write_flags(&parsed);
+        let (byte, flags) = (pattern.unwrap_or(WRITTEN), write_flags(&parsed));
         let request = if parsed.has('z') {
-            image.write_zeroes(range, flags, &Cancel::new())
+            self.send_bare(offset, len, |image, range| {
+                image.write_zeroes(range, flags, &Cancel::new())
+            })
         } else {
-            let data = self.buffers(&lens, pattern.unwrap_or(WRITTEN));
-            image.write(range, data.map_err(|error| failed("aio_write", error))?, flags)
+            let (request, _) = self
+                .send(offset, &lens, byte, |image, range, data| image.write(range, data, flags));
+            request
         };
-        let request = flatten(request);
-        self.pending.start(described, request).await;
+        self.pending.start(described, finish(request)).await;
         Ok(())
     }
 
@@ -194,24 +176,40 @@ impl Session {
         if len > MAX_REQUEST_BYTES {
             return Err(too_long(MAX_REQUEST_BYTES, len_text));
         }
-        let (range, image) = self.checked("discard", offset, len)?;
-        let request = image.discard(range);
+        let request = self.send_bare(offset, len, BlockBackend::discard);
         let described = describe("discard", "discard", offset, len, &parsed);
-        self.finish_request(described, flatten(request)).await
+        self.finish_request(described, finish(request)).await
     }
 
-    /// The range, if it is on the disk: asked before memory is allocated for it.
-    fn checked(
+    /// Makes a request without buffers.
+    fn send_bare(
         &self,
-        verb: &str,
         offset: u64,
         len: u64,
-    ) -> Result<(ByteRange, BlockBackend), Failure> {
-        let image = self.image()?;
+        make: impl FnOnce(&BlockBackend, ByteRange) -> Result<Request>,
+    ) -> Result<Request> {
+        let image = self.image.as_ref().ok_or(Error::Closed)?;
+        // Checked here, before memory is allocated for what cannot be.
         match ByteRange::new(offset, len) {
-            Ok(range) if range.end() <= image.len() => Ok((range, image.clone())),
-            _ => Err(failed(verb, Error::IO)),
+            Ok(range) if range.end() <= image.len() => make(image, range),
+            _ => Err(Error::IO),
         }
+    }
+
+    /// Makes a request with buffers of these lengths, filled with `byte`; gives the buffers too.
+    fn send(
+        &self,
+        offset: u64,
+        lens: &[u64],
+        byte: u8,
+        make: impl FnOnce(&BlockBackend, ByteRange, IoVec) -> Result<Request>,
+    ) -> (Result<Request>, IoVec) {
+        let mut data = IoVec::new();
+        let request = self.send_bare(offset, lens.iter().sum(), |image, range| {
+            data = self.buffers(lens, byte)?;
+            make(image, range, data.clone())
+        });
+        (request, data)
     }
 
     /// Buffers of these lengths, filled with `byte`.
@@ -232,7 +230,7 @@ impl Session {
 }
 
 /// A request that may have been refused at once.
-async fn flatten(request: Result<Request>) -> Result<()> {
+async fn finish(request: Result<Request>) -> Result<()> {
     request?.await
 }
 
@@ -339,7 +337,7 @@ fn read_source(path: &str, len: u64) -> Result<Vec<u8>, Failure> {
     }
 }
 
-/// Fills a vector with `bytes`, over and over.
+/// Fills a vector with `bytes`, over and over; leaves it alone if there are none.
 fn repeat(bytes: &[u8], iov: &IoVec) {
     let mut done = 0;
     while done < iov.len() && !bytes.is_empty() {

@@ -13,17 +13,19 @@ use block_core::proto::mem::MemFactory;
 use block_core::proto::null::NullFactory;
 use block_core::registry::OpenContext;
 use block_core::{Node, OpenFlags, Options, Registry};
+use block_qcow2::Qcow2Factory;
 
 use crate::spec::{SpecError, image_opts, json};
 
 /// Every driver that the tools know.
 pub fn registry() -> Arc<Registry> {
     let registry = Registry::new()
-        .with(RawFactory)
         .with(FileFactory)
         .with(HostDeviceFactory)
         .with(MemFactory)
-        .with(NullFactory);
+        .with(NullFactory)
+        .with(Qcow2Factory)
+        .with(RawFactory);
     Arc::new(registry)
 }
 

@@ -304,7 +304,7 @@ impl fmt::Debug for IoBuf {
 /// The memory of one request: buffers in order, up to four without an allocation.
 #[derive(Clone, Default)]
 pub struct IoVec {
-    bufs: SmallVec<[IoBuf; 4]>,
+    bufs: SmallVec<[IoBuf; 2]>,
     len: usize,
 }
 

@@ -121,11 +121,11 @@ pub enum OpenError {
         error: Error,
     },
     /// Another process holds the lock on the image.
-    #[error("Failed to get \"{lock}\" lock on '{path}'. Is another process using the image?", path = path.display())]
+    #[error("Failed to get {lock} lock on '{path}'. Is another process using the image?", path = path.display())]
     Locked {
         /// The file.
         path: PathBuf,
-        /// Which lock: `write`, `shared "write"`, ...
+        /// Which lock: `"write"`, `shared "write"`, ...
         lock: &'static str,
     },
     /// A request during the opening failed.

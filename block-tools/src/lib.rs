@@ -1,1 +1,9 @@
-//! (to be written)
+//! What `block-img` and `block-io` are made of, as a library: every command can be called and tested
+//! without a process.
+//!
+//! The syntax, output and exit statuses are those that users of `qemu-img` and `qemu-io` know.
+
+pub mod img;
+pub mod io_cmd;
+pub mod open;
+pub mod spec;

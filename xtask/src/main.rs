@@ -1,1 +1,69 @@
-fn main() {}
+//! The harness: one command for everything that is done to the workspace besides writing it.
+//!
+//! It drives cargo, the workspace's own binaries and the peers' tools, and knows no disk format:
+//! whatever it says about an image it has from a tool it ran. It depends on no crate of the
+//! workspace, so that it compiles in seconds and works while the rest does not.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod ci;
+mod demo;
+mod failure;
+mod guest;
+mod peer;
+mod run;
+mod scratch;
+mod setup;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::Result;
+
+/// What is done to the workspace besides writing it.
+#[derive(Parser)]
+#[command(name = "cargo xtask", about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything that must pass: peers, format, tidy, lints, tests, docs, miri, peer, demo.
+    Ci,
+    /// Checks what the compiler does not: module heads, file lengths, dependencies, documents.
+    Tidy,
+    /// Installs the tools that `peer`, `demo` and `bench` compare with, where they are missing.
+    Setup,
+    /// Compares block-img with qemu-img on images that qemu-img makes.
+    Peer(peer::Arguments),
+    /// Makes a compressed image with a backing file, and converts it to raw.
+    Demo(demo::Arguments),
+    /// Measures block-img and block-core beside their peers, interleaved.
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    match dispatch(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("xtask: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<()> {
+    match command {
+        Command::Ci => ci::run(),
+        Command::Tidy => tidy::run(),
+        Command::Setup => setup::peers(&[setup::QEMU, setup::E2FSPROGS]),
+        Command::Peer(arguments) => peer::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
+    }
+}

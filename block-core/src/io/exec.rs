@@ -24,6 +24,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::park::Parker;
+use super::thread::Entered;
 
 /// Where a thread's detached tasks go.
 pub trait Spawn: Send + Sync {
@@ -67,7 +68,8 @@ pub fn spawn_detached(task: BoxFuture<'static, ()>) {
 ///
 /// Tasks that are not done when `future` is move to the background thread.
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    let executor = Executor::new();
+    let thread = Entered::new();
+    let executor = Executor::new(Arc::clone(thread.parker()));
     let _entered = enter(executor.clone());
     let _closing = CloseOnDrop(&executor);
     let mut future = pin!(future);
@@ -81,8 +83,10 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
         {
             return output;
         }
-        if !executor.run_ready() && !main.woken.load(Ordering::Acquire) {
-            executor.parker.park();
+        if executor.run_ready() || main.woken.load(Ordering::Acquire) {
+            thread.tick();
+        } else {
+            thread.sleep();
         }
     }
 }
@@ -111,12 +115,8 @@ struct Queue {
 }
 
 impl Executor {
-    fn new() -> Arc<Self> {
-        Arc::new_cyclic(|this| Self {
-            queue: Mutex::default(),
-            parker: Arc::default(),
-            this: this.clone(),
-        })
+    fn new(parker: Arc<Parker>) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self { queue: Mutex::default(), parker, this: this.clone() })
     }
 
     /// Queues `task` here, or on the background thread once this one is closed.
@@ -247,7 +247,7 @@ struct Background {
 fn background() -> &'static Background {
     static BACKGROUND: OnceLock<Background> = OnceLock::new();
     BACKGROUND.get_or_init(|| {
-        let executor = Executor::new();
+        let executor = Executor::new(Arc::default());
         executor.queue.lock().closed = true;
         Background { executor, running: Mutex::new(false) }
     })
@@ -273,10 +273,13 @@ fn push_to_background(task: Arc<Task>) {
 }
 
 fn run_forever(executor: &Arc<Executor>) {
+    let thread = Entered::at(Arc::clone(&executor.parker));
     let _entered = enter(executor.clone());
     loop {
-        if !executor.run_ready() {
-            executor.parker.park();
+        if executor.run_ready() {
+            thread.tick();
+        } else {
+            thread.sleep();
         }
     }
 }

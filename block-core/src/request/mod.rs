@@ -47,17 +47,20 @@ use crate::io::exec::spawn_detached;
 use crate::node::Node;
 use crate::range::ByteRange;
 
-use tracked::Ticket;
+use tracked::Place;
 
 /// A request: a future of its result. Does nothing until polled; see the module for what dropping does.
 #[must_use = "a request does nothing until it is polled"]
 pub struct Request {
+    node: Node,
+    /// Its memory is taken when it starts.
+    op: Op,
     state: State,
 }
 
 enum State {
     /// Not polled yet.
-    New(Node, Op),
+    New,
     /// In the driver, by the fast path.
     Driver(BoxFuture<'static, Result<()>>, InFlight),
     /// On the way through the steps.
@@ -78,45 +81,47 @@ pub(crate) enum Op {
 
 /// What there is to do when the driver is done with a fast request.
 struct InFlight {
-    node: Node,
+    place: Place,
     /// For a write: what it wrote, and how.
     written: Option<(ByteRange, RequestFlags)>,
-    _ticket: Ticket,
 }
 
 impl InFlight {
     /// Step 8, whatever the result: a failed write may have changed something.
-    fn finish(self) {
+    fn finish(&self, node: &Node) {
         if let Some((range, flags)) = self.written {
-            self.node.finish_write(range, flags);
+            node.finish_write(range, flags);
         }
+        node.tracker().end(&self.place);
     }
 }
 
 impl Request {
     pub(crate) fn new(node: &Node, op: Op) -> Self {
-        Self { state: State::New(node.clone(), op) }
+        Self { node: node.clone(), op, state: State::New }
     }
 
-    /// Steps 1 to 5 for a request that needs none of them; the operation again if it does.
-    fn start(node: Node, op: Op) -> State {
-        let started = match &op {
-            Op::Read { range, iov, flags } => read::fast(&node, *range, iov, *flags),
-            Op::Write { range, iov, flags } => write::fast(&node, *range, iov, *flags),
-            _ => None,
-        };
-        match (started, op) {
-            (Some(ticket), Op::Read { range, iov, .. }) => {
-                let driver = Arc::clone(node.driver()).preadv(range, iov);
-                State::Driver(driver, InFlight { node, written: None, _ticket: ticket })
+    /// To the driver at once if the request needs none of the steps before it; else on its way.
+    fn start(&mut self) -> State {
+        let driver = self.node.driver();
+        match &mut self.op {
+            Op::Read { range, iov, flags } => {
+                if let Some(place) = read::fast(&self.node, *range, iov, *flags) {
+                    let future = Arc::clone(driver).preadv(*range, std::mem::take(iov));
+                    return State::Driver(future, InFlight { place, written: None });
+                }
             }
-            (Some(ticket), Op::Write { range, iov, flags }) => {
-                let driver = Arc::clone(node.driver()).pwritev(range, iov, flags);
-                let written = Some((range, flags));
-                State::Driver(driver, InFlight { node, written, _ticket: ticket })
+            Op::Write { range, iov, flags } => {
+                if let Some(place) = write::fast(&self.node, *range, iov, *flags) {
+                    let written = Some((*range, *flags));
+                    let future = Arc::clone(driver).pwritev(*range, std::mem::take(iov), *flags);
+                    return State::Driver(future, InFlight { place, written });
+                }
             }
-            (_, op) => State::Steps(Box::pin(steps(node, op))),
+            _ => {}
         }
+        let op = std::mem::replace(&mut self.op, Op::Flush);
+        State::Steps(Box::pin(steps(self.node.clone(), op)))
     }
 }
 
@@ -138,21 +143,20 @@ impl Future for Request {
     type Output = Result<()>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        if let State::New(..) = self.state
-            && let State::New(node, op) = std::mem::replace(&mut self.state, State::Done)
-        {
-            self.state = Self::start(node, op);
+        let this = &mut *self;
+        if let State::New = this.state {
+            this.state = this.start();
         }
-        let result = match &mut self.state {
+        let result = match &mut this.state {
             State::Driver(future, _) | State::Steps(future) => {
                 std::task::ready!(future.as_mut().poll(cx))
             }
-            State::New(..) | State::Done => unreachable!("polled after its result was given"),
+            State::New | State::Done => unreachable!("polled after its result was given"),
         };
         // The driver's future goes first: it may hold the caller's memory.
-        if let State::Driver(future, in_flight) = std::mem::replace(&mut self.state, State::Done) {
+        if let State::Driver(future, in_flight) = std::mem::replace(&mut this.state, State::Done) {
             drop(future);
-            in_flight.finish();
+            in_flight.finish(&this.node);
         }
         Poll::Ready(result)
     }
@@ -161,12 +165,15 @@ impl Future for Request {
 impl Drop for Request {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.state, State::Done) {
-            State::New(..) | State::Done => {}
-            State::Driver(future, in_flight) => spawn_detached(Box::pin(async move {
-                // Nobody is left to hear of an error; a lost write shows at the next flush.
-                let _ = future.await;
-                in_flight.finish();
-            })),
+            State::New | State::Done => {}
+            State::Driver(future, in_flight) => {
+                let node = self.node.clone();
+                spawn_detached(Box::pin(async move {
+                    // Nobody is left to hear of an error; a lost write shows at the next flush.
+                    let _ = future.await;
+                    in_flight.finish(&node);
+                }));
+            }
             State::Steps(future) => spawn_detached(Box::pin(async move {
                 let _ = future.await;
             })),

@@ -9,15 +9,15 @@ use crate::range::{ByteRange, to_u64, to_usize};
 
 use super::fragment;
 use super::pad::Padding;
-use super::tracked::{Claim, Ticket};
+use super::tracked::{Claim, Place};
 
-/// A ticket, if the driver takes the read as it is.
+/// A place among the tracked requests, if the driver takes the read as it is.
 pub(super) fn fast(
     node: &Node,
     range: ByteRange,
     iov: &IoVec,
     flags: RequestFlags,
-) -> Option<Ticket> {
+) -> Option<Place> {
     let facts = node.facts();
     let limits = &facts.limits;
     let fits = flags.is_empty()
@@ -27,7 +27,7 @@ pub(super) fn fast(
         && range.is_aligned(limits.request_alignment)
         && limits.max_transfer.is_none_or(|max| range.len() <= max)
         && fragment::suits(limits, iov);
-    if fits { node.tracker().try_begin(Claim::shared(range)) } else { None }
+    if fits { node.tracker().try_enter(Claim::shared(range)) } else { None }
 }
 
 pub(super) async fn read(

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
 use crate::range::ByteRange;
@@ -50,7 +49,8 @@ pub(crate) struct Tracker {
 #[derive(Default)]
 struct State {
     next_number: u64,
-    slots: Vec<Option<Entry>>,
+    slots: Vec<Slot>,
+    /// Indices of the slots that hold no request.
     free: Vec<usize>,
     in_flight: usize,
     serialising: usize,
@@ -61,34 +61,61 @@ struct State {
     drainers: Vec<Waker>,
 }
 
-struct Entry {
+/// One request, or room for one.
+struct Slot {
+    /// Number of the request; [`FREE`] if there is none.
     number: u64,
     claim: Claim,
-    waiters: SmallVec<[Waker; 1]>,
+    waiters: Vec<Waker>,
 }
 
-/// A request's place in the list; leaves it when dropped.
-pub(crate) struct Ticket {
-    tracker: Arc<Tracker>,
+/// Number of a slot without a request: younger than every request.
+const FREE: u64 = u64::MAX;
+
+/// A request's place in the list, to be given to [`Tracker::end`].
+#[must_use]
+pub(crate) struct Place {
     slot: usize,
     number: u64,
 }
 
+/// A [`Place`] that ends when dropped.
+pub(crate) struct Ticket {
+    tracker: Arc<Tracker>,
+    place: Place,
+}
+
 impl Tracker {
     /// Enters a request that need not wait for anything; `None` if it must.
-    pub(crate) fn try_begin(self: &Arc<Self>, claim: Claim) -> Option<Ticket> {
+    pub(crate) fn try_enter(&self, claim: Claim) -> Option<Place> {
         let mut state = self.state.lock();
-        if state.drains > 0 || state.blocker(claim, u64::MAX).is_some() {
+        if state.drains > 0 || state.blocker(claim, FREE).is_some() {
             return None;
         }
-        let (slot, number) = state.enter(claim);
+        Some(state.enter(claim))
+    }
+
+    /// Takes a request off the list and wakes who waits for it.
+    pub(crate) fn end(&self, place: &Place) {
+        let mut state = self.state.lock();
+        let slot = &mut state.slots[place.slot];
+        slot.number = FREE;
+        let serialising = slot.claim.serialising;
+        let waiters = std::mem::take(&mut slot.waiters);
+        state.free.push(place.slot);
+        state.in_flight -= 1;
+        state.serialising -= usize::from(serialising);
+        let drainers =
+            if state.in_flight == 0 { std::mem::take(&mut state.drainers) } else { Vec::new() };
         drop(state);
-        Some(Ticket { tracker: Arc::clone(self), slot, number })
+        if !(waiters.is_empty() && drainers.is_empty()) {
+            waiters.into_iter().chain(drainers).for_each(Waker::wake);
+        }
     }
 
     /// Enters a request, and waits for the end of a drain and of older conflicting requests.
     pub(crate) async fn begin(self: &Arc<Self>, claim: Claim) -> Ticket {
-        let (slot, number) = std::future::poll_fn(|cx| {
+        let place = std::future::poll_fn(|cx| {
             let mut state = self.state.lock();
             if state.drains > 0 {
                 state.queued.push(cx.waker().clone());
@@ -97,14 +124,15 @@ impl Tracker {
             Poll::Ready(state.enter(claim))
         })
         .await;
-        let ticket = Ticket { tracker: Arc::clone(self), slot, number };
+        let ticket = Ticket { tracker: Arc::clone(self), place };
         ticket.wait(claim).await;
         ticket
     }
 
     /// [`Tracker::begin`], or `Busy` where it would wait for another request.
     pub(crate) fn begin_or_busy(self: &Arc<Self>, claim: Claim) -> Result<Ticket> {
-        self.try_begin(claim).ok_or(Error::Busy)
+        let place = self.try_enter(claim).ok_or(Error::Busy)?;
+        Ok(Ticket { tracker: Arc::clone(self), place })
     }
 
     /// Keeps new requests out until [`Tracker::drain_end`]. Counts.
@@ -136,32 +164,34 @@ impl Tracker {
 }
 
 impl State {
-    fn enter(&mut self, claim: Claim) -> (usize, u64) {
+    fn enter(&mut self, claim: Claim) -> Place {
         let number = self.next_number;
         self.next_number += 1;
         self.in_flight += 1;
         self.serialising += usize::from(claim.serialising);
-        let entry = Some(Entry { number, claim, waiters: SmallVec::new() });
-        match self.free.pop() {
+        let slot = match self.free.pop() {
             Some(slot) => {
-                self.slots[slot] = entry;
-                (slot, number)
+                let room = &mut self.slots[slot];
+                room.number = number;
+                room.claim = claim;
+                slot
             }
             None => {
-                self.slots.push(entry);
-                (self.slots.len() - 1, number)
+                self.slots.push(Slot { number, claim, waiters: Vec::new() });
+                self.slots.len() - 1
             }
-        }
+        };
+        Place { slot, number }
     }
 
-    /// An older request than `number` that conflicts with `claim`.
-    fn blocker(&mut self, claim: Claim, number: u64) -> Option<&mut Entry> {
+    /// The oldest request before `number` that conflicts with `claim`.
+    fn blocker(&mut self, claim: Claim, number: u64) -> Option<&mut Slot> {
         // The request itself may be the one that is serialising: it is never older than itself.
         if self.serialising == 0 && !claim.serialising {
             return None;
         }
-        let entries = self.slots.iter_mut().flatten();
-        entries.filter(|e| e.number < number && e.claim.conflicts(claim)).min_by_key(|e| e.number)
+        let older = self.slots.iter_mut().filter(|s| s.number < number);
+        older.filter(|s| s.claim.conflicts(claim)).min_by_key(|s| s.number)
     }
 }
 
@@ -169,7 +199,7 @@ impl Ticket {
     async fn wait(&self, claim: Claim) {
         std::future::poll_fn(|cx| {
             let mut state = self.tracker.state.lock();
-            match state.blocker(claim, self.number) {
+            match state.blocker(claim, self.place.number) {
                 None => Poll::Ready(()),
                 Some(blocker) => {
                     blocker.waiters.push(cx.waker().clone());
@@ -183,15 +213,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut state = self.tracker.state.lock();
-        let Some(entry) = state.slots[self.slot].take() else { return };
-        state.free.push(self.slot);
-        state.in_flight -= 1;
-        state.serialising -= usize::from(entry.claim.serialising);
-        let drainers =
-            if state.in_flight == 0 { std::mem::take(&mut state.drainers) } else { Vec::new() };
-        drop(state);
-        entry.waiters.into_iter().chain(drainers).for_each(Waker::wake);
+        self.tracker.end(&self.place);
     }
 }
 
@@ -208,11 +230,11 @@ mod tests {
     #[test]
     fn a_younger_request_waits_behind_a_waiting_older_one() {
         let tracker = Arc::new(Tracker::default());
-        let read = tracker.try_begin(Claim::shared(range(0, 10))).unwrap();
+        let read = tracker.begin_or_busy(Claim::shared(range(0, 10))).unwrap();
         let mut rmw = Box::pin(tracker.begin(Claim::serialising(range(5, 10))));
         assert!(rmw.as_mut().now_or_never().is_none());
         // Overlaps only the waiting one: it must not overtake it.
-        assert!(tracker.try_begin(Claim::shared(range(12, 1))).is_none());
+        assert!(tracker.begin_or_busy(Claim::shared(range(12, 1))).is_err());
         let mut late = Box::pin(tracker.begin(Claim::shared(range(12, 1))));
         assert!(late.as_mut().now_or_never().is_none());
         drop(read);
@@ -226,8 +248,8 @@ mod tests {
     #[test]
     fn plain_overlapping_requests_do_not_wait() {
         let tracker = Arc::new(Tracker::default());
-        let first = tracker.try_begin(Claim::shared(range(0, 10))).unwrap();
-        assert!(tracker.try_begin(Claim::shared(range(0, 10))).is_some());
+        let first = tracker.begin_or_busy(Claim::shared(range(0, 10))).unwrap();
+        assert!(tracker.begin_or_busy(Claim::shared(range(0, 10))).is_ok());
         assert_eq!(tracker.begin_or_busy(Claim::serialising(range(9, 1))).err(), Some(Error::Busy));
         drop(first);
         assert!(tracker.begin_or_busy(Claim::serialising(range(9, 1))).is_ok());
@@ -236,18 +258,18 @@ mod tests {
     #[test]
     fn a_waiter_that_is_dropped_leaves_the_list() {
         let tracker = Arc::new(Tracker::default());
-        let first = tracker.try_begin(Claim::serialising(range(0, 10))).unwrap();
+        let first = tracker.begin_or_busy(Claim::serialising(range(0, 10))).unwrap();
         let mut waiting = Box::pin(tracker.begin(Claim::serialising(range(0, 10))));
         assert!(waiting.as_mut().now_or_never().is_none());
         drop(waiting);
         drop(first);
-        assert!(tracker.try_begin(Claim::shared(range(0, 1))).is_some());
+        assert!(tracker.begin_or_busy(Claim::shared(range(0, 1))).is_ok());
     }
 
     #[test]
     fn a_drain_waits_for_requests_and_holds_new_ones() {
         let tracker = Arc::new(Tracker::default());
-        let first = tracker.try_begin(Claim::shared(range(0, 1))).unwrap();
+        let first = tracker.begin_or_busy(Claim::shared(range(0, 1))).unwrap();
         tracker.drain_begin();
         let mut idle = Box::pin(tracker.idle());
         assert!(idle.as_mut().now_or_never().is_none());

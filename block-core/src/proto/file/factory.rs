@@ -1,0 +1,134 @@
+//! Options of `file` and `host_device`: `filename`, `aio`, `locking`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::FileDriver;
+use super::lock::{Claims, ImageLock, Locking};
+use super::reopen::claims_of;
+use super::source::{Access, FileKind, Source, refused};
+use crate::driver::BlockDriver;
+use crate::error::{OpenError, Problem};
+use crate::io::{Engine, pool};
+use crate::options::Options;
+use crate::registry::{DriverFactory, OpenContext};
+
+/// Opens `file`: a regular file or, named by its path alone, a device.
+pub struct FileFactory;
+
+/// Opens `host_device`: a device, and nothing else.
+pub struct HostDeviceFactory;
+
+#[async_trait]
+impl DriverFactory for FileFactory {
+    fn name(&self) -> &'static str {
+        "file"
+    }
+
+    fn schemes(&self) -> &'static [&'static str] {
+        &["file"]
+    }
+
+    async fn open(
+        &self,
+        options: Options,
+        context: OpenContext,
+    ) -> Result<Arc<dyn BlockDriver>, OpenError> {
+        Ok(Arc::new(open("file:", options, &context).await?))
+    }
+}
+
+#[async_trait]
+impl DriverFactory for HostDeviceFactory {
+    fn name(&self) -> &'static str {
+        "host_device"
+    }
+
+    fn schemes(&self) -> &'static [&'static str] {
+        &["host_device"]
+    }
+
+    async fn open(
+        &self,
+        options: Options,
+        context: OpenContext,
+    ) -> Result<Arc<dyn BlockDriver>, OpenError> {
+        let driver = open("host_device:", options, &context).await?;
+        if driver.kind != FileKind::Device {
+            return Err(refused(&driver.path, crate::error::Error::Os(libc::ENOTBLK)));
+        }
+        Ok(Arc::new(driver))
+    }
+}
+
+async fn open(
+    scheme: &str,
+    mut options: Options,
+    context: &OpenContext,
+) -> Result<FileDriver, OpenError> {
+    let filename = options.take("filename").ok_or_else(|| OpenError::Option {
+        option: "filename".to_owned(),
+        problem: Problem::Missing,
+    })?;
+    let path = PathBuf::from(filename.strip_prefix(scheme).unwrap_or(&filename));
+    let engine = take_engine(&mut options)?;
+    let locking = take_locking(&mut options)?;
+    options.finish()?;
+    let flags = context.flags;
+    let access = Access { writable: flags.writable, direct: flags.direct };
+    // Who writes cannot let others do as they please.
+    let claims = if flags.force_share && !access.writable {
+        Claims::ANYTHING_GOES
+    } else {
+        claims_of(access)
+    };
+    let shown = path.clone();
+    let opened =
+        pool::run(move || Ok(open_blocking(filename, path, engine, access, locking, claims)));
+    opened.await.unwrap_or_else(|error| Err(refused(&shown, error)))
+}
+
+fn open_blocking(
+    filename: String,
+    path: PathBuf,
+    engine: Engine,
+    access: Access,
+    locking: Locking,
+    claims: Claims,
+) -> Result<FileDriver, OpenError> {
+    let source = Source::open(&path, access)?;
+    let lock_fd = source.fd.try_clone().map_err(|err| refused(&path, err.into()))?;
+    let lock = ImageLock::acquire(lock_fd, &path, locking, claims)?;
+    let shown = path.clone();
+    FileDriver::new(filename, path, engine, source, lock).map_err(|error| refused(&shown, error))
+}
+
+fn take_engine(options: &mut Options) -> Result<Engine, OpenError> {
+    match options.take("aio").as_deref() {
+        None => Ok(Engine::best()),
+        Some("threads") => Ok(Engine::Threads),
+        // What `native` stands for elsewhere is an older interface to the same.
+        Some("native") => Ok(Engine::best()),
+        Some("io_uring") if Engine::IoUring.is_available() => Ok(Engine::IoUring),
+        Some("io_uring") => Err(OpenError::Unsupported {
+            driver: "file",
+            what: "aio=io_uring (the system refuses it)",
+        }),
+        Some(_) => Err(unknown("aio")),
+    }
+}
+
+fn take_locking(options: &mut Options) -> Result<Locking, OpenError> {
+    match options.take("locking").as_deref() {
+        None | Some("auto") => Ok(Locking::Auto),
+        Some("on") => Ok(Locking::On),
+        Some("off") => Ok(Locking::Off),
+        Some(_) => Err(unknown("locking")),
+    }
+}
+
+fn unknown(option: &str) -> OpenError {
+    OpenError::Option { option: option.to_owned(), problem: Problem::Unknown }
+}

@@ -1,0 +1,14 @@
+//! Drivers for tests: [`mem`] checks what arrives and tears writes; the taps sit on any driver and
+//! see every request of its node: [`record`] notes them, [`hold`] stops them, [`fault`] fails them,
+//! [`watch`] reports them to [`model::overlap`](crate::model::overlap). [`verify`] mirrors two nodes.
+
+pub mod fault;
+pub mod hold;
+pub mod mem;
+pub mod record;
+pub mod tap;
+pub mod verify;
+pub mod watch;
+
+pub use mem::{MemConfig, MemDisk};
+pub use tap::{Call, Kind, Tap, Tapped, Verdict};

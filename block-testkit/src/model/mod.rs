@@ -1,0 +1,5 @@
+//! Reference models: slow, obvious, and independent of the code that they judge.
+
+pub mod bitmap;
+pub mod disk;
+pub mod overlap;

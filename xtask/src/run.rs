@@ -1,0 +1,155 @@
+//! Running programs: cargo, the workspace's binaries, the peers' tools.
+//!
+//! Standard input is always closed, so that nothing ever waits for an answer.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::failure::{Failure, Result};
+
+/// The workspace's root directory.
+pub(crate) fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// A command with standard input closed, run in the workspace's root unless said otherwise.
+pub(crate) fn command(program: impl Into<OsString>) -> Command {
+    let mut command = Command::new(program.into());
+    command.stdin(Stdio::null()).current_dir(root());
+    command
+}
+
+/// The cargo that runs this program.
+pub(crate) fn cargo() -> Command {
+    command(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Runs to a successful end; the program writes to our standard output and error.
+pub(crate) fn succeed(command: &mut Command) -> Result<()> {
+    let status = command.status().map_err(start(command))?;
+    check(command, status, &[])
+}
+
+/// Runs to a successful end, and returns what the program wrote to standard output.
+pub(crate) fn stdout(command: &mut Command) -> Result<String> {
+    let output = output(command)?;
+    check(command, output.status, &output.stderr)?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// [`stdout`], as JSON.
+pub(crate) fn json(command: &mut Command) -> Result<Value> {
+    let text = stdout(command)?;
+    serde_json::from_str(&text).map_err(|error| Failure::Output {
+        command: line(command),
+        problem: format!("no JSON: {error}"),
+    })
+}
+
+/// Runs to its end, however that is, and returns everything.
+pub(crate) fn output(command: &mut Command) -> Result<Output> {
+    command.output().map_err(start(command))
+}
+
+/// Whether a program can be started and likes its arguments.
+pub(crate) fn works(program: &str, arguments: &[&str]) -> bool {
+    let mut command = command(program);
+    command.args(arguments);
+    command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// The command as a line that can be typed.
+pub(crate) fn line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words
+        .map(|word| match word.to_string_lossy() {
+            word if word.is_empty() || word.contains(' ') => format!("'{word}'"),
+            word => word.into_owned(),
+        })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Builds a binary of the workspace for release, and returns where cargo says it is.
+pub(crate) fn release_binary(package: &str, name: &str) -> Result<PathBuf> {
+    let mut build = cargo();
+    build.args(["build", "--release", "--package", package, "--bin", name]);
+    build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
+    let messages = stdout(&mut build)?;
+    executable(&messages, name).ok_or_else(|| Failure::Output {
+        command: line(&build),
+        problem: format!("no executable {name}"),
+    })
+}
+
+/// The executable of this name in the messages of `cargo build`.
+fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut ours = messages.filter(|message| message["target"]["name"] == name);
+    ours.find_map(|message| message["executable"].as_str().map(PathBuf::from))
+}
+
+fn start(command: &Command) -> impl FnOnce(std::io::Error) -> Failure + use<> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    move |source| Failure::Start { program, source }
+}
+
+fn check(command: &Command, status: ExitStatus, stderr: &[u8]) -> Result<()> {
+    if status.success() {
+        return Ok(());
+    }
+    Err(Failure::Exit {
+        command: line(command),
+        status: status.to_string(),
+        stderr: String::from_utf8_lossy(stderr).into_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failing_program_is_a_failure_with_its_standard_error() {
+        let failure = stdout(command("sh").args(["-c", "echo oh >&2; exit 3"])).unwrap_err();
+        let text = failure.to_string();
+        assert!(text.contains("oh") && text.contains('3'), "{text}");
+    }
+
+    #[test]
+    fn a_program_that_does_not_exist_is_named() {
+        let failure = succeed(&mut command("no-such-program")).unwrap_err();
+        assert!(failure.to_string().contains("no-such-program"));
+        assert!(!works("no-such-program", &[]));
+    }
+
+    #[test]
+    fn output_that_is_no_json_is_a_failure() {
+        assert!(json(command("echo").arg("{")).is_err());
+        assert_eq!(json(command("echo").arg("{\"a\": 1}")).unwrap()["a"], 1);
+    }
+
+    #[test]
+    fn an_executable_is_where_cargo_says() {
+        let messages = "{\"target\":{\"name\":\"a\"},\"executable\":null}\n\
+                        {\"target\":{\"name\":\"b\"},\"executable\":\"x/b\"}\n\
+                        {\"target\":{\"name\":\"a\"},\"executable\":\"x/a\"}\n";
+        assert_eq!(executable(messages, "a"), Some(PathBuf::from("x/a")));
+        assert_eq!(executable(messages, "c"), None);
+    }
+
+    #[test]
+    fn a_line_can_be_typed() {
+        let mut command = command("echo");
+        assert_eq!(line(command.args(["a b", "c"])), "echo 'a b' c");
+    }
+}

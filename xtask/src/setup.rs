@@ -1,0 +1,117 @@
+//! The peers' tools: are they there, and if not, can the system's package manager bring them?
+
+use crate::failure::{Failure, Result};
+use crate::run;
+
+/// A tool of somebody else that the harness compares with.
+#[derive(Copy, Clone)]
+pub(crate) struct Peer {
+    /// Programs that must start with `--version` or `-V`.
+    programs: &'static [&'static str],
+    version_option: &'static str,
+    /// Its package in Debian and Ubuntu.
+    package: &'static str,
+    /// What it is called elsewhere.
+    elsewhere: &'static str,
+}
+
+/// qemu-img and qemu-io.
+pub(crate) const QEMU: Peer = Peer {
+    programs: &["qemu-img", "qemu-io"],
+    version_option: "--version",
+    package: "qemu-utils",
+    elsewhere: "qemu-img in Fedora and Arch Linux, qemu-tools in openSUSE, qemu-img in Alpine",
+};
+
+/// mke2fs, which fills the file system that conversions are measured on.
+pub(crate) const E2FSPROGS: Peer = Peer {
+    programs: &["mke2fs"],
+    version_option: "-V",
+    package: "e2fsprogs",
+    elsewhere: "e2fsprogs nearly everywhere",
+};
+
+impl Peer {
+    /// The first of its programs that does not start.
+    fn missing(&self) -> Option<&'static str> {
+        let absent = |program: &&&str| !run::works(program, &[self.version_option]);
+        self.programs.iter().find(absent).copied()
+    }
+}
+
+/// Makes sure that `peers` are installed, by apt-get where they are not.
+pub(crate) fn peers(peers: &[Peer]) -> Result<()> {
+    let missing: Vec<Peer> =
+        peers.iter().filter(|peer| peer.missing().is_some()).copied().collect();
+    if !missing.is_empty() {
+        install(&missing)?;
+    }
+    for peer in peers {
+        if let Some(program) = peer.missing() {
+            return Err(absent(peer, program));
+        }
+    }
+    Ok(())
+}
+
+fn install(peers: &[Peer]) -> Result<()> {
+    let Some(prefix) = apt_prefix() else {
+        return Ok(()); // The caller finds the program still missing, and says how to get it.
+    };
+    let packages: Vec<&str> = peers.iter().map(|peer| peer.package).collect();
+    println!("installing {}", packages.join(" "));
+    let apt = |arguments: &[&str]| {
+        let words: Vec<&str> = prefix
+            .iter()
+            .chain(&["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y"])
+            .chain(arguments)
+            .copied()
+            .collect();
+        let mut command = run::command(words[0]);
+        run::succeed(command.args(&words[1..]))
+    };
+    apt(&["update"])?;
+    let mut install = vec!["install", "--no-install-recommends"];
+    install.extend(packages);
+    apt(&install)
+}
+
+/// What must stand before `apt-get`: nothing for root, `sudo` where it asks no password.
+fn apt_prefix() -> Option<&'static [&'static str]> {
+    if !run::works("apt-get", &["--version"]) {
+        None
+    } else if run::works("sh", &["-c", "test \"$(id -u)\" = 0"]) {
+        Some(&[])
+    } else if run::works("sudo", &["-n", "true"]) {
+        Some(&["sudo", "-n"])
+    } else {
+        None
+    }
+}
+
+fn absent(peer: &Peer, program: &'static str) -> Failure {
+    let hint = format!(
+        "install the package {} (Debian, Ubuntu; elsewhere: {})",
+        peer.package, peer.elsewhere
+    );
+    Failure::Missing { program, hint }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ABSENT: Peer = Peer {
+        programs: &["true", "no-such-program"],
+        version_option: "--version",
+        package: "no-such-package",
+        elsewhere: "nothing",
+    };
+
+    #[test]
+    fn a_missing_program_is_named_with_its_package() {
+        assert_eq!(ABSENT.missing(), Some("no-such-program"));
+        let text = absent(&ABSENT, "no-such-program").to_string();
+        assert!(text.contains("no-such-program") && text.contains("no-such-package"));
+    }
+}

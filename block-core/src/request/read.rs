@@ -23,11 +23,19 @@ pub(super) fn fast(
     let fits = flags.is_empty()
         && !range.is_empty()
         && to_u64(iov.len()) == range.len()
-        && range.end() <= node.len()
         && range.is_aligned(limits.request_alignment)
         && limits.max_transfer.is_none_or(|max| range.len() <= max)
         && fragment::suits(limits, iov);
-    if fits { node.tracker().try_enter(Claim::shared(range)) } else { None }
+    if !fits {
+        return None;
+    }
+    let place = node.tracker().try_enter(Claim::shared(range))?;
+    // The length is looked at from the place: a truncate is serialising.
+    if range.end() <= node.len() {
+        return Some(place);
+    }
+    node.tracker().end(&place);
+    None
 }
 
 pub(super) async fn read(

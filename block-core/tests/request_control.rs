@@ -195,6 +195,26 @@ fn the_write_threshold_is_reported_once() {
     });
 }
 
+#[test]
+fn a_node_whose_driver_finds_corruption_takes_no_more_writes() {
+    Exec::run(1, |_| async move {
+        let (disk, node) = node_of(&shape("sectors"));
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&events);
+        node.on_event(move |event| seen.lock().push(event));
+        let range = span(0, 512);
+        node.write(range, data(&node, 1, range), NONE).await.unwrap();
+        let corrupted = NodeEvent::Corrupted { what: "L2 entry", value: 7 };
+        disk.report(corrupted);
+        assert_eq!(*events.lock(), [corrupted]);
+        assert!(node.is_read_only());
+        let written = node.write(range, data(&node, 2, range), NONE).await;
+        assert_eq!(written, Err(Error::ReadOnly));
+        assert_eq!(node.write_zeroes(range, NONE).await, Err(Error::ReadOnly));
+        assert_eq!(node.read(range, buffer(&node, range)).await, Ok(()));
+    });
+}
+
 fn bitmap(node: &Node) -> BitmapId {
     node.dirty_bitmaps().create(Some("test"), Granularity::MIN).unwrap()
 }

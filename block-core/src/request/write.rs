@@ -86,8 +86,10 @@ pub(super) async fn write(
     if range.is_empty() {
         return Ok(());
     }
-    // A growing write that may have to cut off its own padding owns everything behind it.
-    let grows = || grows_to_a_ragged_end(node, range);
+    // A growing write that may have to cut off its own padding owns everything behind it, and so does
+    // one that may become a growing zero write.
+    let detects = node.options().detect_zeroes != DetectZeroes::Off;
+    let grows = || grows_to_a_ragged_end(node, range) || (detects && range.end() > node.len());
     let (_ticket, ragged) = begin(node, range, flags, grows).await?;
     check(node, range, flags)?;
     let detected = is_detected_zero(node, &iov, unaligned);

@@ -17,7 +17,6 @@ fn fits(node: &Node, range: ByteRange, iov: &IoVec) -> bool {
     let limits = &facts.limits;
     !range.is_empty()
         && to_u64(iov.len()) == range.len()
-        && range.end() <= node.len()
         && range.is_aligned(limits.request_alignment)
         && limits.max_transfer.is_none_or(|max| range.len() <= max)
         && fragment::suits(limits, iov)
@@ -30,11 +29,16 @@ pub(super) fn fast(
     iov: &IoVec,
     flags: RequestFlags,
 ) -> Option<Place> {
-    if flags.is_empty() && fits(node, range, iov) {
-        node.tracker().try_enter(Claim::shared(range))
-    } else {
-        None
+    if !(flags.is_empty() && fits(node, range, iov)) {
+        return None;
     }
+    let place = node.tracker().try_enter(Claim::shared(range))?;
+    // The length is looked at from the place: a truncate is serialising.
+    if range.end() <= node.len() {
+        return Some(place);
+    }
+    node.tracker().end(&place);
+    None
 }
 
 impl Node {
@@ -45,6 +49,10 @@ impl Node {
             return None;
         }
         let _inline = self.tracker().try_inline()?;
+        // As above.
+        if range.end() > self.len() {
+            return None;
+        }
         self.driver().read_now(range, iov)
     }
 }

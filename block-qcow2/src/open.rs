@@ -11,6 +11,7 @@ use block_core::driver::BlockDriver;
 use block_core::error::Problem;
 use block_core::registry::{DriverFactory, OpenContext};
 use block_core::{ByteRange, Node, OpenError, Options};
+use futures::future::BoxFuture;
 
 use crate::cache::{Cache, CacheSize};
 use crate::compress::inflate::Inflater;
@@ -69,9 +70,9 @@ impl DriverFactory for Qcow2Factory {
             return Err(not_supported(WRITING));
         }
         // The chain below opens while this waits, so little is kept on the stack meanwhile.
-        let prepared = Box::pin(Prepared::new(options, context)).await?;
-        let data = Box::pin(prepared.open_data()).await?;
-        let backing = prepared.open_backing().await?;
+        let prepared = Prepared::boxed(options, context).await?;
+        let data = prepared.data().await?;
+        let backing = prepared.backing().await?;
         prepared.finish(data, backing)
     }
 }
@@ -145,6 +146,21 @@ struct Prepared {
 }
 
 impl Prepared {
+    fn boxed(
+        options: Options,
+        context: OpenContext,
+    ) -> BoxFuture<'static, Result<Box<Self>, OpenError>> {
+        Box::pin(Self::new(options, context))
+    }
+
+    fn data(&self) -> BoxFuture<'_, Result<Option<Node>, OpenError>> {
+        Box::pin(self.open_data())
+    }
+
+    fn backing(&self) -> BoxFuture<'_, Result<Option<Node>, OpenError>> {
+        Box::pin(self.open_backing())
+    }
+
     async fn new(mut options: Options, mut context: OpenContext) -> Result<Box<Self>, OpenError> {
         let caches = CacheOptions::take(&mut options)?;
         let references = ReferenceOptions::take(&mut options)?;

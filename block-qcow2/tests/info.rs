@@ -130,12 +130,9 @@ fn names_inside_an_image_are_plain_files() {
 fn a_chain_that_bites_its_tail_ends_with_an_error() {
     let dir = ImageDir::new().unwrap();
     dir.qemu_img(&["create", "-q", "-f", "qcow2", "x.qcow2", "1M"]).unwrap();
-    for format in [&["-F", "qcow2"][..], &[]] {
-        let args = ["rebase", "-u", "-b", "x.qcow2"];
-        dir.qemu_img(&[&args[..], format, &["x.qcow2"]].concat()).unwrap();
-        let error = open(&dir.path("x.qcow2")).unwrap_err().to_string();
-        assert!(error.contains("the chain is longer than 200 images"), "{error}");
-    }
+    dir.qemu_img(&["rebase", "-u", "-b", "x.qcow2", "-F", "qcow2", "x.qcow2"]).unwrap();
+    let error = open(&dir.path("x.qcow2")).unwrap_err().to_string();
+    assert!(error.contains("the chain is longer than 200 images"), "{error}");
 }
 
 #[test]

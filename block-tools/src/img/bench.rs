@@ -109,7 +109,7 @@ enum BeforeFlush {
 /// Runs the benchmark.
 pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
     let name = one_image("bench", &args.files)?;
-    let cache = cache_mode(args.cache.as_deref(), CacheMode::WRITEBACK, "cache")?;
+    let cache = cache_mode(args.cache.as_deref(), CacheMode::WRITEBACK, "Invalid cache mode")?;
     let load = load(args, cache)?;
     let aio = match args.aio.as_deref().or(args.native.then_some("native")) {
         None => None,

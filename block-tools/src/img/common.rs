@@ -36,7 +36,7 @@ pub(super) fn sector_len(node: &Node) -> u64 {
     Alignment::SECTOR.round_up(node.len())
 }
 
-/// The cache mode `name`; `what` is said if there is none.
+/// The cache mode `name`; `what` begins what is said if there is none.
 pub(super) fn cache_mode(
     name: Option<&str>,
     default: CacheMode,
@@ -44,8 +44,7 @@ pub(super) fn cache_mode(
 ) -> Result<CacheMode, Failure> {
     match name {
         None => Ok(default),
-        Some(name) => CacheMode::parse(name)
-            .ok_or_else(|| Failure::new(format_args!("Invalid {what} option: {name}"))),
+        Some(name) => CacheMode::parse(name).ok_or_else(|| Failure::new(what.replace("{}", name))),
     }
 }
 

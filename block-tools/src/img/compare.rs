@@ -59,7 +59,9 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
     let [a, b] = args.files.as_slice() else {
         return Err(Failure::usage("compare", "Expecting two image file names"));
     };
-    let cache = cache_mode(args.cache.as_deref(), CacheMode::WRITEBACK, "source cache")?;
+    let cache =
+        cache_mode(args.cache.as_deref(), CacheMode::WRITEBACK, "Invalid source cache option: {}")
+            .map_err(|failure| failure.with_status(OPEN_FAILED))?;
     let spec = |name: &String, format: &Option<String>| ImageSpec {
         format: format.clone(),
         image_opts: args.image_opts,
@@ -80,7 +82,7 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
             out,
         };
         let result = comparison.run().await;
-        let outcome = if result.is_ok() { Outcome::Done } else { Outcome::Stopped };
+        let outcome = if result == Ok(0) { Outcome::Done } else { Outcome::Stopped };
         progress.finish(outcome, out);
         let closed = graph::close(&a).await.and(graph::close(&b).await);
         let status = result?;
@@ -163,11 +165,8 @@ impl Comparison<'_> {
     async fn run(&mut self) -> Result<u8, Failure> {
         let [a, b] = &self.images;
         let (short, long) = (a.len.min(b.len), a.len.max(b.len));
-        if a.len != b.len {
-            if self.strict {
-                return self.different("Strict mode: Image size mismatch!");
-            }
-            self.say("Warning: Image size mismatch!")?;
+        if short != long && self.strict {
+            return self.different("Strict mode: Image size mismatch!");
         }
         let mut offset = 0;
         while offset < long {
@@ -176,6 +175,9 @@ impl Comparison<'_> {
                 Step::Same(end) => end,
                 Step::Different(text) => return self.different(&text),
             };
+            if offset == short && short != long {
+                self.say("Warning: Image size mismatch!")?;
+            }
         }
         self.progress.show(long, long, self.out);
         self.say("Images are identical.")?;
@@ -228,9 +230,9 @@ enum Step {
     Different(String),
 }
 
-/// What strict mode compares of a status.
-fn stored_as(status: &BlockStatus) -> StatusFlags {
-    status.flags & (StatusFlags::DATA | StatusFlags::ZERO | StatusFlags::ALLOCATED)
+/// What strict mode compares of a status; not where the bytes stand.
+fn stored_as(status: &BlockStatus) -> (StatusFlags, bool) {
+    (status.flags - StatusFlags::EOF, status.mapping.is_some())
 }
 
 /// Offset of the first sector in which two buffers of one length differ.

@@ -10,8 +10,9 @@ use block_core::job::{CopyError, copy};
 use block_core::{Cancel, Node, OpenFlags, RequestFlags, graph};
 
 use crate::open::{CacheMode, ImageSpec, block_on, open};
+use crate::spec::SpecError;
 
-use super::common::{SECTOR, cache_mode, open_image, sector_len, size_argument};
+use super::common::{SECTOR, cache_mode, cannot_open, open_image, sector_len, size_argument};
 use super::create::{CreateError, check_format, create_raw, parse_options};
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
 use super::progress::{Outcome, Progress};
@@ -109,7 +110,7 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
 /// Checks the arguments that need no image.
 fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
     let Some((target, sources)) = args.files.split_last().filter(|(_, s)| !s.is_empty()) else {
-        return Err(Failure::usage("convert", "Must specify image file name"));
+        return Err(Failure::new("Must specify image file name"));
     };
     let sparse =
         size_argument("buffer size for sparse output", &args.sparse_size, 0, MAX_SPARSE_BYTES)
@@ -138,9 +139,13 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
     if args.no_create && !args.target_options.is_empty() {
         return Err(Failure::new("-o has no effect on an image that exists (-n)"));
     }
-    let target_cache = cache_mode(args.target_cache.as_deref(), CacheMode::UNSAFE, "cache")?;
-    let source_cache =
-        cache_mode(args.source_cache.as_deref(), CacheMode::WRITEBACK, "source cache")?;
+    let target_cache =
+        cache_mode(args.target_cache.as_deref(), CacheMode::UNSAFE, "Invalid cache option: {}")?;
+    let source_cache = cache_mode(
+        args.source_cache.as_deref(),
+        CacheMode::WRITEBACK,
+        "Invalid source cache option: {}",
+    )?;
     let copy = CopyOptions {
         parallel,
         order: if args.oob_writes { WriteOrder::Any } else { WriteOrder::InOrder },
@@ -224,12 +229,24 @@ async fn open_target(
         Failure::new(format_args!("{name}: error while converting {format}: {error}"))
     };
     let prealloc = options.prealloc().map_err(fail)?;
-    let node = create_raw(name, total, prealloc, plan.target_cache).await.map_err(fail)?;
+    create_raw(name, total, prealloc).await.map_err(fail)?;
+    let node = open_raw(plan).await.map_err(|error| fail(error.into()))?;
     let contents = match node.capabilities().has_zero_init {
         true => TargetContents::Zeroes,
         false => TargetContents::Unknown,
     };
     Ok((node, contents))
+}
+
+/// Opens the raw image that was made.
+async fn open_raw(plan: &Plan<'_>) -> Result<Node, SpecError> {
+    let spec = ImageSpec {
+        format: Some("raw".to_owned()),
+        flags: OpenFlags::READ_WRITE,
+        cache: plan.target_cache,
+        ..ImageSpec::new(plan.target)
+    };
+    open(&spec).await
 }
 
 /// Opens a target that exists (`-n`).
@@ -249,8 +266,7 @@ async fn open_existing(
         cache: plan.target_cache,
         ..ImageSpec::new(plan.target)
     };
-    let node =
-        open(&spec).await.map_err(|error| super::common::cannot_open(plan.target, &error))?;
+    let node = open(&spec).await.map_err(|error| cannot_open(plan.target, &error))?;
     if node.len() < total {
         // Not kept open on the way out: the caller closes only what it was given.
         let _ = graph::close(&node).await;

@@ -1,17 +1,16 @@
 //! `create`: a new raw image. `convert` makes its target here too.
 //!
-//! Invariant: a file that somebody else has open as an image is not changed: it is opened, and so
-//! locked, before its contents go.
+//! Invariant: a file that somebody else has open as an image is not changed.
 
-use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use block_core::driver::{Exactness, Prealloc};
+use block_core::driver::Prealloc;
+use block_core::proto::file;
 use block_core::range::{Alignment, MAX_LEN};
-use block_core::{Error, Node, OpenError, OpenFlags, Options, graph};
+use block_core::{OpenError, Options};
 
-use crate::open::{CacheMode, ImageSpec, block_on, open, registry};
+use crate::open::{block_on, registry};
 use crate::spec::{SpecError, image_opts};
 
 use super::common::size_argument;
@@ -30,20 +29,25 @@ pub(super) struct Args {
     /// Options of the format: size, preallocation (off, falloc, full).
     #[arg(short, long, value_name = "FMT_OPTS")]
     options: Vec<String>,
-    /// File to create. It is overwritten if it exists.
-    #[arg(value_name = "FILENAME")]
-    filename: String,
-    /// Size of the disk, with an optional suffix (b, k, M, G, T, P, E: multiples of 1024).
-    #[arg(value_name = "SIZE", allow_hyphen_values = true)]
-    size: Option<String>,
+    /// File to create, which is overwritten if it exists, and size of the disk, with an optional
+    /// suffix (b, k, M, G, T, P, E: multiples of 1024).
+    #[arg(value_name = "FILENAME [SIZE]", allow_negative_numbers = true)]
+    files: Vec<String>,
 }
 
 /// Creates the image.
 pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
-    let name = &args.filename;
+    let (name, size) = match args.files.as_slice() {
+        [] => return Err(Failure::usage("create", "Expecting image file name")),
+        [name] => (name, None),
+        [name, size] => (name, Some(size)),
+        [_, _, more, ..] => {
+            return Err(Failure::usage("create", format_args!("Unexpected argument: {more}")));
+        }
+    };
     let fail = |error: CreateError| Failure::new(format_args!("{name}: {error}"));
     let max = u64::try_from(i64::MAX).unwrap_or(u64::MAX);
-    let size = match &args.size {
+    let size = match size {
         Some(text) => Some(size_argument("image size", text, 0, max)?),
         None => None,
     };
@@ -67,16 +71,11 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
         writeln!(out)?;
     }
     let prealloc = options.prealloc().map_err(fail)?;
-    block_on(async {
-        let created = create_raw(name, size, prealloc, CacheMode::WRITEBACK).await;
-        let node = created.map_err(|error| match error {
-            CreateError::Open(SpecError::Open(OpenError::File { error, .. })) => {
-                Failure::new(format_args!("{name}: Could not create '{name}': {error}"))
-            }
-            other => fail(other),
-        })?;
-        let closed = graph::close(&node).await;
-        closed.map_err(|error| Failure::new(format_args!("{name}: {error}")))
+    block_on(create_raw(name, size, prealloc)).map_err(|error| match error {
+        CreateError::Open(SpecError::Open(OpenError::File { error, .. })) => {
+            Failure::new(format_args!("{name}: Could not create '{name}': {error}"))
+        }
+        other => fail(other),
     })?;
     Ok(0)
 }
@@ -105,28 +104,9 @@ pub(super) enum CreateError {
     /// Longer than any disk.
     #[error("The image size is too large for file format '{0}'")]
     TooLarge(String),
-    /// The options cannot be read, or the file cannot be opened.
+    /// The options cannot be read, or the file cannot be made.
     #[error(transparent)]
     Open(#[from] SpecError),
-    /// The file cannot be made.
-    #[error("Could not create '{name}': {error}")]
-    File {
-        /// The file.
-        name: String,
-        /// Why.
-        error: Error,
-    },
-    /// The file cannot be made so long.
-    #[error("Could not resize file: {0}")]
-    Resize(Error),
-    /// A device that is too small.
-    #[error("Device is too small: {len} bytes, {size} are needed")]
-    Device {
-        /// Its length.
-        len: u64,
-        /// What is needed.
-        size: u64,
-    },
 }
 
 /// Fails unless images of this format can be made.
@@ -173,40 +153,14 @@ pub(super) fn parse_options(texts: &[String]) -> Result<RawOptions, CreateError>
     }
 }
 
-/// Makes a raw image of `size` bytes that reads as zeroes, in place of what `name` held, and opens it
-/// for writing. A device keeps its length, which must suffice, and its contents.
+/// Makes a raw image of `size` bytes that reads as zeroes, in place of what `name` held. A device keeps
+/// its length, which must suffice, and its contents.
 pub(super) async fn create_raw(
     name: &str,
     size: u64,
     prealloc: Prealloc,
-    cache: CacheMode,
-) -> Result<Node, CreateError> {
+) -> Result<(), CreateError> {
     let path = Path::new(name.strip_prefix("file:").unwrap_or(name));
-    let file_error =
-        |error: std::io::Error| CreateError::File { name: name.to_owned(), error: error.into() };
-    let mut make = fs::OpenOptions::new();
-    // Not truncated: somebody may have it open, which opening it as an image finds out.
-    make.write(true).create(true).truncate(false);
-    let is_file = match fs::metadata(path) {
-        Ok(found) => found.is_file(),
-        Err(_) => make.open(path).map(|_| true).map_err(file_error)?,
-    };
-    let spec = ImageSpec {
-        format: Some("raw".to_owned()),
-        flags: OpenFlags::READ_WRITE,
-        cache,
-        ..ImageSpec::new(name)
-    };
-    let node = open(&spec).await?;
-    if !is_file {
-        let len = node.len();
-        return if len < size { Err(CreateError::Device { len, size }) } else { Ok(node) };
-    }
-    // By way of nothing: what was there is gone, and what is there then reads as zeroes.
-    let emptied = node.truncate(0, Exactness::Exact, Prealloc::Off).await;
-    emptied.map_err(CreateError::Resize)?;
     let size = Alignment::SECTOR.round_up(size);
-    let grown = node.truncate(size, Exactness::Exact, prealloc).await;
-    grown.map_err(CreateError::Resize)?;
-    Ok(node)
+    Ok(file::create(path, size, prealloc).await.map_err(SpecError::from)?)
 }

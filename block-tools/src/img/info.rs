@@ -78,7 +78,7 @@ struct Report {
     snapshots: Vec<SnapshotInfo>,
     /// Where the backing file is, if that can be said.
     full_backing: Option<String>,
-    children: Vec<(&'static str, Report)>,
+    children: Vec<(&'static str, Self)>,
 }
 
 /// Reports on the image, and on those below it if asked to.

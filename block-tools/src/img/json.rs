@@ -11,8 +11,8 @@ pub(super) enum Json {
     Bool(bool),
     Int(u64),
     Text(String),
-    List(Vec<Json>),
-    Map(Vec<(&'static str, Json)>),
+    List(Vec<Self>),
+    Map(Vec<(&'static str, Self)>),
 }
 
 impl Json {

@@ -59,9 +59,10 @@ enum Command {
 /// Runs the command line `args` (program name first), writes to `out` and to standard error, and
 /// gives the exit status.
 pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<_> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+        Err(error) => return refuse(&error, command_of(&args)),
     };
     let result = match cli.command {
         Command::Bench(args) => bench::run(&args, out),
@@ -83,8 +84,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
     }
 }
 
+/// The subcommand that a command line names, or nothing.
+fn command_of(args: &[OsString]) -> &'static str {
+    const NAMES: [&str; 6] = ["bench", "compare", "convert", "create", "info", "map"];
+    let given = args.get(1).and_then(|arg| arg.to_str()).unwrap_or_default();
+    NAMES.into_iter().find(|name| *name == given).unwrap_or_default()
+}
+
 /// Says what is wrong with the command line, or shows the help that it asked for.
-fn refuse(error: &clap::Error) -> u8 {
+fn refuse(error: &clap::Error, command: &'static str) -> u8 {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         // Nobody to tell if even this cannot be written.
         let _ = error.print();
@@ -101,7 +109,7 @@ fn refuse(error: &clap::Error) -> u8 {
             joined.strip_prefix("error: ").unwrap_or(&joined).to_owned()
         }
     };
-    let failure = Failure::usage("", what);
+    let failure = Failure::usage(command, what);
     failure.report();
     failure.status()
 }

@@ -151,15 +151,9 @@ impl BlockDriver for Qcow2Driver {
             ..BlockLimits::default()
         };
         let nodes = [self.data.as_ref(), self.backing.as_ref()];
-        let merged = nodes
-            .into_iter()
-            .flatten()
-            .fold(own, |sum, node| sum.merge(&node.limits()));
+        let merged = nodes.into_iter().flatten().fold(own, |sum, node| sum.merge(&node.limits()));
         // A child's layer splits a long run; splitting it here would only map it twice.
-        BlockLimits {
-            max_transfer: None,
-            ..merged
-        }
+        BlockLimits { max_transfer: None, ..merged }
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -171,15 +165,9 @@ impl BlockDriver for Qcow2Driver {
     }
 
     fn children(&self) -> Children {
-        let own_data = self
-            .data
-            .as_ref()
-            .is_some_and(|data| !data.same(&self.file));
-        let role = if self.header.features.data_file {
-            ChildRole::Metadata
-        } else {
-            ChildRole::Primary
-        };
+        let own_data = self.data.as_ref().is_some_and(|data| !data.same(&self.file));
+        let role =
+            if self.header.features.data_file { ChildRole::Metadata } else { ChildRole::Primary };
         let file = Self::child("file", role, &self.file);
         let data = self.data.as_ref().filter(|_| own_data);
         let data = data.map(|node| Self::child("data-file", ChildRole::Data, node));

@@ -72,13 +72,7 @@ impl Geometry {
         };
         check_between("cluster bits", cluster_bits, min, MAX_CLUSTER_BITS)?;
         check_between("refcount order", refcount_order, 0, MAX_REFCOUNT_ORDER)?;
-        Ok(Self {
-            cluster_bits,
-            refcount_order,
-            version,
-            l2_format,
-            data_location,
-        })
+        Ok(Self { cluster_bits, refcount_order, version, l2_format, data_location })
     }
 
     /// Version of the format.
@@ -252,13 +246,8 @@ mod tests {
     #[test]
     fn sizes_out_of_bounds_are_named() {
         for (bits, order, format) in [(8, 4, "cluster"), (22, 4, "cluster"), (16, 7, "refcount")] {
-            let err = Geometry::new(
-                Version::V3,
-                bits,
-                order,
-                L2Format::Standard,
-                DataLocation::Image,
-            );
+            let err =
+                Geometry::new(Version::V3, bits, order, L2Format::Standard, DataLocation::Image);
             assert!(err.unwrap_err().to_string().contains(format));
         }
     }

@@ -36,10 +36,9 @@ impl Kind {
             Self::Unallocated(host) => Self::Unallocated(host.map(|h| h.plus(by))),
             Self::Zero(host) => Self::Zero(host.map(|h| h.plus(by))),
             Self::Data(host) => Self::Data(host.plus(by)),
-            Self::Compressed { payload, skip } => Self::Compressed {
-                payload,
-                skip: skip.saturating_add(by),
-            },
+            Self::Compressed { payload, skip } => {
+                Self::Compressed { payload, skip: skip.saturating_add(by) }
+            }
         }
     }
 
@@ -75,9 +74,7 @@ pub fn first_extent(
         .checked_sub(first_entry)
         .and_then(|n| usize::try_from(n).ok())
         .ok_or(outside)?;
-    let mut entries = slice
-        .chunks_exact(geometry.l2_entry_words())
-        .skip(skip_entries);
+    let mut entries = slice.chunks_exact(geometry.l2_entry_words()).skip(skip_entries);
     let mut within = geometry.offset_in_cluster(offset.bytes());
     let mut extent: Option<Extent> = None;
     loop {
@@ -113,29 +110,20 @@ fn extend(
     within: u64,
     max: u64,
 ) -> (Extent, bool) {
-    let (mut at, end) = (
-        within,
-        geometry.cluster_size().min(within.saturating_add(max)),
-    );
+    let (mut at, end) = (within, geometry.cluster_size().min(within.saturating_add(max)));
     let mut extent = extent;
     while at < end {
         let (kind, piece_end) = piece(geometry, cluster, at);
         let len = piece_end.min(end) - at;
         extent = match extent {
             None => Some(Extent { len, kind }),
-            Some(e) if e.kind.continues_in(e.len, kind) => Some(Extent {
-                len: e.len + len,
-                ..e
-            }),
+            Some(e) if e.kind.continues_in(e.len, kind) => Some(Extent { len: e.len + len, ..e }),
             Some(e) => return (e, true),
         };
         at += len;
     }
     // `max` is at least one, so that at least one piece was looked at.
-    let nothing = Extent {
-        len: max,
-        kind: Kind::Unallocated(None),
-    };
+    let nothing = Extent { len: max, kind: Kind::Unallocated(None) };
     (extent.unwrap_or(nothing), false)
 }
 
@@ -151,11 +139,7 @@ fn piece(geometry: Geometry, cluster: Cluster, at: u64) -> (Kind, u64) {
     let size = geometry.subcluster_size();
     // Below 32 by the geometry.
     let index = u32::try_from(at / size).unwrap_or(0);
-    let run = |mask: u32| {
-        (mask >> index)
-            .trailing_ones()
-            .min(geometry.subclusters() - index)
-    };
+    let run = |mask: u32| (mask >> index).trailing_ones().min(geometry.subclusters() - index);
     let here = host.map(|h| h.plus(at));
     let (kind, count) = match here {
         Some(host) if alloc >> index & 1 == 1 => (Kind::Data(host), run(alloc)),
@@ -184,52 +168,19 @@ mod tests {
         let slice = [0x1_0000, 0x1_4000 | 1 << 63, 0x1_8000, 0x4_0000, 0, 0, 1, 1];
         let kind = |offset, len| at(&slice, L2Format::Standard, offset, len).unwrap();
         let data = |host| Kind::Data(HostOffset::new(host));
-        assert_eq!(
-            kind(5, 0xbffb),
-            Extent {
-                len: 0xbffb,
-                kind: data(0x1_0005)
-            }
-        );
+        assert_eq!(kind(5, 0xbffb), Extent { len: 0xbffb, kind: data(0x1_0005) });
         assert_eq!(kind(5, u64::MAX).len, 0xbffb);
-        assert_eq!(
-            kind(5, 7),
-            Extent {
-                len: 7,
-                kind: data(0x1_0005)
-            }
-        );
-        assert_eq!(
-            kind(0x4000 * 3, 0x8000),
-            Extent {
-                len: 0x4000,
-                kind: data(0x4_0000)
-            }
-        );
+        assert_eq!(kind(5, 7), Extent { len: 7, kind: data(0x1_0005) });
+        assert_eq!(kind(0x4000 * 3, 0x8000), Extent { len: 0x4000, kind: data(0x4_0000) });
         let none = Kind::Unallocated(None);
-        assert_eq!(
-            kind(0x4000 * 4, u64::MAX),
-            Extent {
-                len: 0x8000,
-                kind: none
-            }
-        );
-        assert_eq!(
-            kind(0x4000 * 6, u64::MAX),
-            Extent {
-                len: 0x8000,
-                kind: Kind::Zero(None)
-            }
-        );
+        assert_eq!(kind(0x4000 * 4, u64::MAX), Extent { len: 0x8000, kind: none });
+        assert_eq!(kind(0x4000 * 6, u64::MAX), Extent { len: 0x8000, kind: Kind::Zero(None) });
     }
 
     #[test]
     fn a_fault_concerns_its_own_bytes_only() {
         let slice = [0x1_0000, 0x1_4200, 0];
-        assert_eq!(
-            at(&slice, L2Format::Standard, 0, 0x8000).unwrap().len,
-            0x4000
-        );
+        assert_eq!(at(&slice, L2Format::Standard, 0, 0x8000).unwrap().len, 0x4000);
         let fault = at(&slice, L2Format::Standard, 0x4000, 1).unwrap_err();
         assert_eq!(fault, Fault::new("unaligned cluster offset", 0x1_4200));
         assert!(at(&slice, L2Format::Standard, 0x4000 * 3, 1).is_err());
@@ -242,28 +193,10 @@ mod tests {
         let kind = |offset| at(&slice, L2Format::Extended, offset, u64::MAX).unwrap();
         let host = |bytes| HostOffset::new(bytes);
         let unallocated = Kind::Unallocated(Some(host(0x1_0000)));
-        assert_eq!(
-            kind(0),
-            Extent {
-                len: 512,
-                kind: unallocated
-            }
-        );
-        assert_eq!(
-            kind(600),
-            Extent {
-                len: 424,
-                kind: Kind::Zero(Some(host(0x1_0258)))
-            }
-        );
+        assert_eq!(kind(0), Extent { len: 512, kind: unallocated });
+        assert_eq!(kind(600), Extent { len: 424, kind: Kind::Zero(Some(host(0x1_0258))) });
         let data = Kind::Data(host(0x1_0400));
-        assert_eq!(
-            kind(1024),
-            Extent {
-                len: 31 * 512,
-                kind: data
-            }
-        );
+        assert_eq!(kind(1024), Extent { len: 31 * 512, kind: data });
     }
 
     #[test]

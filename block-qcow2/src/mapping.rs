@@ -43,9 +43,9 @@ impl Qcow2Driver {
         match self.place(offset) {
             Err(fault) => Some(Err(fault)),
             Ok(Place::Nowhere(room)) => Some(Ok(unallocated(len.min(room)))),
-            Ok(Place::Slice { at, first_entry }) => self.slices.with(at.bytes(), |slice| {
-                first_extent(geometry, slice, first_entry, offset, len)
-            }),
+            Ok(Place::Slice { at, first_entry }) => self
+                .slices
+                .with(at.bytes(), |slice| first_extent(geometry, slice, first_entry, offset, len)),
         }
     }
 
@@ -118,11 +118,7 @@ pub(crate) fn words(bytes: &[u8]) -> impl ExactSizeIterator<Item = u64> {
 ///
 /// Small ones where the cache does not hold everything: a random read then costs little to map.
 pub(crate) fn slice_bytes(cluster_size: u64, l2_bytes: u64, cache_bytes: u64) -> u64 {
-    let best = if l2_bytes <= cache_bytes {
-        LARGE_SLICE
-    } else {
-        SMALL_SLICE
-    };
+    let best = if l2_bytes <= cache_bytes { LARGE_SLICE } else { SMALL_SLICE };
     best.min(cluster_size)
 }
 
@@ -139,10 +135,7 @@ pub(crate) fn slice_count(
     cache_bytes: u64,
 ) -> usize {
     let all = tables.saturating_mul(cluster_size / slice_bytes.max(1));
-    to_usize(
-        all.min(cache_bytes / slice_bytes.max(1))
-            .max(to_u64(MIN_SLICES)),
-    )
+    to_usize(all.min(cache_bytes / slice_bytes.max(1)).max(to_u64(MIN_SLICES)))
 }
 
 /// Slices that an image keeps whatever the budget says: enough for a sequential reader or two.

@@ -57,11 +57,7 @@ impl DriverFactory for Qcow2Factory {
     fn probe(&self, head: &[u8], _: &str) -> u8 {
         let version = head.get(4..8).unwrap_or_default();
         let known = version == [0, 0, 0, 2] || version == [0, 0, 0, 3];
-        if head.starts_with(&MAGIC) && known {
-            100
-        } else {
-            0
-        }
+        if head.starts_with(&MAGIC) && known { 100 } else { 0 }
     }
 
     async fn open(
@@ -98,10 +94,7 @@ struct CacheOptions {
 
 impl CacheOptions {
     fn take(options: &mut Options) -> Result<Self, OpenError> {
-        if let Some(what) = NOT_IMPLEMENTED
-            .into_iter()
-            .find(|o| options.peek(o).is_some())
-        {
+        if let Some(what) = NOT_IMPLEMENTED.into_iter().find(|o| options.peek(o).is_some()) {
             return Err(not_supported(what));
         }
         let total = options.take_size("cache-size")?;
@@ -242,13 +235,7 @@ impl Image {
             snapshots,
             bitmaps,
         };
-        Ok(Self {
-            header,
-            metadata,
-            backing_name,
-            l1,
-            access,
-        })
+        Ok(Self { header, metadata, backing_name, l1, access })
     }
 
     fn into_driver(
@@ -305,12 +292,7 @@ fn check_layout(header: &Header, extensions: &Extensions, file_len: u64) -> Resu
     let l1_needed = geometry.l1_entries_for(header.disk_len) * 8;
     let (l1, refcounts) = (header.l1, header.refcount_table);
     let mut tables = vec![
-        (
-            "L1 table offset",
-            l1.offset,
-            u64::from(l1.count) * 8,
-            whole_clusters,
-        ),
+        ("L1 table offset", l1.offset, u64::from(l1.count) * 8, whole_clusters),
         ("L1 table offset", l1.offset, l1_needed, file_len),
         (
             "refcount table offset",
@@ -336,15 +318,10 @@ fn check_layout(header: &Header, extensions: &Extensions, file_len: u64) -> Resu
             continue;
         }
         let offset = offset.bytes();
-        let table = ByteRange::new(offset, len)
-            .ok()
-            .filter(|table| table.end() <= end);
+        let table = ByteRange::new(offset, len).ok().filter(|table| table.end() <= end);
         let truncated = || bad_field(field, offset, Problem::Truncated(file_len));
         let table = table.ok_or_else(truncated)?;
-        if taken
-            .iter()
-            .any(|(name, other)| *name != field && other.overlaps(table))
-        {
+        if taken.iter().any(|(name, other)| *name != field && other.overlaps(table)) {
             return Err(bad_field(field, offset, Problem::Overlap));
         }
         taken.push((field, table));

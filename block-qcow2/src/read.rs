@@ -24,19 +24,11 @@ const AT_ONCE: usize = 8;
 /// A piece of a read that waits for something; zeroes are filled in while planning.
 enum Piece {
     /// Read `range` of `node`.
-    Node {
-        node: Node,
-        range: ByteRange,
-        iov: IoVec,
-    },
+    Node { node: Node, range: ByteRange, iov: IoVec },
     /// Inflate whole clusters.
     Clusters(Group),
     /// Inflate a cluster and take a part of it.
-    PartOfCluster {
-        payload: Payload,
-        skip: u64,
-        iov: IoVec,
-    },
+    PartOfCluster { payload: Payload, skip: u64, iov: IoVec },
 }
 
 /// A run of the guest's disk that is stored one way.
@@ -176,11 +168,7 @@ impl Plan {
         if stored.is_empty() {
             return None;
         }
-        Some(Piece::Node {
-            node: node?.clone(),
-            range: there,
-            iov: self.part(stored),
-        })
+        Some(Piece::Node { node: node?.clone(), range: there, iov: self.part(stored) })
     }
 
     async fn compressed_piece(

@@ -88,9 +88,7 @@ impl Qcow2Driver {
             }
             let per_block = geometry.refcounts_per_block();
             if let Some(block) = table_entry(geometry, raw)? {
-                let block = self
-                    .read_within_file(block, geometry.cluster_size())
-                    .await?;
+                let block = self.read_within_file(block, geometry.cluster_size()).await?;
                 let count = per_block.min(in_file - first);
                 let used = (0..count)
                     .filter(|i| refcount(geometry, &block, *i).is_some_and(|count| count != 0));
@@ -129,10 +127,7 @@ mod tests {
     #[test]
     fn compressed_clusters_are_told_together() {
         let kind = |skip| Kind::Compressed {
-            payload: Payload {
-                offset: HostOffset::new(skip * 7),
-                len: 512,
-            },
+            payload: Payload { offset: HostOffset::new(skip * 7), len: 512 },
             skip,
         };
         assert!(continues(kind(0), 100, kind(3)));

@@ -34,10 +34,7 @@ pub(crate) async fn read_words(
 ) -> Result<Vec<u64>, OpenError> {
     let mut all = Vec::new();
     let bytes = count.saturating_mul(8);
-    let no_memory = |_| OpenError::Request {
-        what,
-        error: Error::NoMemory { bytes },
-    };
+    let no_memory = |_| OpenError::Request { what, error: Error::NoMemory { bytes } };
     all.try_reserve_exact(to_usize(count)).map_err(no_memory)?;
     while to_u64(all.len()) < count {
         let done = to_u64(all.len()) * 8;

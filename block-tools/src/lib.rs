@@ -3,6 +3,7 @@
 //!
 //! The syntax, output and exit statuses are those that users of `qemu-img` and `qemu-io` know.
 
+pub mod img;
 pub mod io_cmd;
 pub mod open;
 pub mod spec;

@@ -162,11 +162,7 @@ mod tests {
             assert!(inflate(&src, 4096).is_ok());
         }
         let src = deflate(&data);
-        assert!(
-            codec
-                .inflate(Compression::Deflate, &src, &mut [0; 4095])
-                .is_err()
-        );
+        assert!(codec.inflate(Compression::Deflate, &src, &mut [0; 4095]).is_err());
     }
 
     #[test]
@@ -177,9 +173,7 @@ mod tests {
         let mut src = encoder.finish().unwrap();
         src.extend(compress(Compression::Zstd, &data));
         let mut dst = vec![0; 6000];
-        Codec::new()
-            .inflate(Compression::Zstd, &src, &mut dst)
-            .unwrap();
+        Codec::new().inflate(Compression::Zstd, &src, &mut dst).unwrap();
         assert!(dst.iter().all(|b| *b == 9));
     }
 

@@ -69,10 +69,7 @@ impl Group {
 
     /// The bytes of the file that hold all payloads.
     fn bounds(&self) -> (u64, u64) {
-        let start = self
-            .clusters
-            .first()
-            .map_or(0, |w| w.payload.offset.bytes());
+        let start = self.clusters.first().map_or(0, |w| w.payload.offset.bytes());
         let end = self.clusters.iter().map(|w| w.payload.end()).max();
         (start, end.unwrap_or(start))
     }
@@ -107,12 +104,7 @@ impl Drop for InFlight<'_> {
 
 impl Inflater {
     pub(crate) fn new(file: Node, compression: Compression, cluster_size: u64) -> Self {
-        Self {
-            file,
-            compression,
-            cluster_size,
-            in_flight: Arc::default(),
-        }
+        Self { file, compression, cluster_size, in_flight: Arc::default() }
     }
 
     /// Reads a group and fills the buffers of each of its clusters.
@@ -159,17 +151,12 @@ impl Inflater {
             let part = cluster.get(..wanted.iov.len()).unwrap_or(cluster);
             wanted.iov.copy_from(0, part);
         };
-        codec
-            .inflate_with(self.compression, src, len, copy)
-            .map_err(|_| damaged(wanted.payload))
+        codec.inflate_with(self.compression, src, len, copy).map_err(|_| damaged(wanted.payload))
     }
 
     fn enter(&self, added: usize) -> InFlight<'_> {
         self.in_flight.fetch_add(added, Ordering::Relaxed);
-        InFlight {
-            count: &self.in_flight,
-            added,
-        }
+        InFlight { count: &self.in_flight, added }
     }
 
     /// Reads the bytes `[start, end)` of the file; those beyond its end are left out.
@@ -194,10 +181,7 @@ impl InFlight<'_> {
 }
 
 fn damaged(payload: Payload) -> Error {
-    Error::Corrupt {
-        what: "damaged compressed cluster at",
-        value: payload.offset.bytes(),
-    }
+    Error::Corrupt { what: "damaged compressed cluster at", value: payload.offset.bytes() }
 }
 
 /// Reads a part of a node into memory of its own.
@@ -209,8 +193,7 @@ pub(crate) async fn read_bytes(node: &Node, range: ByteRange) -> Result<OwnedBuf
     }
     node.read(range, buf.clone().into()).await?;
     // A request that keeps its handle for longer costs a copy.
-    buf.try_into_owned()
-        .or_else(|shared| OwnedBuf::copy_of(&shared.to_vec(), align))
+    buf.try_into_owned().or_else(|shared| OwnedBuf::copy_of(&shared.to_vec(), align))
 }
 
 #[cfg(test)]

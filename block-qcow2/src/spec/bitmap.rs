@@ -65,11 +65,7 @@ impl BitmapsExtension {
     pub fn verify(&self, geometry: Geometry) -> Result<(), OpenError> {
         if self.reserved != 0 {
             let (value, problem) = (self.reserved.into(), Problem::Reserved(u32::MAX.into()));
-            return Err(bad_field(
-                "reserved field of the bitmaps extension",
-                value,
-                problem,
-            ));
+            return Err(bad_field("reserved field of the bitmaps extension", value, problem));
         }
         let (count, size) = (u64::from(self.count), self.directory_size);
         let above = |field, value, max| {
@@ -83,12 +79,7 @@ impl BitmapsExtension {
         };
         above("bitmap count", count, MAX_BITMAPS.into())?;
         above("bitmap directory size", size, MAX_DIRECTORY_BYTES)?;
-        check_place(
-            "bitmap directory offset",
-            geometry,
-            self.directory_offset,
-            size,
-        )
+        check_place("bitmap directory offset", geometry, self.directory_offset, size)
     }
 }
 
@@ -119,9 +110,7 @@ pub fn parse(bytes: &[u8]) -> Result<Bitmap, OpenError> {
     check(raw)?;
     let extra = usize::try_from(raw.extra_len.get()).map_err(|_| truncated())?;
     let rest = rest.get(extra..).ok_or_else(truncated)?;
-    let name = rest
-        .get(..raw.name_len.get().into())
-        .ok_or_else(truncated)?;
+    let name = rest.get(..raw.name_len.get().into()).ok_or_else(truncated)?;
     if name.is_empty() {
         return Err(bad_field("bitmap name length", 0, Problem::Zero));
     }
@@ -194,16 +183,10 @@ mod tests {
         let cases: &[(Change, &str)] = &[
             (|r| r.kind = 2, "bitmap type is 0x2"),
             (|r| r.granularity_bits = 8, "bitmap granularity bits is 0x8"),
-            (
-                |r| r.granularity_bits = 255,
-                "bitmap granularity bits is 0xff",
-            ),
+            (|r| r.granularity_bits = 255, "bitmap granularity bits is 0xff"),
             (|r| r.flags = 8.into(), "bitmap flags is 0x8"),
             (|r| r.extra_len = 4.into(), "bitmap extra data size is 0x4"),
-            (
-                |r| r.extra_len = u32::MAX.into(),
-                "bitmap extra data size is 0xffffffff",
-            ),
+            (|r| r.extra_len = u32::MAX.into(), "bitmap extra data size is 0xffffffff"),
             (|r| r.table_size = u32::MAX.into(), "bitmap table size"),
             (|r| r.name_len = 0.into(), "bitmap name length is 0x0"),
             (|r| r.name_len = 1024.into(), "bitmap directory entry"),

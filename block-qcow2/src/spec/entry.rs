@@ -102,10 +102,7 @@ pub fn l2_entry(geometry: Geometry, raw: u64, bitmap: u64) -> Result<Cluster, Fa
 
 fn compressed_entry(geometry: Geometry, raw: u64, bitmap: u64) -> Result<Cluster, Fault> {
     if geometry.data_location() == DataLocation::DataFile {
-        return Err(Fault::new(
-            "compressed cluster in an image with a data file",
-            raw,
-        ));
+        return Err(Fault::new("compressed cluster in an image with a data file", raw));
     }
     if bitmap != 0 {
         return Err(Fault::new("subclusters of a compressed cluster", bitmap));
@@ -143,24 +140,11 @@ mod tests {
     fn standard_entries() {
         assert_eq!(l2_entry(v3(), 0, 0), plain(None, 0, 0));
         assert_eq!(l2_entry(v3(), 0x5_0000, 0), plain(Some(0x5_0000), 1, 0));
-        assert_eq!(
-            l2_entry(v3(), COPIED | 0x5_0000, 0),
-            plain(Some(0x5_0000), 1, 0)
-        );
+        assert_eq!(l2_entry(v3(), COPIED | 0x5_0000, 0), plain(Some(0x5_0000), 1, 0));
         assert_eq!(l2_entry(v3(), 1, 0), plain(None, 0, 1));
         assert_eq!(l2_entry(v3(), 0x5_0001, 0), plain(Some(0x5_0000), 0, 1));
-        assert!(
-            l2_entry(v3(), 0x5_0200, 0)
-                .unwrap_err()
-                .what
-                .contains("unaligned")
-        );
-        assert!(
-            l2_entry(v3(), 0x5_0002, 0)
-                .unwrap_err()
-                .what
-                .contains("reserved")
-        );
+        assert!(l2_entry(v3(), 0x5_0200, 0).unwrap_err().what.contains("unaligned"));
+        assert!(l2_entry(v3(), 0x5_0002, 0).unwrap_err().what.contains("reserved"));
         let v2 = geometry(Version::V2, L2Format::Standard, DataLocation::Image);
         assert!(l2_entry(v2, 1, 0).unwrap_err().what.contains("version 2"));
     }
@@ -177,10 +161,7 @@ mod tests {
     #[test]
     fn extended_entries() {
         let g = geometry(Version::V3, L2Format::Extended, DataLocation::Image);
-        assert_eq!(
-            l2_entry(g, 0x5_0000, 3 << 32 | 4),
-            plain(Some(0x5_0000), 4, 3)
-        );
+        assert_eq!(l2_entry(g, 0x5_0000, 3 << 32 | 4), plain(Some(0x5_0000), 4, 3));
         assert_eq!(l2_entry(g, 0, 1 << 32), plain(None, 0, 1));
         for (raw, bitmap) in [(0x5_0000, 1 << 32 | 1), (0, 1), (1, 0), (COMPRESSED, 1)] {
             assert!(l2_entry(g, raw, bitmap).is_err(), "{raw:#x} {bitmap:#x}");
@@ -190,10 +171,7 @@ mod tests {
     #[test]
     fn l1_entries() {
         assert_eq!(l1_entry(v3(), 0), Ok(None));
-        assert_eq!(
-            l1_entry(v3(), COPIED | 0x3_0000),
-            Ok(Some(HostOffset::new(0x3_0000)))
-        );
+        assert_eq!(l1_entry(v3(), COPIED | 0x3_0000), Ok(Some(HostOffset::new(0x3_0000))));
         assert!(l1_entry(v3(), 0x3_0200).is_err());
         assert!(l1_entry(v3(), 0x3_0001).is_err());
         assert!(l1_entry(v3(), 0x3_0000 | 1 << 60).is_err());

@@ -169,42 +169,31 @@ impl Extensions {
                 let offset = HostOffset::new(raw.offset.get());
                 self.crypto_header = Some((offset, raw.len.get()));
             }
-            _ => self.unknown.push(UnknownExtension {
-                kind,
-                data: data.to_vec(),
-            }),
+            _ => self.unknown.push(UnknownExtension { kind, data: data.to_vec() }),
         }
         Ok(())
     }
 
     /// Name of a feature bit, if the image gives one.
     pub fn feature_name(&self, kind: FeatureKind, bit: u32) -> Option<&str> {
-        let found = self
-            .feature_names
-            .iter()
-            .find(|f| f.kind == kind && u32::from(f.bit) == bit);
+        let found = self.feature_names.iter().find(|f| f.kind == kind && u32::from(f.bit) == bit);
         found.map(|f| f.name.as_str()).filter(|n| !n.is_empty())
     }
 }
 
 /// The table's whole entries; entries of a set that does not exist are skipped.
 fn feature_names(data: &[u8]) -> impl Iterator<Item = FeatureName> {
-    data.chunks_exact(size_of::<RawFeatureName>())
-        .filter_map(|chunk| {
-            let raw = RawFeatureName::ref_from_bytes(chunk).ok()?;
-            let kind = match raw.kind {
-                0 => FeatureKind::Incompatible,
-                1 => FeatureKind::Compatible,
-                2 => FeatureKind::Autoclear,
-                _ => return None,
-            };
-            let name = raw.name.split(|b| *b == 0).next().unwrap_or_default();
-            Some(FeatureName {
-                kind,
-                bit: raw.bit,
-                name: String::from_utf8_lossy(name).into_owned(),
-            })
-        })
+    data.chunks_exact(size_of::<RawFeatureName>()).filter_map(|chunk| {
+        let raw = RawFeatureName::ref_from_bytes(chunk).ok()?;
+        let kind = match raw.kind {
+            0 => FeatureKind::Incompatible,
+            1 => FeatureKind::Compatible,
+            2 => FeatureKind::Autoclear,
+            _ => return None,
+        };
+        let name = raw.name.split(|b| *b == 0).next().unwrap_or_default();
+        Some(FeatureName { kind, bit: raw.bit, name: String::from_utf8_lossy(name).into_owned() })
+    })
 }
 
 /// The struct that fills `data`, no more and no less.
@@ -215,11 +204,7 @@ where
     let len = to_u64(data.len());
     T::ref_from_bytes(data).map_err(|_| {
         let size = to_u64(size_of::<T>());
-        let problem = if len < size {
-            Problem::Below(size)
-        } else {
-            Problem::Above(size)
-        };
+        let problem = if len < size { Problem::Below(size) } else { Problem::Above(size) };
         bad_field(field, len, problem)
     })
 }
@@ -259,10 +244,7 @@ mod tests {
             extension(0x1234_5678, b"xyz"),
             extension(FEATURE_NAMES, &name),
             extension(DATA_FILE_NAME, b"data.raw"),
-            extension(
-                CRYPTO_HEADER,
-                &[0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9],
-            ),
+            extension(CRYPTO_HEADER, &[0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]),
             extension(END, b""),
             extension(BACKING_FORMAT, b"not looked at"),
         ];
@@ -283,28 +265,13 @@ mod tests {
             let err = Extensions::parse(area).unwrap_err().to_string();
             assert!(err.contains(expect), "{err}");
         };
-        check(
-            &[0xff, 0, 0, 0, 0, 0, 1, 0, 1, 2, 3],
-            "header extension length is 0x100",
-        );
+        check(&[0xff, 0, 0, 0, 0, 0, 1, 0, 1, 2, 3], "header extension length is 0x100");
         check(&[0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff], "0xffffffff");
-        check(
-            &extension(BITMAPS, &[0; 23]),
-            "bitmaps extension length is 0x17",
-        );
-        check(
-            &extension(CRYPTO_HEADER, &[0; 17]),
-            "encryption header extension length is 0x11",
-        );
-        check(
-            &extension(BACKING_FORMAT, &[b'a'; 16]),
-            "backing format is 0x10",
-        );
+        check(&extension(BITMAPS, &[0; 23]), "bitmaps extension length is 0x17");
+        check(&extension(CRYPTO_HEADER, &[0; 17]), "encryption header extension length is 0x11");
+        check(&extension(BACKING_FORMAT, &[b'a'; 16]), "backing format is 0x10");
         check(&extension(BACKING_FORMAT, &[0xff]), "not valid text");
-        check(
-            &extension(DATA_FILE_NAME, b"a\0b"),
-            "data file name is 0x3: is not valid text",
-        );
+        check(&extension(DATA_FILE_NAME, b"a\0b"), "data file name is 0x3: is not valid text");
     }
 
     proptest! {

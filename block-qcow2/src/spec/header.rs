@@ -163,9 +163,7 @@ impl Part {
     /// These bytes of `cluster`, as far as it holds them.
     pub fn of(self, cluster: &[u8]) -> &[u8] {
         let at = |bytes| usize::try_from(bytes).map_or(cluster.len(), |n| n.min(cluster.len()));
-        cluster
-            .get(at(self.start)..at(self.end))
-            .unwrap_or_default()
+        cluster.get(at(self.start)..at(self.end)).unwrap_or_default()
     }
 }
 
@@ -321,11 +319,7 @@ impl UnverifiedHeader {
             1 => CryptMethod::Aes,
             2 => CryptMethod::Luks,
             other => {
-                return Err(bad_field(
-                    "encryption method",
-                    other.into(),
-                    Problem::Unknown,
-                ));
+                return Err(bad_field("encryption method", other.into(), Problem::Unknown));
             }
         };
         if self.disk_size > MAX_LEN {
@@ -348,13 +342,12 @@ impl UnverifiedHeader {
     fn check_features(&self, extensions: &Extensions) -> Result<Features, OpenError> {
         let unknown = self.incompatible & !KNOWN_INCOMPATIBLE;
         if unknown != 0 {
-            let names =
-                (0..64).filter(|bit| unknown & (1 << bit) != 0).map(|bit| {
-                    match extensions.feature_name(FeatureKind::Incompatible, bit) {
-                        Some(name) => name.to_owned(),
-                        None => format!("incompatible bit {bit}"),
-                    }
-                });
+            let names = (0..64).filter(|bit| unknown & (1 << bit) != 0).map(|bit| match extensions
+                .feature_name(FeatureKind::Incompatible, bit)
+            {
+                Some(name) => name.to_owned(),
+                None => format!("incompatible bit {bit}"),
+            });
             return Err(unsupported(names.collect::<Vec<_>>().join(", ")));
         }
         let has = |set: u64, bit: u64| set & bit != 0;
@@ -384,24 +377,11 @@ impl UnverifiedHeader {
     }
 
     fn check_geometry(&self, features: Features) -> Result<Geometry, OpenError> {
-        let l2_format = if features.extended_l2 {
-            L2Format::Extended
-        } else {
-            L2Format::Standard
-        };
-        let data_location = if features.data_file {
-            DataLocation::DataFile
-        } else {
-            DataLocation::Image
-        };
+        let l2_format = if features.extended_l2 { L2Format::Extended } else { L2Format::Standard };
+        let data_location =
+            if features.data_file { DataLocation::DataFile } else { DataLocation::Image };
         let order = self.refcount_order;
-        Geometry::new(
-            self.version,
-            self.cluster_bits,
-            order,
-            l2_format,
-            data_location,
-        )
+        Geometry::new(self.version, self.cluster_bits, order, l2_format, data_location)
     }
 
     fn check_tables(&self, geometry: Geometry) -> Result<(), OpenError> {
@@ -425,24 +405,14 @@ impl UnverifiedHeader {
             return Err(bad_field("refcount table clusters", clusters, problem));
         }
         let bytes = clusters * geometry.cluster_size();
-        check_place(
-            "refcount table offset",
-            geometry,
-            self.refcount_table.offset,
-            bytes,
-        )?;
+        check_place("refcount table offset", geometry, self.refcount_table.offset, bytes)?;
 
         let count = self.snapshots.count;
         if count > MAX_SNAPSHOTS {
             let problem = Problem::Above(MAX_SNAPSHOTS.into());
             return Err(bad_field("snapshot count", count.into(), problem));
         }
-        check_place(
-            "snapshot table offset",
-            geometry,
-            self.snapshots.offset,
-            count.into(),
-        )
+        check_place("snapshot table offset", geometry, self.snapshots.offset, count.into())
     }
 }
 
@@ -460,10 +430,7 @@ pub(crate) fn check_place(
         Problem::Zero
     } else if geometry.offset_in_cluster(value) != 0 {
         Problem::Misaligned(geometry.cluster_size())
-    } else if value
-        .checked_add(bytes)
-        .is_none_or(|end| end > MAX_TABLE_END)
-    {
+    } else if value.checked_add(bytes).is_none_or(|end| end > MAX_TABLE_END) {
         Problem::Above(MAX_TABLE_END - bytes)
     } else {
         return Ok(());
@@ -476,10 +443,7 @@ fn backing_name(
     header_length: u32,
     cluster_size: u64,
 ) -> Result<Option<Part>, OpenError> {
-    let (start, len) = (
-        raw.backing_name_offset.get(),
-        u64::from(raw.backing_name_len.get()),
-    );
+    let (start, len) = (raw.backing_name_offset.get(), u64::from(raw.backing_name_len.get()));
     if start == 0 || len == 0 {
         return Ok(None);
     }
@@ -505,10 +469,7 @@ fn too_short(bytes: &[u8], needed: u32) -> OpenError {
 }
 
 pub(crate) fn unsupported(names: String) -> OpenError {
-    OpenError::UnsupportedFeature {
-        format: FORMAT,
-        names,
-    }
+    OpenError::UnsupportedFeature { format: FORMAT, names }
 }
 
 #[cfg(test)]

@@ -18,12 +18,7 @@ pub(crate) const FORMAT: &str = "qcow2";
 
 /// An error about a field of the image.
 pub(crate) fn bad_field(field: &'static str, value: u64, problem: Problem) -> OpenError {
-    OpenError::Field {
-        format: FORMAT,
-        field,
-        value,
-        problem,
-    }
+    OpenError::Field { format: FORMAT, field, value, problem }
 }
 
 /// A table entry that the format does not allow, met while serving a request.
@@ -44,9 +39,6 @@ impl Fault {
 
 impl From<Fault> for Error {
     fn from(fault: Fault) -> Self {
-        Self::Corrupt {
-            what: fault.what,
-            value: fault.value,
-        }
+        Self::Corrupt { what: fault.what, value: fault.value }
     }
 }

@@ -41,14 +41,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn geometry(order: u32) -> Geometry {
-        Geometry::new(
-            Version::V3,
-            9,
-            order,
-            L2Format::Standard,
-            DataLocation::Image,
-        )
-        .unwrap()
+        Geometry::new(Version::V3, 9, order, L2Format::Standard, DataLocation::Image).unwrap()
     }
 
     #[test]

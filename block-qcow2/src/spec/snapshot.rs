@@ -94,18 +94,13 @@ pub fn parse(bytes: &[u8]) -> Result<Snapshot, OpenError> {
     let (extra, rest) = rest.split_at_checked(extra).ok_or_else(truncated)?;
     let id = rest.split_at_checked(raw.id_len.get().into());
     let (id, rest) = id.ok_or_else(truncated)?;
-    let name = rest
-        .get(..raw.name_len.get().into())
-        .ok_or_else(truncated)?;
+    let name = rest.get(..raw.name_len.get().into()).ok_or_else(truncated)?;
     let field = |index: usize| {
         let bytes = extra.get(index * 8..index * 8 + 8)?;
         Some(U64::ref_from_bytes(bytes).ok()?.get())
     };
     Ok(Snapshot {
-        l1: Table {
-            offset: HostOffset::new(raw.l1_table_offset.get()),
-            count: raw.l1_size.get(),
-        },
+        l1: Table { offset: HostOffset::new(raw.l1_table_offset.get()), count: raw.l1_size.get() },
         id: String::from_utf8_lossy(id).into_owned(),
         name: String::from_utf8_lossy(name).into_owned(),
         date_seconds: raw.date_seconds.get(),
@@ -158,10 +153,7 @@ mod tests {
         assert_eq!(entry_len(&entry(&[], "1", "ab")), Ok(Some(48)));
         assert_eq!(entry_len(&[0; 39]), Ok(None));
         let err = entry_len(&entry(&[0; 1025], "", "")).unwrap_err();
-        assert!(
-            err.to_string()
-                .contains("snapshot extra data size is 0x401")
-        );
+        assert!(err.to_string().contains("snapshot extra data size is 0x401"));
     }
 
     proptest! {

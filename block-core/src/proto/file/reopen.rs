@@ -5,6 +5,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::lock::Claims;
 use super::source::{Access, Source};
@@ -26,7 +27,10 @@ pub(super) async fn prepare(
     driver: Arc<FileDriver>,
     options: ReopenOptions,
 ) -> Result<ReopenState, OpenError> {
-    let now = driver.opened.load().access;
+    let (now, failed) = {
+        let opened = driver.opened.load();
+        (opened.access, opened.flush_error.load(Ordering::Acquire) != 0)
+    };
     let access = Access {
         writable: options.read_only.map_or(now.writable, |read_only| !read_only),
         direct: options.direct.unwrap_or(now.direct),
@@ -37,7 +41,8 @@ pub(super) async fn prepare(
     } else {
         claims_of(access)
     };
-    if access == now {
+    // After a failed flush even the same way is a new beginning: the user says so.
+    if access == now && !failed {
         return Ok(Box::new(Prepared { opened: None, before, after: before }));
     }
     driver.lock.lock().widen(&driver.path, after)?;

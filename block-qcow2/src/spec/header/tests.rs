@@ -75,88 +75,28 @@ fn each_wrong_field_is_named_with_its_value() {
         (|h, _| h.magic = *b"QFI\xfa", "magic is 0x514649fa"),
         (|h, _| h.version = 1.into(), "version is 0x1"),
         (|h, _| h.version = 4.into(), "version is 0x4"),
-        (
-            |h, _| h.cluster_bits = 8.into(),
-            "cluster bits is 0x8: must be at least 0x9",
-        ),
-        (
-            |h, _| h.cluster_bits = 22.into(),
-            "cluster bits is 0x16: must be at most 0x15",
-        ),
+        (|h, _| h.cluster_bits = 8.into(), "cluster bits is 0x8: must be at least 0x9"),
+        (|h, _| h.cluster_bits = 22.into(), "cluster bits is 0x16: must be at most 0x15"),
         (|h, _| h.cluster_bits = u32::MAX.into(), "cluster bits"),
-        (
-            |h, _| h.disk_size = u64::MAX.into(),
-            "disk size is 0xffffffffffffffff",
-        ),
+        (|h, _| h.disk_size = u64::MAX.into(), "disk size is 0xffffffffffffffff"),
         (|h, _| h.crypt_method = 3.into(), "encryption method is 0x3"),
-        (
-            |h, _| h.l1_size = 1.into(),
-            "L1 size is 0x1: must be at least 0x2",
-        ),
-        (
-            |h, _| h.l1_size = 0x40_0001.into(),
-            "L1 size is 0x400001: must be at most 0x400000",
-        ),
-        (
-            |h, _| h.l1_table_offset = 0.into(),
-            "L1 table offset is 0x0: must not be zero",
-        ),
-        (
-            |h, _| h.l1_table_offset = 0x3_0200.into(),
-            "L1 table offset is 0x30200",
-        ),
-        (
-            |h, _| h.l1_table_offset = (u64::MAX - 0xffff).into(),
-            "L1 table offset",
-        ),
-        (
-            |h, _| h.refcount_table_offset = 1.into(),
-            "refcount table offset is 0x1",
-        ),
-        (
-            |h, _| h.refcount_table_clusters = 0.into(),
-            "refcount table clusters is 0x0",
-        ),
-        (
-            |h, _| h.refcount_table_clusters = 129.into(),
-            "refcount table clusters is 0x81",
-        ),
-        (
-            |h, _| h.snapshot_count = 65537.into(),
-            "snapshot count is 0x10001",
-        ),
-        (
-            |h, _| h.snapshot_count = 1.into(),
-            "snapshot table offset is 0x0",
-        ),
-        (
-            |_, v3| v3.refcount_order = 7.into(),
-            "refcount order is 0x7",
-        ),
-        (
-            |_, v3| v3.header_length = 103.into(),
-            "header length is 0x67: must be at least 0x68",
-        ),
-        (
-            |_, v3| v3.header_length = 0x1_0008.into(),
-            "header length is 0x10008",
-        ),
-        (
-            |_, v3| v3.header_length = 108.into(),
-            "header length is 0x6c: must be a multiple",
-        ),
-        (
-            |_, v3| v3.incompatible = 8.into(),
-            "compression type is 0x0: contradicts",
-        ),
-        (
-            |_, v3| v3.incompatible = (1 << 5).into(),
-            "incompatible bit 5",
-        ),
-        (
-            |_, v3| v3.incompatible = (1 << 63).into(),
-            "incompatible bit 63",
-        ),
+        (|h, _| h.l1_size = 1.into(), "L1 size is 0x1: must be at least 0x2"),
+        (|h, _| h.l1_size = 0x40_0001.into(), "L1 size is 0x400001: must be at most 0x400000"),
+        (|h, _| h.l1_table_offset = 0.into(), "L1 table offset is 0x0: must not be zero"),
+        (|h, _| h.l1_table_offset = 0x3_0200.into(), "L1 table offset is 0x30200"),
+        (|h, _| h.l1_table_offset = (u64::MAX - 0xffff).into(), "L1 table offset"),
+        (|h, _| h.refcount_table_offset = 1.into(), "refcount table offset is 0x1"),
+        (|h, _| h.refcount_table_clusters = 0.into(), "refcount table clusters is 0x0"),
+        (|h, _| h.refcount_table_clusters = 129.into(), "refcount table clusters is 0x81"),
+        (|h, _| h.snapshot_count = 65537.into(), "snapshot count is 0x10001"),
+        (|h, _| h.snapshot_count = 1.into(), "snapshot table offset is 0x0"),
+        (|_, v3| v3.refcount_order = 7.into(), "refcount order is 0x7"),
+        (|_, v3| v3.header_length = 103.into(), "header length is 0x67: must be at least 0x68"),
+        (|_, v3| v3.header_length = 0x1_0008.into(), "header length is 0x10008"),
+        (|_, v3| v3.header_length = 108.into(), "header length is 0x6c: must be a multiple"),
+        (|_, v3| v3.incompatible = 8.into(), "compression type is 0x0: contradicts"),
+        (|_, v3| v3.incompatible = (1 << 5).into(), "incompatible bit 5"),
+        (|_, v3| v3.incompatible = (1 << 63).into(), "incompatible bit 63"),
     ];
     for (change, expect) in cases {
         let err = verify(&bytes_of(change)).unwrap_err().to_string();
@@ -178,16 +118,8 @@ fn the_backing_name_stays_inside_the_first_cluster() {
     assert_eq!(ok.backing_name().unwrap().end, 0x200 + 1023);
     assert_eq!(with_name(0x200, 0).unwrap().backing_name(), None);
     for (offset, len, expect) in [
-        (
-            0x200,
-            1024,
-            "backing file name length is 0x400: must be at most 0x3ff",
-        ),
-        (
-            0xffff,
-            2,
-            "backing file name length is 0x2: must be at most 0x1",
-        ),
+        (0x200, 1024, "backing file name length is 0x400: must be at most 0x3ff"),
+        (0xffff, 2, "backing file name length is 0x2: must be at most 0x1"),
         (0x1_0001, 2, "backing file name offset is 0x10001"),
         (u64::MAX, u32::MAX, "backing file name offset"),
         (100, 2, "backing file name offset is 0x64: overlaps"),
@@ -205,10 +137,7 @@ fn extended_entries_need_large_clusters() {
         v3.incompatible = EXTENDED_L2.into();
     });
     let err = verify(&bytes).unwrap_err().to_string();
-    assert!(
-        err.contains("cluster bits is 0xd: must be at least 0xe"),
-        "{err}"
-    );
+    assert!(err.contains("cluster bits is 0xd: must be at least 0xe"), "{err}");
 }
 
 #[test]
@@ -221,12 +150,7 @@ fn compression_types_need_their_bit() {
     assert!(err.contains("compression type 2"), "{err}");
     let mut bytes = bytes_of(|_, _| ());
     bytes[104] = 1;
-    assert!(
-        verify(&bytes)
-            .unwrap_err()
-            .to_string()
-            .contains("compression type is 0x1")
-    );
+    assert!(verify(&bytes).unwrap_err().to_string().contains("compression type is 0x1"));
 }
 
 #[test]

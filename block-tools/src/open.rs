@@ -227,7 +227,18 @@ pub async fn open(spec: &ImageSpec) -> Result<Node, SpecError> {
 /// [`open`] with a registry, budget and warnings of the caller's. The spec decides the flags.
 pub async fn open_in(mut context: OpenContext, spec: &ImageSpec) -> Result<Node, SpecError> {
     context.flags = spec.open_flags();
-    Ok(context.open(spec.node_options()?).await?)
+    let options = spec.node_options()?;
+    let probed = options.peek("driver").is_none();
+    let node = context.open(options).await?;
+    if probed && node.driver().name() == "raw" && !node.is_read_only() {
+        let name = &spec.name;
+        (context.warn)(&format!(
+            "the format of '{name}' was not given and its contents look like none, so it is taken \
+             as raw: writes that would make it look like another format are refused. Name the \
+             format (-f raw) to lift this."
+        ));
+    }
+    Ok(node)
 }
 
 #[cfg(test)]

@@ -250,7 +250,7 @@ fn misaligned_buffers_work_without_the_page_cache() {
     check(
         raw,
         &["-f", "raw", "-n", "-m", "a.raw"],
-        "write -P 3 5 7000\nread -P 3 5 7000\nread 0 512\n",
+        "write -P 3 5 7000\nread -P 3 5 7000\nread 0 512\nwrite -z -n 5 0\nwrite -z -n 5 7\n",
     );
 }
 

@@ -59,15 +59,15 @@ pub(super) async fn zeroes(
         return Err(Error::Invalid);
     }
     write::check(node, range, flags)?;
+    if range.is_empty() {
+        return Ok(());
+    }
     let align = node.limits().request_alignment;
     let unaligned = !range.is_aligned(align);
     if flags.contains(RequestFlags::NO_FALLBACK)
         && (unaligned || node.capabilities().zeroes_no_fallback != Support::Native)
     {
         return Err(Error::Unsupported);
-    }
-    if range.is_empty() {
-        return Ok(());
     }
     // Growing by zeroes owns everything behind the end: file systems have lost data where a
     // fallocate beyond the end ran beside writes there.

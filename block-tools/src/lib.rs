@@ -3,6 +3,8 @@
 //!
 //! The syntax, output and exit statuses are those that users of `qemu-img` and `qemu-io` know.
 
+#![forbid(unsafe_code)]
+
 pub mod img;
 pub mod io_cmd;
 pub mod open;

@@ -18,7 +18,7 @@ use block_testkit::model::overlap::{Claim, Overlap};
 use block_testkit::op::{Discards, Op, OpId, OpSpace, contents};
 use block_testkit::play::{Played, Player};
 use proptest::prelude::*;
-use request_support::{Shape, node_of, shapes, span};
+use request_support::{Shape, cases, node_of, shapes, span};
 
 fn space(shape: &Shape) -> OpSpace {
     OpSpace {
@@ -56,7 +56,7 @@ fn unexpected(ops: &[Op], played: &[Played]) -> Vec<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(cases(300))]
 
     #[test]
     fn any_interleaving_equals_the_flat_disk((shape, ops, depth, seed) in game()) {

@@ -29,6 +29,8 @@
 //! assert_eq!(err.to_string(), "qcow2: magic is 0x0: unknown value");
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod cache;
 pub mod compress;
 mod driver;

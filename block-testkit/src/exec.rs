@@ -402,8 +402,7 @@ mod tests {
                 })
             });
             futures::future::join_all(tasks.collect::<Vec<_>>()).await;
-            let log = log.lock().clone();
-            log
+            log.lock().clone()
         })
     }
 
@@ -463,8 +462,7 @@ mod tests {
                 }));
             }
             exec.sleep(Duration::from_secs(60)).await;
-            let log = log.lock().clone();
-            log
+            log.lock().clone()
         });
         assert_eq!(order, [10, 20, 30]);
     }

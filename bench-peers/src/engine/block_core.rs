@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use block_core::driver::BlockDriver as _;
 use block_core::format::raw::RawFactory;
 use block_core::io::exec::block_on;
 use block_core::proto::file::FileFactory;

@@ -3,7 +3,7 @@
 //! An asynchronous engine runs `depth` loops on one thread, each with a buffer of its own, which take
 //! the next request from a common counter.
 
-//TMP mod block_core;
+mod block_core;
 #[cfg(feature = "async-peers")]
 mod imago_async;
 #[cfg(feature = "sync-peers")]
@@ -30,7 +30,7 @@ type Engine = (&'static str, fn(&Work) -> Result<Times, Failure>);
 const ENGINES: &[Engine] = &[
     ("pread", pread::run),
     ("uring", uring::run),
-    //TMP("block-core", block_core::run),
+    ("block-core", block_core::run),
     #[cfg(feature = "async-peers")]
     ("imago-async", imago_async::run),
     #[cfg(feature = "sync-peers")]

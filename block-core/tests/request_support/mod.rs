@@ -13,6 +13,16 @@ use block_testkit::disk::mem::{Discarded, MemConfig, MemDisk, UnalignedZeroes};
 use block_testkit::disk::record::Record;
 use block_testkit::disk::tap::{Tap, Tapped};
 use block_testkit::op::{OpId, contents, io_vec};
+use proptest::prelude::ProptestConfig;
+
+/// `count` random cases, or as many as `PROPTEST_CASES` says.
+pub fn cases(count: u32) -> ProptestConfig {
+    let default = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => default,
+        None => ProptestConfig { cases: count, ..default },
+    }
+}
 
 /// A range by its bounds.
 pub fn span(start: u64, end: u64) -> ByteRange {

@@ -155,6 +155,18 @@ impl MemDisk {
         self.state.lock().unstable.iter().map(|(_, range)| *range).collect()
     }
 
+    /// How many writes and zero writes have finished at the disk.
+    pub fn finished_writes(&self) -> u64 {
+        self.state.lock().writes
+    }
+
+    /// [`MemDisk::unstable`] of the first `count` finished writes.
+    pub fn unstable_up_to(&self, count: u64) -> Vec<ByteRange> {
+        let state = self.state.lock();
+        let old = state.unstable.iter().filter(|(number, _)| *number <= count);
+        old.map(|(_, range)| *range).collect()
+    }
+
     /// How many reopens were committed and aborted.
     pub fn reopens(&self) -> (u64, u64) {
         let state = self.state.lock();

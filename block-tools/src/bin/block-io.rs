@@ -4,15 +4,16 @@
 //! Standard output is fully buffered where it is no terminal, and shown at every prompt. The exit
 //! status is 1 if any command failed.
 
-use std::io::{self, BufRead, BufWriter, IsTerminal, LineWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, LineWriter, Stdin, Write};
 use std::process::ExitCode;
 
 use block_core::OpenFlags;
 use block_tools::io_cmd::{BufferPlace, MAX_LINE_BYTES, Outcome, Session};
 use block_tools::open::{AioMode, CacheMode, DiscardMode, ImageSpec, block_on};
 use clap::Parser;
-use futures::channel::mpsc;
-use futures::{SinkExt, StreamExt};
+use futures::channel::oneshot;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 const NAME: &str = "block-io";
 
@@ -156,25 +157,14 @@ async fn run_commands(session: &mut Session, commands: &[String]) -> bool {
 
 /// Runs the lines of the input, with a prompt before each.
 async fn run_input(session: &mut Session) -> bool {
-    // Requests in flight go on while somebody types: another thread waits for the input.
-    let (mut sender, mut lines) = mpsc::channel(0);
-    std::thread::spawn(move || {
-        let mut input = io::stdin().lock();
-        loop {
-            let line = read_line(&mut input);
-            let last = !matches!(line, Ok(Some(_)));
-            if block_on(sender.send(line)).is_err() || last {
-                break;
-            }
-        }
-    });
+    let mut input = BufReader::new(io::stdin());
     let mut succeeded = true;
     while !session.is_broken() {
         session.prompt();
-        let line = match session.wait(lines.next()).await {
-            Some(Ok(Some(line))) => line,
-            Some(Ok(None)) | None => break,
-            Some(Err(error)) => {
+        let line = match next_line(&mut input, session).await {
+            Ok(Some(line)) => line,
+            Ok(None) => break,
+            Err(error) => {
                 let _ = writeln!(io::stderr(), "{NAME}: cannot read the input: {error}");
                 return false;
             }
@@ -189,12 +179,54 @@ async fn run_input(session: &mut Session) -> bool {
 }
 
 /// The next line of the input; `None` at its end. A line that is too long is an error.
-fn read_line(input: &mut impl BufRead) -> io::Result<Option<String>> {
-    let limit = u64::try_from(MAX_LINE_BYTES).unwrap_or(u64::MAX);
-    let mut bytes = Vec::new();
-    let read = input.by_ref().take(limit).read_until(b'\n', &mut bytes)?;
-    if read == MAX_LINE_BYTES && bytes.last() != Some(&b'\n') {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the line is too long"));
+async fn next_line(
+    input: &mut BufReader<Stdin>,
+    session: &mut Session,
+) -> io::Result<Option<String>> {
+    let mut line = Vec::new();
+    loop {
+        if input.buffer().is_empty() {
+            wait_for_input(session).await?;
+        }
+        let read = input.fill_buf()?;
+        if read.is_empty() {
+            break;
+        }
+        let newline = read.iter().position(|byte| *byte == b'\n');
+        let taken = newline.map_or(read.len(), |at| at + 1);
+        line.extend(read.iter().take(taken));
+        input.consume(taken);
+        if line.len() > MAX_LINE_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the line is too long"));
+        }
+        if newline.is_some() {
+            break;
+        }
     }
-    Ok((read > 0).then(|| String::from_utf8_lossy(&bytes).into_owned()))
+    Ok((!line.is_empty()).then(|| String::from_utf8_lossy(&line).into_owned()))
+}
+
+/// Waits until reading the input does not block. What is there already is not waited for, so that
+/// the order of a script's output does not depend on how fast its requests are.
+async fn wait_for_input(session: &mut Session) -> io::Result<()> {
+    if input_is_ready(Some(&Timespec::default()))? {
+        return Ok(());
+    }
+    // Requests in flight go on and are reported while somebody types: another thread waits.
+    let (sender, ready) = oneshot::channel();
+    std::thread::spawn(move || sender.send(input_is_ready(None)));
+    session.wait(ready).await.map_err(io::Error::other)?.map(drop)
+}
+
+/// Whether the input has bytes, an end or an error, within a time (`None`: for ever).
+fn input_is_ready(within: Option<&Timespec>) -> io::Result<bool> {
+    let stdin = io::stdin();
+    loop {
+        let mut polled = [PollFd::new(&stdin, PollFlags::IN)];
+        match poll(&mut polled, within) {
+            Ok(count) => return Ok(count > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }

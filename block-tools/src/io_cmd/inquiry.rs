@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use block_core::info::InfoValue;
+use block_core::info::{DriverInfo, InfoValue};
 use block_core::range::SECTOR_SIZE;
 use block_core::request::status::StatusDetail;
 use block_core::{ByteRange, Error, Node, Result};
@@ -60,6 +60,8 @@ impl Session {
         let info = node.driver().info();
         self.out.line(format_args!("format name: {}", node.driver().name()));
         self.out.line(format_args!("cluster size: {}", size_text(info.cluster_size.unwrap_or(0))));
+        let vm_state = size_text(vm_state_offset(node.len(), &info));
+        self.out.line(format_args!("vm state offset: {vm_state}"));
         if !info.specific.is_empty() {
             self.out.line("Format specific information:");
             let mut lines = Vec::new();
@@ -125,6 +127,20 @@ async fn allocation_run(node: &Node, offset: u64) -> Result<(bool, u64)> {
         // The disk shrank meanwhile, or the driver knows nothing.
         _ => Err(Error::IO),
     }
+}
+
+/// Where saved machine state stands among the offsets of a disk: after it, at the next entry of the
+/// L1 table. Zero for formats without; qcow2 is the one that has it, and tells of its entries.
+fn vm_state_offset(len: u64, info: &DriverInfo) -> u64 {
+    let extended = info.specific.iter().find(|(name, _)| *name == "extended-l2");
+    let entry_bytes = match extended {
+        Some((_, InfoValue::Bool(true))) => 16,
+        _ => 8,
+    };
+    let is_qcow2 = info.specific.iter().any(|(name, _)| *name == "compat");
+    let cluster = info.cluster_size.filter(|_| is_qcow2).unwrap_or(0);
+    let covered = cluster.saturating_mul(cluster / entry_bytes);
+    len.checked_next_multiple_of(covered).unwrap_or(0)
 }
 
 /// One value of the driver's own, `depth` levels in: dashes in names become spaces.

@@ -14,6 +14,9 @@ use futures::stream::{FuturesUnordered, StreamExt};
 
 use super::report::{Described, Output};
 
+/// Most requests whose buffers are held at once.
+const MAX_IN_FLIGHT: usize = 1024;
+
 /// A request that ended.
 struct Ended {
     described: Described,
@@ -29,12 +32,16 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Starts a request; nothing is printed yet.
+    /// Starts a request; nothing is printed yet, unless too many are in flight.
     pub(super) async fn start(
         &mut self,
+        out: &mut Output,
         described: Described,
         request: impl Future<Output = Result<()>> + 'static,
     ) {
+        if self.running.len() + self.ended.len() >= MAX_IN_FLIGHT {
+            self.finish(out).await;
+        }
         let started = Instant::now();
         self.running.push(Box::pin(async move {
             let result = request.await;

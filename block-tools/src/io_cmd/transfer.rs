@@ -66,7 +66,7 @@ impl Session {
     pub(super) async fn aio_read(&mut self, words: &[&str]) -> Result<(), Failure> {
         let parsed = sort("aio_read", words, "CP:qrv")?;
         let (described, request) = self.prepare_readv(&parsed)?;
-        self.pending.start(described, request).await;
+        self.pending.start(&mut self.out, described, request).await;
         Ok(())
     }
 
@@ -163,7 +163,7 @@ impl Session {
                 .send(offset, &lens, byte, |image, range, data| image.write(range, data, flags));
             request
         };
-        self.pending.start(described, finish(request)).await;
+        self.pending.start(&mut self.out, described, finish(request)).await;
         Ok(())
     }
 

@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Failure, Result};
-use crate::run;
 use crate::scratch::Scratch;
+use crate::{run, setup};
 
 /// Makes `name`, a raw disk of `disk` bytes with an ext4 of about `files` bytes of files.
 pub(super) fn file_system(scratch: &Scratch, name: &str, disk: u64, files: u64) -> Result<PathBuf> {
@@ -18,7 +18,7 @@ pub(super) fn file_system(scratch: &Scratch, name: &str, disk: u64, files: u64) 
         stage.take(Path::new(top))?;
     }
     let path = scratch.file(name);
-    let mut make = run::command("mke2fs");
+    let mut make = run::command(setup::MKE2FS);
     make.args(["-q", "-F", "-t", "ext4", "-d"]).arg(&tree).arg(&path);
     run::succeed(make.arg(format!("{}k", disk >> 10)))?;
     fs::remove_dir_all(&tree).map_err(Failure::io("remove the tree of files"))?;

@@ -1,5 +1,7 @@
 //! `block-img`: makes, converts, compares and shows disk images.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use block_tools::img::{self, Output};

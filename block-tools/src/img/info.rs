@@ -12,9 +12,9 @@ use block_core::range::Alignment;
 use block_core::registry::{MAX_CHAIN, OpenContext};
 use block_core::{Node, OpenFlags, Options, graph};
 
-use crate::open::{ImageSpec, block_on, registry};
+use crate::open::{ImageSpec, block_on, open, registry};
 
-use super::common::{OutputFormat, one_image, open_image};
+use super::common::{OutputFormat, cannot_open, one_image};
 use super::json::Json;
 use super::{Failure, Output, human};
 
@@ -94,8 +94,10 @@ async fn collect(args: &Args, name: &str) -> Result<Vec<Report>, Failure> {
     let mut reports = Vec::new();
     let mut seen = BTreeSet::new();
     loop {
-        let node = open_image(&spec, 1).await?;
-        let report = Report::of(&node, plain_name(&spec));
+        let name = plain_name(&spec);
+        let shown = name.as_ref().unwrap_or(&spec.name);
+        let node = open(&spec).await.map_err(|error| cannot_open(shown, &error))?;
+        let report = Report::of(&node, name);
         let closed = graph::close(&node).await;
         closed.map_err(Failure::new)?;
         let next = report.full_backing.clone();

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use block_core::range::MAX_LEN;
-use block_core::request::status::{BlockStatus, StatusDetail, StatusFlags};
+use block_core::request::status::{BlockStatus, Mapping, StatusDetail, StatusFlags};
 use block_core::{ByteRange, Node, graph};
 
 use crate::open::{ImageSpec, block_on};
@@ -135,16 +135,26 @@ async fn look(node: &Node, start: u64, end: u64) -> Result<Entry, Failure> {
 
 /// The status of `range` in `layer` alone. What is left of the last sector reads as zeroes.
 async fn layer_status(layer: &Node, range: ByteRange) -> Result<BlockStatus, Failure> {
+    let status = ask(layer, range).await?;
+    if status.len > 0 {
+        return Ok(status);
+    }
+    // It stands where the bytes before it end, if they stand anywhere.
+    let before = match range.offset().checked_sub(1).map(|offset| ByteRange::new(offset, 1)) {
+        Some(Ok(last)) => ask(layer, last).await?.mapping,
+        _ => None,
+    };
+    let mapping = before.map(|mapping| Mapping { offset: mapping.offset + 1, ..mapping });
+    let flags = StatusFlags::ZERO | StatusFlags::ALLOCATED;
+    Ok(BlockStatus { len: range.len(), flags, mapping, depth: 0 })
+}
+
+async fn ask(layer: &Node, range: ByteRange) -> Result<BlockStatus, Failure> {
     let asked = layer.block_status(range, StatusDetail::Zeroes).await;
-    let mut status = asked.map_err(|error| {
+    asked.map_err(|error| {
         let offset = range.offset();
         Failure::new(format_args!("error while reading block status at offset {offset}: {error}"))
-    })?;
-    if status.len == 0 {
-        status.len = range.len();
-        status.flags = StatusFlags::ZERO | StatusFlags::ALLOCATED;
-    }
-    Ok(status)
+    })
 }
 
 /// Appends `next` to `current` if both are stored alike and next to each other.

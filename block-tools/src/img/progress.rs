@@ -34,7 +34,7 @@ impl Progress {
             return Self::Plain { shown: None };
         }
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
-        let template = "{bar:40} {percent:>3}% {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        let template = "{wide_bar} {percent:>3}% {bytes}/{total_bytes} {eta}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }

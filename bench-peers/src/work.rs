@@ -80,6 +80,9 @@ impl Work {
     }
 }
 
+/// What buffers hold before they are used: not zero, so that their pages are there, not only promised.
+pub const TOUCHED: u8 = 1;
+
 /// Bytes at a page's border, for engines that take any slice.
 pub struct PageBuf {
     bytes: Vec<u8>,
@@ -88,9 +91,9 @@ pub struct PageBuf {
 }
 
 impl PageBuf {
-    /// `len` zeroes.
+    /// `len` bytes.
     pub fn new(len: usize) -> Self {
-        let bytes = vec![0; len + 4096];
+        let bytes = vec![TOUCHED; len + 4096];
         let start = bytes.as_ptr().align_offset(4096);
         Self { bytes, start, len }
     }

@@ -13,28 +13,24 @@ use futures::future::try_join_all;
 use super::{Tickets, Times};
 use crate::Failure;
 use crate::stopwatch::Stopwatch;
-use crate::work::Work;
+use crate::work::{TOUCHED, Work};
 
 pub fn run(work: &Work) -> Result<Times, Failure> {
     block_on(read(work))
 }
 
 async fn read(work: &Work) -> Result<Times, Failure> {
-    let registry = Registry::new()
-        .with(FileFactory)
-        .with(RawFactory)
-        .with(Qcow2Factory);
-    let flags = OpenFlags {
-        direct: work.direct,
-        ..OpenFlags::READ_ONLY
-    };
+    let registry = Registry::new().with(FileFactory).with(RawFactory).with(Qcow2Factory);
+    let flags = OpenFlags { direct: work.direct, ..OpenFlags::READ_ONLY };
     let context = OpenContext::new(Arc::new(registry), flags);
     let name = work.image.to_str().ok_or("the image's name is no text")?;
     let image = context.open(Options::filename(name)).await?;
     let tickets = Tickets::new(work);
     let mut bufs = Vec::new();
     for _ in 0..work.depth {
-        bufs.push(IoBuf::zeroed(work.len, Alignment::PAGE)?);
+        let buf = IoBuf::zeroed(work.len, Alignment::PAGE)?;
+        buf.fill(TOUCHED);
+        bufs.push(buf);
     }
     let watch = Stopwatch::start()?;
     try_join_all(bufs.iter().map(async |buf| {

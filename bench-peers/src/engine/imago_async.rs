@@ -9,7 +9,7 @@ use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate, Stora
 use super::{Tickets, Times};
 use crate::Failure;
 use crate::stopwatch::Stopwatch;
-use crate::work::Work;
+use crate::work::{TOUCHED, Work};
 
 pub fn run(work: &Work) -> Result<Times, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
@@ -26,7 +26,9 @@ async fn read(work: &Work) -> Result<Times, Failure> {
     let tickets = Tickets::new(work);
     let mut bufs = Vec::new();
     for _ in 0..work.depth {
-        bufs.push(IoBuffer::new(work.len, 4096)?);
+        let mut buf = IoBuffer::new(work.len, 4096)?;
+        buf.as_mut().into_slice().fill(TOUCHED);
+        bufs.push(buf);
     }
     let watch = Stopwatch::start()?;
     try_join_all(bufs.iter_mut().map(async |buf| {

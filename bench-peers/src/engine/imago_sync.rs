@@ -8,7 +8,7 @@ use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate, Stora
 use super::Times;
 use crate::Failure;
 use crate::stopwatch::Stopwatch;
-use crate::work::Work;
+use crate::work::{TOUCHED, Work};
 
 pub fn run(work: &Work) -> Result<Times, Failure> {
     let storage = StorageOpenOptions::new().direct(work.direct);
@@ -17,6 +17,7 @@ pub fn run(work: &Work) -> Result<Times, Failure> {
         .open(PermissiveImplicitOpenGate::default())?;
     let image = FormatAccess::new(image);
     let mut buf = IoBuffer::new(work.len, 4096)?;
+    buf.as_mut().into_slice().fill(TOUCHED);
     let watch = Stopwatch::start()?;
     for index in 0..work.count {
         image.read(&mut buf, work.offset(index))?;

@@ -10,7 +10,7 @@ use qcow2_rs::utils::qcow2_setup_dev_uring;
 use super::{Tickets, Times};
 use crate::Failure;
 use crate::stopwatch::Stopwatch;
-use crate::work::Work;
+use crate::work::{TOUCHED, Work};
 
 pub fn run(work: &Work) -> Result<Times, Failure> {
     let work = Rc::new(work.clone());
@@ -22,7 +22,12 @@ async fn read(work: Rc<Work>) -> Result<Times, Failure> {
     let image = qcow2_setup_dev_uring(&work.image, &params).await;
     let image = Rc::new(image.map_err(|error| format!("{error:?}"))?);
     let tickets = Rc::new(Tickets::new(&work));
-    let bufs: Vec<_> = (0..work.depth).map(|_| Qcow2IoBuf::<u8>::new(work.len)).collect();
+    let mut bufs = Vec::new();
+    for _ in 0..work.depth {
+        let mut buf = Qcow2IoBuf::<u8>::new(work.len);
+        buf.fill(TOUCHED);
+        bufs.push(buf);
+    }
     let watch = Stopwatch::start()?;
     let loops = bufs.into_iter().map(|mut buf| {
         let (work, image, tickets) = (Rc::clone(&work), Rc::clone(&image), Rc::clone(&tickets));

@@ -296,7 +296,9 @@ impl Node {
     pub(crate) fn finish_write(&self, range: ByteRange, flags: RequestFlags) {
         self.inner.write_generation.fetch_add(1, Ordering::AcqRel);
         if range.end() > self.inner.dirty_len.load(Ordering::Acquire) {
-            self.follow_length();
+            let len = self.len();
+            self.inner.dirty.grow(len);
+            self.inner.dirty_len.fetch_max(len, Ordering::AcqRel);
         }
         if !flags.contains(RequestFlags::WRITE_UNCHANGED) {
             self.inner.dirty.mark(range);
@@ -320,17 +322,12 @@ impl Node {
     /// Step 8 of a truncate from `old` bytes.
     pub(crate) fn finish_truncate(&self, old: u64) {
         self.inner.write_generation.fetch_add(1, Ordering::AcqRel);
-        self.follow_length();
-        if let Ok(added) = ByteRange::from_bounds(old, self.len()) {
-            self.inner.dirty.mark(added);
-        }
-    }
-
-    /// The bitmaps get the node's length.
-    fn follow_length(&self) {
         let len = self.len();
         self.inner.dirty.truncate(len);
         self.inner.dirty_len.store(len, Ordering::Release);
+        if let Ok(added) = ByteRange::from_bounds(old, len) {
+            self.inner.dirty.mark(added);
+        }
     }
 }
 

@@ -1,1 +1,34 @@
-//! (to be written)
+//! The parts of an iSCSI initiator (RFC 7143) that need no session: basic header segments, target
+//! URLs, and the map of what a LUN is known to hold.
+//!
+//! # What is here
+//! * [`pdu::bhs`]: the 48-byte header that every PDU starts with, as bytes and as a checked type.
+//! * [`url`]: `iscsi://[user[%password]@]host[:port]/target/lun`, parsed and printed.
+//! * [`allocmap`]: which pages of a LUN are known to be zero, so that reading them costs nothing.
+//!
+//! # What is not here
+//! There is no initiator: no login, no session, no SCSI commands, no transport and no driver. The
+//! fields of a header that depend on its opcode stay bytes, and digests and data segments are not
+//! touched.
+//!
+//! # Example
+//! ```
+//! use block_core::ByteRange;
+//! use block_iscsi::allocmap::{AllocMap, Answer, Contents, Trust};
+//! use block_iscsi::url::IscsiUrl;
+//!
+//! let url = IscsiUrl::parse("iscsi://[fd00::7]/iqn.2004-01.org.example:disk/3")?;
+//! assert_eq!((url.port(), url.lun()), (3260, 3));
+//!
+//! let mut map = AllocMap::new(1 << 30, 64 << 10, Trust::Cached)?;
+//! map.update(ByteRange::new(0, 1 << 20)?, Contents::Zero);
+//! assert_eq!(map.answer(ByteRange::new(4096, 4096)?), Answer::Zeroes);
+//! map.update(ByteRange::new(4096, 512)?, Contents::Allocated);
+//! assert_eq!(map.answer(ByteRange::new(4096, 4096)?), Answer::Read);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod allocmap;
+pub mod pdu;
+pub mod url;

@@ -171,6 +171,11 @@ impl Player {
         source: Source,
         request: block_core::request::Request,
     ) -> Played {
+        let mut range = range;
+        if range.end() > self.node.len() && !self.node.capabilities().grows_on_write {
+            // It will be refused, and must not make the model longer.
+            range = ByteRange::default();
+        }
         let token = self.model.lock().begin_write(range, source);
         let played = self.drive(request).await;
         let outcome = match played {

@@ -48,8 +48,8 @@ const WRITES: &[&str] = &[
     "write -P 4 1310000 100",
     "discard 1100k 128k",
     "write -P 5 10500000 5841",
-    "write -c -P 6 8M 2M",
-    "write -c -s pattern 6M 2M",
+    "write -c -P 6 8M CLUSTERS",
+    "write -c -s pattern 6M CLUSTERS",
     "write -c -P 9 12582912 1536",
 ];
 
@@ -60,7 +60,10 @@ fn make(dir: &ImageDir, name: &str, options: &str) {
     let has_data = options.contains("preallocation");
     // A compressed write needs clusters that are not allocated yet.
     let usable = WRITES.iter().filter(|w| !(has_data && w.starts_with("write -c")));
-    let commands: Vec<&str> = usable.copied().collect();
+    // A multiple of the cluster size, and no more of the smallest than the test has time for.
+    let clusters = if options.contains("=2M") { "2M" } else { "128k" };
+    let commands: Vec<String> = usable.map(|w| w.replace("CLUSTERS", clusters)).collect();
+    let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
     dir.qemu_io(name, &commands).unwrap();
 }
 

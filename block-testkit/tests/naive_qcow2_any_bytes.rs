@@ -100,11 +100,9 @@ proptest! {
 fn every_header_byte_may_be_wrong() {
     for image in IMAGES.iter() {
         for at in 0..128 {
-            for value in [1, 0xff] {
-                let mut file = image.clone();
-                file[at] = value;
-                read_all(&file);
-            }
+            let mut file = image.clone();
+            file[at] ^= 0x81;
+            read_all(&file);
         }
     }
 }

@@ -299,6 +299,19 @@ fn bitmaps_that_are_not_to_be_trusted_are_leaked() {
 }
 
 #[test]
+fn lazy_refcounts_are_wrong_after_a_crash() {
+    let dir = ImageDir::new().unwrap();
+    let options = "lazy_refcounts=on";
+    dir.qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, "v", "64M"]).unwrap();
+    dir.run("qemu-io", &["-c", "write -P 1 0 1M", "-c", "flush", "-c", "sigraise 9", "v"]).unwrap();
+    let victim = Victim { bytes: dir.bytes("v").unwrap() };
+    assert_eq!(victim.image().header().incompatible_features, 1);
+    assert_eq!(victim.image().read(0, 4).unwrap(), [1; 4]);
+    assert_eq!(verdict(&report(&victim)), Verdict::Errors);
+    assert_eq!(dir.check("v").unwrap(), Verdict::Errors);
+}
+
+#[test]
 fn guest_data_over_metadata_is_found_though_the_refcounts_fit() {
     let dir = ImageDir::new().unwrap();
     let mut victim = victim(&dir, "refcount_bits=16");

@@ -3,5 +3,14 @@
 //!
 //! The syntax, output and exit statuses are those that users of `qemu-img` and `qemu-io` know.
 
+#![forbid(unsafe_code)]
+
+pub mod img;
+pub mod io_cmd;
 pub mod open;
 pub mod spec;
+
+/// The README's example, compiled with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -4,26 +4,35 @@
 //! Options inside the name (`json:`, `--image-opts`) win over the tool's own, except the format.
 
 use std::future::Future;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use block_core::format::raw::RawFactory;
 use block_core::node::DetectZeroes;
+use block_core::proto::file::{FileFactory, HostDeviceFactory};
 use block_core::proto::mem::MemFactory;
 use block_core::proto::null::NullFactory;
 use block_core::registry::OpenContext;
 use block_core::{Node, OpenFlags, Options, Registry};
+use block_qcow2::Qcow2Factory;
 
 use crate::spec::{SpecError, image_opts, json};
 
 /// Every driver that the tools know.
 pub fn registry() -> Arc<Registry> {
-    let registry = Registry::new().with(RawFactory).with(MemFactory).with(NullFactory);
+    let registry = Registry::new()
+        .with(FileFactory)
+        .with(HostDeviceFactory)
+        .with(MemFactory)
+        .with(NullFactory)
+        .with(Qcow2Factory)
+        .with(RawFactory);
     Arc::new(registry)
 }
 
 /// Runs a future to its end on this thread.
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    futures::executor::block_on(future)
+    block_core::io::exec::block_on(future)
 }
 
 /// What the host caches, and which writes are stable when they complete (`-t`).
@@ -185,6 +194,16 @@ impl ImageSpec {
         for (name, value) in self.options.iter() {
             options.set(name, value);
         }
+        if let Some(aio) = self.aio {
+            // It is the file's business, wherever in the options the file is.
+            let name = match options.peek("driver") {
+                Some("file" | "host_device") => "aio",
+                _ => "file.aio",
+            };
+            if options.peek(name).is_none() {
+                options.set(name, aio.name());
+            }
+        }
         let detect_zeroes = match self.detect_zeroes {
             DetectZeroes::Off => None,
             DetectZeroes::On => Some("on"),
@@ -197,15 +216,29 @@ impl ImageSpec {
     }
 }
 
-/// Opens an image with every driver that the tools know.
+/// Opens an image with every driver that the tools know; warnings go to standard error.
 pub async fn open(spec: &ImageSpec) -> Result<Node, SpecError> {
-    open_in(OpenContext::new(registry(), spec.open_flags()), spec).await
+    let mut context = OpenContext::new(registry(), spec.open_flags());
+    // A warning that nobody can be shown is no reason to stop.
+    context.warn = Arc::new(|warning| drop(writeln!(io::stderr(), "WARNING: {warning}")));
+    open_in(context, spec).await
 }
 
 /// [`open`] with a registry, budget and warnings of the caller's. The spec decides the flags.
 pub async fn open_in(mut context: OpenContext, spec: &ImageSpec) -> Result<Node, SpecError> {
     context.flags = spec.open_flags();
-    Ok(context.open(spec.node_options()?).await?)
+    let options = spec.node_options()?;
+    let probed = options.peek("driver").is_none();
+    let node = context.open(options).await?;
+    if probed && node.driver().name() == "raw" && !node.is_read_only() {
+        let name = &spec.name;
+        (context.warn)(&format!(
+            "the format of '{name}' was not given and its contents look like none, so it is taken \
+             as raw: writes that would make it look like another format are refused. Name the \
+             format (-f raw) to lift this."
+        ));
+    }
+    Ok(node)
 }
 
 #[cfg(test)]

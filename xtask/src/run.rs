@@ -79,13 +79,23 @@ pub(crate) fn line(command: &Command) -> String {
         .join(" ")
 }
 
-/// Builds a binary of the workspace for release, and returns its path.
+/// Builds a binary of the workspace for release, and returns where cargo says it is.
 pub(crate) fn release_binary(package: &str, name: &str) -> Result<PathBuf> {
     let mut build = cargo();
     build.args(["build", "--release", "--package", package, "--bin", name]);
-    succeed(&mut build)?;
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
-    Ok(target.join("release").join(name))
+    build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
+    let messages = stdout(&mut build)?;
+    executable(&messages, name).ok_or_else(|| Failure::Output {
+        command: line(&build),
+        problem: format!("no executable {name}"),
+    })
+}
+
+/// The executable of this name in the messages of `cargo build`.
+fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut ours = messages.filter(|message| message["target"]["name"] == name);
+    ours.find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }
 
 fn start(command: &Command) -> impl FnOnce(std::io::Error) -> Failure + use<> {
@@ -126,6 +136,15 @@ mod tests {
     fn output_that_is_no_json_is_a_failure() {
         assert!(json(command("echo").arg("{")).is_err());
         assert_eq!(json(command("echo").arg("{\"a\": 1}")).unwrap()["a"], 1);
+    }
+
+    #[test]
+    fn an_executable_is_where_cargo_says() {
+        let messages = "{\"target\":{\"name\":\"a\"},\"executable\":null}\n\
+                        {\"target\":{\"name\":\"b\"},\"executable\":\"x/b\"}\n\
+                        {\"target\":{\"name\":\"a\"},\"executable\":\"x/a\"}\n";
+        assert_eq!(executable(messages, "a"), Some(PathBuf::from("x/a")));
+        assert_eq!(executable(messages, "c"), None);
     }
 
     #[test]

@@ -23,9 +23,12 @@ pub(crate) const QEMU: Peer = Peer {
     elsewhere: "qemu-img in Fedora and Arch Linux, qemu-tools in openSUSE, qemu-img in Alpine",
 };
 
+/// By its path: `/sbin` is on the search path of administrators only.
+pub(crate) const MKE2FS: &str = "/sbin/mke2fs";
+
 /// mke2fs, which fills the file system that conversions are measured on.
 pub(crate) const E2FSPROGS: Peer = Peer {
-    programs: &["mke2fs"],
+    programs: &[MKE2FS],
     version_option: "-V",
     package: "e2fsprogs",
     elsewhere: "e2fsprogs nearly everywhere",

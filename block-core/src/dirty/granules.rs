@@ -115,7 +115,7 @@ impl Granules {
 
     /// Whether the granule that holds `offset` is dirty; beyond the end nothing is.
     pub fn contains(&self, offset: u64) -> bool {
-        self.bits.contains(offset >> self.granularity.shift)
+        offset < self.len && self.bits.contains(offset >> self.granularity.shift)
     }
 
     /// Makes every granule dirty that `range` touches. Beyond the end nothing happens.

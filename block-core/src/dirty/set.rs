@@ -75,10 +75,15 @@ impl DirtyBitmaps {
     /// Follows the node to a new length. Bits beyond the end are dropped; what is added is clean
     /// until it is marked.
     pub fn truncate(&self, len: u64) {
+        self.change(|list| list.truncate(len));
+    }
+
+    /// Follows a node that a write has made at least `len` bytes long. Never makes it shorter, so
+    /// writes that grow the node together may report in any order.
+    pub fn grow(&self, len: u64) {
         self.change(|list| {
-            list.len = len;
-            for (_, bitmap) in &mut list.bitmaps {
-                bitmap.truncate(len);
+            if len > list.len {
+                list.truncate(len);
             }
         });
     }
@@ -185,6 +190,13 @@ impl DirtyBitmaps {
 }
 
 impl List {
+    fn truncate(&mut self, len: u64) {
+        self.len = len;
+        for (_, bitmap) in &mut self.bitmaps {
+            bitmap.truncate(len);
+        }
+    }
+
     fn add(&mut self, bitmap: DirtyBitmap) -> Result<BitmapId, BitmapError> {
         if let Some(name) = bitmap.name()
             && self.bitmaps.iter().any(|(_, b)| b.name() == Some(name))

@@ -194,20 +194,19 @@ impl BlockDriver for MemDriver {
         _: StatusDetail,
     ) -> Result<DriverStatus> {
         let state = self.state.read();
-        let mut first = None;
-        let mut len = 0;
-        for (index, _, _, n) in pages(range) {
-            let held = state.pages.contains_key(&index);
-            if *first.get_or_insert(held) != held {
-                break;
+        let first = range.offset() / PAGE;
+        // Only pages that are held are visited: a hole may be as long as the longest disk.
+        let mut held = state.pages.range(first..).map(|(index, _)| *index);
+        let (flags, end) = match held.next() {
+            Some(index) if index == first => {
+                let follows = |(index, next): &(u64, u64)| index == next;
+                let after = to_u64(held.zip(first + 1..).take_while(follows).count());
+                (StatusFlags::DATA, (first + 1 + after) * PAGE)
             }
-            len += to_u64(n);
-        }
-        let flags = match first {
-            Some(true) => StatusFlags::DATA | StatusFlags::ALLOCATED,
-            _ => StatusFlags::ZERO | StatusFlags::ALLOCATED,
+            next => (StatusFlags::ZERO, next.map_or(range.end(), |index| index * PAGE)),
         };
-        Ok(DriverStatus::of(len, flags))
+        let len = range.first(end - range.offset()).len();
+        Ok(DriverStatus::of(len, flags | StatusFlags::ALLOCATED))
     }
 
     async fn truncate(self: Arc<Self>, len: u64, _: Exactness, _: Prealloc) -> Result<()> {

@@ -11,7 +11,7 @@ use crate::node::Node;
 use crate::range::{Alignment, ByteRange, MAX_LEN};
 
 use super::tracked::Claim;
-use super::zeroes::common_multiple;
+use super::zeroes::{common_multiple, longest_piece, next_piece};
 
 pub(super) async fn discard(node: &Node, range: ByteRange) -> Result<()> {
     if range.end() > node.len() {
@@ -33,7 +33,8 @@ pub(super) async fn discard(node: &Node, range: ByteRange) -> Result<()> {
     if blocks.is_empty() {
         return Ok(());
     }
-    let max = align.round_down(limits.max_pdiscard.unwrap_or(MAX_LEN)).max(align.bytes());
+    let max = limits.max_pdiscard.unwrap_or(MAX_LEN);
+    let max = longest_piece(max, limits.request_alignment, align);
     let result = pieces(node, blocks, align, max).await;
     node.finish_write(blocks, RequestFlags::empty());
     result
@@ -43,16 +44,7 @@ pub(super) async fn discard(node: &Node, range: ByteRange) -> Result<()> {
 async fn pieces(node: &Node, range: ByteRange, align: Alignment, max: u64) -> Result<()> {
     let mut rest = range;
     while !rest.is_empty() {
-        let misaligned = rest.offset() % align.bytes();
-        let whole = align.round_down(rest.len());
-        let len = if misaligned > 0 {
-            align.bytes() - misaligned
-        } else if whole == 0 {
-            rest.len()
-        } else {
-            whole.min(max)
-        };
-        let (piece, after) = rest.split_at(len);
+        let (piece, after) = rest.split_at(next_piece(rest, align, max));
         match Arc::clone(node.driver()).pdiscard(piece).await {
             // This piece stays as it is: a discard is advice.
             Ok(()) | Err(Error::Unsupported) => {}

@@ -11,7 +11,7 @@ use crate::range::{ByteRange, MAX_LEN, to_u64};
 
 use super::fragment;
 use super::pad::Padding;
-use super::tracked::{Claim, Place};
+use super::tracked::{Claim, Place, Ticket};
 use super::{flush, zeroes};
 
 /// Flags that a write may carry.
@@ -35,13 +35,20 @@ pub(super) fn fast(
     let fits = (flags.is_empty() || (flags == RequestFlags::FUA && native_fua))
         && !range.is_empty()
         && to_u64(iov.len()) == range.len()
-        && range.end() <= node.len()
-        && !node.is_read_only()
         && node.options().detect_zeroes == DetectZeroes::Off
         && range.is_aligned(limits.request_alignment)
         && limits.max_transfer.is_none_or(|max| range.len() <= max)
         && fragment::suits(limits, iov);
-    if fits { node.tracker().try_enter(Claim::shared(range)) } else { None }
+    if !fits {
+        return None;
+    }
+    let place = node.tracker().try_enter(Claim::shared(range))?;
+    // Looked at from the place: a truncate is serialising, and a reopen drains.
+    if range.end() <= node.len() && !node.is_read_only() {
+        return Some(place);
+    }
+    node.tracker().end(&place);
+    None
 }
 
 /// Step 1 of everything that writes to `range`.
@@ -79,19 +86,14 @@ pub(super) async fn write(
     if range.is_empty() {
         return Ok(());
     }
-    let ragged = grows_to_a_ragged_end(node, range);
-    let claim = Claim {
-        // A growing write that may have to cut off its own padding owns everything behind it.
-        range: if ragged {
-            to_the_end(range, node)
-        } else {
-            range.expand(limits.request_alignment)
-        },
-        serialising: unaligned || ragged || flags.contains(RequestFlags::SERIALISING),
-    };
-    let _ticket = node.begin(claim, flags).await?;
+    // A growing write that may have to cut off its own padding owns everything behind it, and so does
+    // one that may become a growing zero write.
+    let detects = node.options().detect_zeroes != DetectZeroes::Off;
+    let grows = || grows_to_a_ragged_end(node, range) || (detects && range.end() > node.len());
+    let (_ticket, ragged) = begin(node, range, flags, grows).await?;
     check(node, range, flags)?;
-    let result = if is_detected_zero(node, &iov, unaligned) {
+    let detected = is_detected_zero(node, &iov, unaligned);
+    let result = if detected {
         let may_unmap = match node.options().detect_zeroes {
             DetectZeroes::Unmap => RequestFlags::MAY_UNMAP,
             _ => RequestFlags::empty(),
@@ -105,7 +107,36 @@ pub(super) async fn write(
     };
     node.finish_write(range, flags);
     result?;
+    let emulate_fua = emulate_fua || (detected && zeroes::needs_flush(node, flags));
     if emulate_fua { flush::flush_node(node).await } else { Ok(()) }
+}
+
+/// Step 3 of what writes to `range`: a ticket, and whether `grows` is true under it. A request that
+/// grows the disk claims everything to the end.
+///
+/// The length may change while the request waits, and a claim never does: if the request turns out to
+/// grow, it gives its ticket back and queues again as a younger one, with the wider claim.
+pub(super) async fn begin(
+    node: &Node,
+    range: ByteRange,
+    flags: RequestFlags,
+    grows: impl Fn() -> bool,
+) -> Result<(Ticket, bool)> {
+    let align = node.limits().request_alignment;
+    let serialising = !range.is_aligned(align) || flags.contains(RequestFlags::SERIALISING);
+    loop {
+        let claims_end = grows();
+        let claim = if claims_end {
+            Claim::serialising(to_the_end(range, node))
+        } else {
+            Claim { range: range.expand(align), serialising }
+        };
+        let ticket = node.begin(claim, flags).await?;
+        let grows = grows();
+        if claims_end || !grows {
+            return Ok((ticket, grows));
+        }
+    }
 }
 
 /// Writes whole blocks; a FUA that the driver lacks is left to the caller's flush.

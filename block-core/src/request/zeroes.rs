@@ -16,10 +16,9 @@ use crate::node::Node;
 use crate::range::{Alignment, ByteRange, MAX_LEN, to_usize};
 
 use super::pad::Padding;
-use super::tracked::Claim;
 use super::{flush, fragment, write};
 
-/// Longest piece that the driver gets at once, so that a cancel is heard: 4 GiB.
+/// Longest piece that the driver gets at once where somebody may cancel: 4 GiB.
 const MAX_PIECE: u64 = 4 << 30;
 
 /// Flags that a zero write may carry.
@@ -60,6 +59,9 @@ pub(super) async fn zeroes(
         return Err(Error::Invalid);
     }
     write::check(node, range, flags)?;
+    if range.is_empty() {
+        return Ok(());
+    }
     let align = node.limits().request_alignment;
     let unaligned = !range.is_aligned(align);
     if flags.contains(RequestFlags::NO_FALLBACK)
@@ -67,17 +69,10 @@ pub(super) async fn zeroes(
     {
         return Err(Error::Unsupported);
     }
-    if range.is_empty() {
-        return Ok(());
-    }
     // Growing by zeroes owns everything behind the end: file systems have lost data where a
     // fallocate beyond the end ran beside writes there.
-    let grows = range.end() > node.len() || write::grows_to_a_ragged_end(node, range);
-    let claim = Claim {
-        range: if grows { write::to_the_end(range, node) } else { range.expand(align) },
-        serialising: unaligned || grows || flags.contains(RequestFlags::SERIALISING),
-    };
-    let _ticket = node.begin(claim, flags).await?;
+    let grows = || range.end() > node.len() || write::grows_to_a_ragged_end(node, range);
+    let (_ticket, _) = write::begin(node, range, flags, grows).await?;
     write::check(node, range, flags)?;
     let progress = Progress { cancel, start: range.offset() };
     let result = match progress.reached(range.offset()) {
@@ -93,7 +88,7 @@ pub(super) async fn zeroes(
 }
 
 /// Whether FUA was asked for and some way that the pieces may have gone lacks it.
-fn needs_flush(node: &Node, flags: RequestFlags) -> bool {
+pub(super) fn needs_flush(node: &Node, flags: RequestFlags) -> bool {
     let capabilities = node.capabilities();
     flags.contains(RequestFlags::FUA)
         && (capabilities.zeroes_fua != Support::Native || capabilities.write_fua != Support::Native)
@@ -132,12 +127,16 @@ pub(super) async fn aligned(
 ) -> Result<()> {
     let (limits, capabilities) = (node.limits(), node.capabilities());
     let align = common_multiple(limits.request_alignment, limits.pwrite_zeroes_alignment);
-    let max = align.round_down(limits.max_pwrite_zeroes.unwrap_or(MAX_PIECE).min(MAX_PIECE));
-    let max = max.max(align.bytes());
+    let heard = if progress.cancel.is_some() { MAX_PIECE } else { MAX_LEN };
+    let max = limits.max_pwrite_zeroes.unwrap_or(heard).min(heard);
+    let max = longest_piece(max, limits.request_alignment, align);
     let mut zeroes = ZeroBuffer::new(&limits);
     let native = capabilities.write_zeroes == Support::Native;
     let down = driver_flags(node, flags);
     let mut rest = range;
+    if flags.contains(RequestFlags::NO_FALLBACK) {
+        rest = ragged_end_first(node, range, align, down).await?;
+    }
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(next_piece(rest, align, max));
         let done = if native {
@@ -160,14 +159,48 @@ pub(super) async fn aligned(
     Ok(())
 }
 
-/// Length of the first piece: up to the alignment, then whole multiples of it, then the rest.
-fn next_piece(rest: ByteRange, align: Alignment, max: u64) -> u64 {
-    let misaligned = rest.offset() % align.bytes();
-    if misaligned > 0 {
-        return rest.len().min(align.bytes() - misaligned);
+/// Without a fallback, a refusal must come before anything has changed. What a driver refuses is what
+/// is no multiple of its alignment: so such an end goes first, and a range that also has such a start
+/// is refused here. Gives the rest of the range.
+async fn ragged_end_first(
+    node: &Node,
+    range: ByteRange,
+    align: Alignment,
+    down: RequestFlags,
+) -> Result<ByteRange> {
+    let whole = align.round_down(range.end());
+    let (rest, tail) = range.split_at(whole.saturating_sub(range.offset()));
+    if rest.is_empty() || tail.is_empty() {
+        return Ok(range);
     }
+    if !align.is_aligned(rest.offset()) {
+        return Err(Error::Unsupported);
+    }
+    Arc::clone(node.driver()).pwrite_zeroes(tail, down).await?;
+    Ok(rest)
+}
+
+/// `max` in multiples of `align`, or, where it is less than one of these, of the request alignment.
+pub(super) fn longest_piece(max: u64, request: Alignment, align: Alignment) -> u64 {
+    match align.round_down(max) {
+        0 => request.round_down(max).max(request.bytes()),
+        whole => whole,
+    }
+}
+
+/// Length of the first piece: up to the alignment, then whole multiples of it, then the rest; never
+/// more than `max`.
+pub(super) fn next_piece(rest: ByteRange, align: Alignment, max: u64) -> u64 {
+    let misaligned = rest.offset() % align.bytes();
     let whole = align.round_down(rest.len());
-    if whole == 0 { rest.len() } else { whole.min(max) }
+    let len = if misaligned > 0 {
+        rest.len().min(align.bytes() - misaligned)
+    } else if whole == 0 {
+        rest.len()
+    } else {
+        whole
+    };
+    len.min(max)
 }
 
 /// The flags of a zero write that the driver declared that it takes.

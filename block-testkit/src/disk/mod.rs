@@ -1,10 +1,12 @@
 //! Drivers for tests: [`mem`] checks what arrives and tears writes; the taps sit on any driver and
 //! see every request of its node: [`record`] notes them, [`hold`] stops them, [`fault`] fails them,
-//! [`watch`] reports them to [`model::overlap`](crate::model::overlap). [`verify`] mirrors two nodes.
+//! [`watch`] reports them to [`model::overlap`](crate::model::overlap). [`verify`] mirrors two nodes,
+//! [`overlay`] is a layer over a backing file.
 
 pub mod fault;
 pub mod hold;
 pub mod mem;
+pub mod overlay;
 pub mod record;
 pub mod tap;
 pub mod verify;

@@ -153,7 +153,9 @@ impl DiskModel {
     /// A write (or zero write, or discard) of `range` begins, which leaves `source` there. One that
     /// ends beyond the end makes the disk longer.
     pub fn begin_write(&mut self, range: ByteRange, source: Source) -> Token {
-        self.grow(range.end());
+        if !range.is_empty() {
+            self.grow(range.end());
+        }
         let token = self.token();
         self.writes.insert(token, Write { range, began: self.now });
         for read in self.reads.values_mut() {

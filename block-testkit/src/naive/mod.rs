@@ -4,4 +4,5 @@
 //! memory, one entry at a time, no cache. What a fast driver says of an image is right when its
 //! twin says the same.
 
+pub mod allocmap;
 pub mod qcow2;

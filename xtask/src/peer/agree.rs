@@ -9,16 +9,56 @@ use serde_json::{Map, Value};
 /// Fields whose values may differ, with the reason.
 pub(super) const MAY_DIFFER: &[(&str, &str)] = &[];
 
+/// Fields that ours must have where theirs has them, so that printing little is no way to agree.
+const MUST_HAVE: &[&str] = &[
+    // of a map
+    "start",
+    "length",
+    "depth",
+    "present",
+    "zero",
+    "data",
+    "compressed",
+    "offset",
+    // of an image
+    "filename",
+    "format",
+    "virtual-size",
+    "actual-size",
+    "cluster-size",
+    "dirty-flag",
+    "backing-filename",
+    "full-backing-filename",
+    "backing-filename-format",
+    "snapshots",
+    "format-specific",
+    // of qcow2
+    "compat",
+    "compression-type",
+    "lazy-refcounts",
+    "refcount-bits",
+    "corrupt",
+    "extended-l2",
+    "data-file",
+    "data-file-raw",
+    "bitmaps",
+];
+
 /// Where two values that both tools print differ; `path` is where they stand.
 pub(super) fn differences(path: &str, ours: &Value, theirs: &Value) -> Vec<String> {
     if MAY_DIFFER.iter().any(|(field, _)| path.ends_with(field)) {
         return Vec::new();
     }
     match (ours, theirs) {
-        (Value::Object(ours), Value::Object(theirs)) => ours
+        (Value::Object(ours), Value::Object(theirs)) => theirs
             .iter()
-            .filter_map(|(key, value)| Some((key, value, theirs.get(key)?)))
-            .flat_map(|(key, ours, theirs)| differences(&format!("{path}.{key}"), ours, theirs))
+            .flat_map(|(key, theirs)| match ours.get(key) {
+                Some(ours) => differences(&format!("{path}.{key}"), ours, theirs),
+                None if MUST_HAVE.contains(&key.as_str()) => {
+                    vec![format!("{path}: ours has no {key}")]
+                }
+                None => Vec::new(),
+            })
             .collect(),
         (Value::Array(ours), Value::Array(theirs)) if ours.len() == theirs.len() => {
             let pairs = ours.iter().zip(theirs).enumerate();
@@ -31,7 +71,7 @@ pub(super) fn differences(path: &str, ours: &Value, theirs: &Value) -> Vec<Strin
     }
 }
 
-/// How many values both have, for the table: an agreement on nothing would be none.
+/// How many values both have, for the table.
 pub(super) fn count_common(ours: &Value, theirs: &Value) -> usize {
     match (ours, theirs) {
         (Value::Object(ours), Value::Object(theirs)) => {
@@ -98,6 +138,13 @@ mod tests {
         let (ours, theirs) = (json!({"a": 1, "b": 2}), json!({"a": 1, "c": 3}));
         assert!(differences("", &ours, &theirs).is_empty());
         assert_eq!(count_common(&ours, &theirs), 1);
+    }
+
+    #[test]
+    fn a_field_that_matters_must_be_there() {
+        let (ours, theirs) = (json!({"format": "raw"}), json!({"format": "raw", "data": true}));
+        assert_eq!(differences("x", &ours, &theirs), ["x: ours has no data"]);
+        assert!(differences("x", &theirs, &ours).is_empty());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::graph::Package;
+use super::source::is_test_file;
 use super::{Complaint, Text};
 
 /// A directory of modules.
@@ -16,12 +17,13 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Every directory of the crates' sources.
+    /// Every directory of the crates' sources, tests left out.
     pub(super) fn all(packages: &[Package], texts: &[Text]) -> Vec<Self> {
         let mut folders = BTreeSet::new();
         for package in packages {
             let src = format!("{}/src/", package.directory);
-            let sources = texts.iter().filter(|text| text.path.ends_with(".rs"));
+            let is_source = |text: &&Text| text.path.ends_with(".rs") && !is_test_file(&text.path);
+            let sources = texts.iter().filter(is_source);
             for inside in sources.filter_map(|text| text.path.strip_prefix(&src)) {
                 folders.insert(Self {
                     krate: package.directory.clone(),
@@ -136,7 +138,7 @@ mod tests {
     fn folders_come_from_the_sources() {
         let packages =
             [Package { name: "a".to_owned(), directory: "a".to_owned(), ..Package::default() }];
-        let paths = ["a/src/lib.rs", "a/src/x/mod.rs", "a/src/x/y.rs", "a/tests/z/t.rs"];
+        let paths = ["a/src/lib.rs", "a/src/x/mod.rs", "a/src/x/y.rs", "a/src/w/tests.rs"];
         let texts = paths.map(|path| Text::new(path, ""));
         let found = Folder::all(&packages, &texts);
         assert_eq!(found, [folder("a", ""), folder("a", "x")]);

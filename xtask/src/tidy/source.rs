@@ -6,7 +6,7 @@ use super::{Complaint, Text};
 const LINES_MAX: usize = 800;
 
 /// Whether all of a file is test code.
-fn is_test_file(path: &str) -> bool {
+pub(super) fn is_test_file(path: &str) -> bool {
     path.split('/').any(|part| part == "tests") || path.ends_with("/tests.rs")
 }
 

@@ -10,6 +10,19 @@
 //! Limits, so that bad input costs neither unbounded memory nor time: tables as the format's
 //! description caps them, [`MAX_CONTENTS`] bytes a read, [`MAX_WORK`] entries a check. There is no
 //! writing here and no decryption: the contents of an encrypted image are a typed error.
+//!
+//! ```no_run
+//! use block_testkit::naive::qcow2::Image;
+//!
+//! let file = std::fs::read("disk.qcow2")?;
+//! let image = Image::open(&file)?;
+//! let report = image.check()?;
+//! assert!(report.is_clean(), "{report}");
+//! for snapshot in image.snapshots()? {
+//!     println!("{}: {} bytes", snapshot.name, image.snapshot_contents(&snapshot)?.len());
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod bitmap;
 mod bytes;

@@ -1,0 +1,40 @@
+//! imago with `async`, on tokio's current thread.
+
+use futures::future::try_join_all;
+use imago::file::File;
+use imago::io_buffers::IoBuffer;
+use imago::qcow2::Qcow2;
+use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate, StorageOpenOptions};
+
+use super::{Tickets, Times};
+use crate::Failure;
+use crate::stopwatch::Stopwatch;
+use crate::work::Work;
+
+pub fn run(work: &Work) -> Result<Times, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    runtime.block_on(read(work))
+}
+
+async fn read(work: &Work) -> Result<Times, Failure> {
+    let storage = StorageOpenOptions::new().direct(work.direct);
+    let image = Qcow2::<File>::builder_path(&work.image)
+        .storage_open_options(storage)
+        .open(PermissiveImplicitOpenGate::default())
+        .await?;
+    let image = FormatAccess::new(image);
+    let tickets = Tickets::new(work);
+    let mut bufs = Vec::new();
+    for _ in 0..work.depth {
+        bufs.push(IoBuffer::new(work.len, 4096)?);
+    }
+    let watch = Stopwatch::start()?;
+    try_join_all(bufs.iter_mut().map(async |buf| {
+        while let Some(index) = tickets.take() {
+            image.read(&mut *buf, work.offset(index)).await?;
+        }
+        Ok::<_, Failure>(())
+    }))
+    .await?;
+    watch.stop()
+}

@@ -1,0 +1,268 @@
+//! Copies the contents of one or more nodes, one after the other, into a target node.
+//!
+//! # How it runs
+//! A scanner asks the sources how they are stored and cuts them into pieces; up to `parallel` pieces
+//! are in flight, each of which is read as a whole, searched for zeroes, and written. What reads as
+//! zeroes is never read, and written only where the target is not known to read as zeroes already.
+//!
+//! # Invariants
+//! * The buffers together take at most `memory_bytes` (or one smallest piece for each request in
+//!   flight, if that is more), whatever the size of the disks.
+//! * Pieces cover the target once, in order, without gap or overlap; a piece never crosses from one
+//!   source to the next.
+//! * With [`WriteOrder::InOrder`] writes begin in order of offset.
+//! * When `copy` returns, with whatever result, no request of it is in flight.
+//! * `Cancel::done` never passes a byte that is not yet in the target.
+//!
+//! Not here: making, growing and flushing the target; offload to the kernel.
+
+mod pipeline;
+mod runs;
+mod scan;
+#[cfg(test)]
+mod tests;
+
+use crate::cancel::Cancel;
+use crate::error::Error;
+use crate::flags::RequestFlags;
+use crate::node::Node;
+use crate::range::{Alignment, MAX_LEN};
+
+/// Most pieces in flight.
+pub const MAX_PARALLEL: usize = 16;
+
+/// Length of a piece of data where the memory allows it, in bytes.
+///
+/// Long enough that the cost of a request vanishes beside that of its bytes, short enough that what
+/// was read is still in the processor's cache when it is written.
+pub const PIECE_BYTES: u64 = 1 << 20;
+
+/// Shortest length to which a small memory budget cuts pieces, in bytes.
+pub const MIN_PIECE_BYTES: u64 = 64 << 10;
+
+/// Most bytes of zero runs that one piece looks for: longer runs are found only if they fill pieces.
+pub const MAX_SPARSE_BYTES: u64 = 16 << 20;
+
+/// One disk to copy.
+#[derive(Clone, Debug)]
+pub struct CopySource {
+    /// The disk.
+    pub node: Node,
+    /// How many bytes of the target it fills. What it has beyond is left out, what it lacks is zero.
+    pub len: u64,
+}
+
+/// In which order writes begin.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub enum WriteOrder {
+    /// In order of offset, so that a target that allocates lays its clusters out in order.
+    #[default]
+    InOrder,
+    /// As reads complete.
+    Any,
+}
+
+/// What the target holds before the copy.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub enum TargetContents {
+    /// Anything: zeroes have to be written.
+    #[default]
+    Unknown,
+    /// It reads as zeroes all over: zeroes need not be written.
+    Zeroes,
+}
+
+/// What becomes of zeroes.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Sparseness {
+    /// They are written as data: the target is fully allocated.
+    Full,
+    /// Areas that the source knows to be zero, and runs inside of its data of at least this many
+    /// bytes (at least 512, cut at the length of a piece), become zero writes, or nothing where the
+    /// target reads as zeroes already.
+    Holes {
+        /// Shortest run inside of data.
+        min_bytes: u64,
+    },
+}
+
+/// How to copy.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct CopyOptions {
+    /// Pieces in flight: 1 to [`MAX_PARALLEL`].
+    pub parallel: usize,
+    /// In which order writes begin.
+    pub order: WriteOrder,
+    /// What becomes of zeroes.
+    pub sparseness: Sparseness,
+    /// What the target holds before.
+    pub target: TargetContents,
+    /// Bytes that all buffers together may take.
+    pub memory_bytes: u64,
+    /// Flags of every write to the target; zero writes have `MAY_UNMAP` too.
+    pub write_flags: RequestFlags,
+}
+
+impl Default for CopyOptions {
+    fn default() -> Self {
+        Self {
+            parallel: 8,
+            order: WriteOrder::InOrder,
+            sparseness: Sparseness::Holes { min_bytes: 4096 },
+            target: TargetContents::Unknown,
+            memory_bytes: 64 << 20,
+            write_flags: RequestFlags::empty(),
+        }
+    }
+}
+
+/// How far a copy is.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Progress {
+    /// Bytes of the target that are done, not necessarily from its start.
+    pub done: u64,
+    /// Bytes to do.
+    pub total: u64,
+}
+
+/// What a copy did with the bytes of the target; their sum is its length.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub struct Copied {
+    /// Written as data.
+    pub data: u64,
+    /// Written as zeroes.
+    pub zeroes: u64,
+    /// Not written, because the target reads as zeroes already.
+    pub skipped: u64,
+}
+
+/// Why a copy did not come to its end.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum CopyError {
+    /// A number in the options or the sources cannot be.
+    #[error("{what} must be {min} to {max}, not {value}")]
+    Option {
+        /// Which.
+        what: &'static str,
+        /// Smallest value.
+        min: u64,
+        /// Largest value.
+        max: u64,
+        /// Its value.
+        value: u64,
+    },
+    /// There is no memory for the buffers.
+    #[error("{0}")]
+    Memory(Error),
+    /// A source could not say how it is stored.
+    #[error("error while reading block status at offset {offset}: {error}")]
+    Status {
+        /// Index of the source.
+        source_index: usize,
+        /// Offset in the source.
+        offset: u64,
+        /// Why.
+        error: Error,
+    },
+    /// A source could not be read.
+    #[error("error while reading at byte {offset}: {error}")]
+    Read {
+        /// Index of the source.
+        source_index: usize,
+        /// Offset in the source, of the piece that failed.
+        offset: u64,
+        /// Why.
+        error: Error,
+    },
+    /// The target could not be written.
+    #[error("error while writing at byte {offset}: {error}")]
+    Write {
+        /// Offset in the target, of the run that failed.
+        offset: u64,
+        /// Why.
+        error: Error,
+    },
+    /// The caller cancelled it.
+    #[error("cancelled after {done} bytes")]
+    Cancelled {
+        /// Every byte below this is in the target.
+        done: u64,
+    },
+}
+
+/// Copies `sources`, joined in order, to the start of `target`, which must be long enough.
+///
+/// Looks at `cancel` between pieces and then ends with [`CopyError::Cancelled`]; `cancel.done()` says
+/// up to where everything is in the target. On an error pieces in flight are waited for, those
+/// not yet begun are left out. `progress` is called after every piece. The target is not flushed.
+pub async fn copy(
+    sources: Vec<CopySource>,
+    target: &Node,
+    options: CopyOptions,
+    cancel: &Cancel,
+    progress: impl FnMut(Progress) + Send,
+) -> Result<Copied, CopyError> {
+    let total = check(&sources, &options)?;
+    let plan = Plan::new(&sources, target, &options);
+    let pipeline = pipeline::Pipeline::new(sources, target.clone(), plan, total, cancel.clone());
+    pipeline.run(progress).await
+}
+
+/// The options in the form in which the parts of a copy use them.
+#[derive(Copy, Clone, Debug)]
+struct Plan {
+    options: CopyOptions,
+    /// Longest piece of data; a power of two.
+    piece_bytes: u64,
+    /// Pieces begin and end at multiples of this, so that the target need not read to pad them.
+    grain: Alignment,
+    /// Alignment of the buffers in memory.
+    memory: Alignment,
+}
+
+/// No finer than file systems allocate, so that scattered zeroes do not make tiny requests.
+const MIN_GRAIN: Alignment = Alignment::PAGE;
+
+impl Plan {
+    fn new(sources: &[CopySource], target: &Node, options: &CopyOptions) -> Self {
+        let share = options.memory_bytes / crate::range::to_u64(options.parallel);
+        let piece_bytes = match share.checked_ilog2() {
+            Some(log) => (1 << log).clamp(MIN_PIECE_BYTES, PIECE_BYTES),
+            None => MIN_PIECE_BYTES,
+        };
+        let limits = target.limits();
+        let mut grain = limits.request_alignment.max(MIN_GRAIN);
+        let mut memory = limits.opt_mem_alignment.max(Alignment::PAGE);
+        for source in sources {
+            let limits = source.node.limits();
+            grain = grain.max(limits.request_alignment);
+            memory = memory.max(limits.opt_mem_alignment);
+        }
+        let longest = Alignment::new(piece_bytes).unwrap_or(MIN_GRAIN);
+        Self {
+            options: *options,
+            piece_bytes,
+            // Alignments of more than a piece are left to the padding of the request layer.
+            grain: if grain > longest { longest } else { grain },
+            memory,
+        }
+    }
+}
+
+/// Refuses options that cannot be; gives the length of all sources together.
+fn check(sources: &[CopySource], options: &CopyOptions) -> Result<u64, CopyError> {
+    let within = |what, value, min, max| {
+        if (min..=max).contains(&value) {
+            Ok(value)
+        } else {
+            Err(CopyError::Option { what, min, max, value })
+        }
+    };
+    let parallel = crate::range::to_u64(options.parallel);
+    within("parallel", parallel, 1, crate::range::to_u64(MAX_PARALLEL))?;
+    if let Sparseness::Holes { min_bytes } = options.sparseness {
+        within("sparse size", min_bytes, 512, MAX_SPARSE_BYTES)?;
+    }
+    let total = sources.iter().fold(0u64, |sum, source| sum.saturating_add(source.len));
+    within("length of all sources", total, 0, MAX_LEN)
+}

@@ -1,0 +1,407 @@
+//! Moves the pieces that the scanner cuts: reads in flight, then writes in flight, then the next.
+//!
+//! Invariants: pieces in flight (being read, waiting for their turn, being written) are at most
+//! `parallel`; a buffer belongs to one piece or lies in `free`, and there are never more buffers than
+//! that; after the first error nothing begins, and the loop ends when the last piece has come back.
+
+use std::collections::BTreeSet;
+use std::future::{poll_fn, ready};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, FuturesOrdered, FuturesUnordered, Stream, StreamExt, try_unfold};
+
+use crate::buf::IoBuf;
+use crate::cancel::Cancel;
+use crate::error::Error;
+use crate::flags::RequestFlags;
+use crate::node::Node;
+use crate::range::{ByteRange, to_u64, to_usize};
+
+use super::runs::{Run, Runs};
+use super::scan::{Piece, Scanner};
+use super::{
+    Copied, CopyError, CopySource, Plan, Progress, Sparseness, TargetContents, WriteOrder,
+};
+
+/// Events after which the loop lets its executor have a look at other tasks, and at completions.
+const EVENTS_A_TURN: u32 = 32;
+
+/// A copy in progress.
+pub(super) struct Pipeline {
+    sources: Vec<CopySource>,
+    target: Node,
+    plan: Plan,
+    cancel: Cancel,
+    scan: Option<BoxStream<'static, Result<Piece, CopyError>>>,
+    reads: Reads,
+    writes: FuturesUnordered<BoxFuture<'static, Written>>,
+    free: Vec<IoBuf>,
+    /// All zero, for targets that are to be fully allocated; shared by all writes, never changed.
+    zeroes: Option<IoBuf>,
+    state: State,
+    events: u32,
+}
+
+/// How far it is.
+struct State {
+    /// Where in the target the pieces in flight start.
+    active: BTreeSet<u64>,
+    /// Everything from here on was not begun.
+    begun: u64,
+    /// Start of the first piece that was begun and given up.
+    abandoned: u64,
+    progress: Progress,
+    copied: Copied,
+    failed: Option<CopyError>,
+}
+
+/// What a piece is written from.
+enum Contents {
+    /// The bytes that were read.
+    Data(IoBuf),
+    /// Zeroes.
+    Zero,
+}
+
+struct ReadDone {
+    piece: Piece,
+    result: Result<Contents, (Error, IoBuf)>,
+}
+
+struct Written {
+    piece: Piece,
+    /// To be used again.
+    buf: Option<IoBuf>,
+    result: Result<Copied, CopyError>,
+}
+
+/// Pieces being read, to be had in the order of their offsets or as they come.
+enum Reads {
+    InOrder(FuturesOrdered<BoxFuture<'static, ReadDone>>),
+    Any(FuturesUnordered<BoxFuture<'static, ReadDone>>),
+}
+
+enum Event {
+    Found(Result<Piece, CopyError>),
+    Read(ReadDone),
+    Written(Written),
+}
+
+impl Pipeline {
+    pub(super) fn new(
+        sources: Vec<CopySource>,
+        target: Node,
+        plan: Plan,
+        total: u64,
+        cancel: Cancel,
+    ) -> Self {
+        let scanner = Scanner::new(sources.clone(), plan);
+        let reads = match plan.options.order {
+            WriteOrder::InOrder => Reads::InOrder(FuturesOrdered::new()),
+            WriteOrder::Any => Reads::Any(FuturesUnordered::new()),
+        };
+        Self {
+            sources,
+            target,
+            plan,
+            cancel,
+            scan: Some(try_unfold(scanner, Scanner::next).boxed()),
+            reads,
+            writes: FuturesUnordered::new(),
+            free: Vec::new(),
+            zeroes: None,
+            state: State::new(total),
+            events: 0,
+        }
+    }
+
+    /// Copies everything; gives what was done, or the first error.
+    pub(super) async fn run(
+        mut self,
+        mut progress: impl FnMut(Progress) + Send,
+    ) -> Result<Copied, CopyError> {
+        progress(self.state.progress);
+        while let Some(event) = poll_fn(|cx| self.poll_event(cx)).await {
+            let outcome = match event {
+                Event::Found(found) => found.and_then(|piece| self.begin(piece)),
+                Event::Read(read) => self.write(read),
+                Event::Written(written) => self.finish(written),
+            };
+            if let Err(error) = outcome {
+                self.fail(error);
+            }
+            self.cancel.set_done(self.state.low_water());
+            progress(self.state.progress);
+        }
+        match self.state.failed {
+            None => Ok(self.state.copied),
+            Some(CopyError::Cancelled { .. }) => {
+                Err(CopyError::Cancelled { done: self.state.low_water() })
+            }
+            Some(error) => Err(error),
+        }
+    }
+
+    /// The next thing that happened; `None` when nothing is in flight and nothing is left to begin.
+    ///
+    /// What is nearest to its end comes first: a piece that was just read is written while it is
+    /// still in the cache, and a buffer is used again before another one is touched.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        if self.events >= EVENTS_A_TURN {
+            self.events = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.events += 1;
+        if let Poll::Ready(Some(written)) = self.writes.poll_next_unpin(cx) {
+            return Poll::Ready(Some(Event::Written(written)));
+        }
+        if let Poll::Ready(Some(read)) = self.reads.poll_next(cx) {
+            return Poll::Ready(Some(Event::Read(read)));
+        }
+        if self.cancel.is_cancelled() && self.scan.is_some() {
+            let done = self.state.low_water();
+            return Poll::Ready(Some(Event::Found(Err(CopyError::Cancelled { done }))));
+        }
+        if self.state.active.len() < self.plan.options.parallel
+            && let Some(scan) = &mut self.scan
+        {
+            match scan.poll_next_unpin(cx) {
+                Poll::Ready(Some(found)) => return Poll::Ready(Some(Event::Found(found))),
+                Poll::Ready(None) => self.scan = None,
+                Poll::Pending => {}
+            }
+        }
+        if self.scan.is_none() && self.state.active.is_empty() {
+            return Poll::Ready(None);
+        }
+        self.events = 0;
+        Poll::Pending
+    }
+
+    /// Starts to read a piece, or hands it on if there is nothing to read.
+    fn begin(&mut self, piece: Piece) -> Result<(), CopyError> {
+        let options = self.plan.options;
+        self.state.begun = piece.to.end();
+        let full = options.sparseness == Sparseness::Full;
+        if piece.is_zero && !full && options.target == TargetContents::Zeroes {
+            self.state.progress.done += piece.to.len();
+            self.state.copied.skipped += piece.to.len();
+            return Ok(());
+        }
+        let read = match (piece.is_zero, full) {
+            (false, _) => self.read(piece),
+            (true, true) => self.zero_buffer(piece).map(|buf| at_once(piece, Contents::Data(buf))),
+            (true, false) => Ok(at_once(piece, Contents::Zero)),
+        };
+        match read {
+            Ok(read) => {
+                self.state.active.insert(piece.to.offset());
+                self.reads.push(read);
+                Ok(())
+            }
+            Err(error) => {
+                self.state.abandon(&piece);
+                Err(error)
+            }
+        }
+    }
+
+    fn read(&mut self, piece: Piece) -> Result<BoxFuture<'static, ReadDone>, CopyError> {
+        let Some(source) = self.sources.get(piece.source_index) else {
+            return Err(CopyError::Read {
+                source_index: piece.source_index,
+                offset: piece.from.offset(),
+                error: Error::Invalid,
+            });
+        };
+        let buf = match self.free.pop() {
+            Some(buf) => buf,
+            None => self.buffer()?,
+        };
+        let part = buf.slice(0, to_usize(piece.from.len()));
+        let request = source.node.read(piece.from, part.into());
+        Ok(Box::pin(async move {
+            let result = match request.await {
+                Ok(()) => Ok(Contents::Data(buf)),
+                Err(error) => Err((error, buf)),
+            };
+            ReadDone { piece, result }
+        }))
+    }
+
+    fn buffer(&self) -> Result<IoBuf, CopyError> {
+        IoBuf::zeroed(to_usize(self.plan.piece_bytes), self.plan.memory).map_err(CopyError::Memory)
+    }
+
+    fn zero_buffer(&mut self, piece: Piece) -> Result<IoBuf, CopyError> {
+        let whole = match &self.zeroes {
+            Some(buf) => buf.clone(),
+            None => self.zeroes.insert(self.buffer()?).clone(),
+        };
+        Ok(whole.slice(0, to_usize(piece.to.len())))
+    }
+
+    /// Starts to write a piece that was read.
+    fn write(&mut self, read: ReadDone) -> Result<(), CopyError> {
+        let ReadDone { piece, result } = read;
+        let contents = match result {
+            Ok(contents) => contents,
+            Err((error, buf)) => {
+                self.state.abandon(&piece);
+                self.free.push(buf);
+                return Err(CopyError::Read {
+                    source_index: piece.source_index,
+                    offset: piece.from.offset(),
+                    error,
+                });
+            }
+        };
+        if self.state.failed.is_some() {
+            // Read for nothing.
+            self.state.abandon(&piece);
+            return Ok(());
+        }
+        let (target, plan) = (self.target.clone(), self.plan);
+        self.writes.push(Box::pin(async move {
+            let result = write_piece(&target, &plan, piece, &contents).await;
+            let buf = match contents {
+                Contents::Data(buf) if !piece.is_zero => Some(buf),
+                _ => None,
+            };
+            Written { piece, buf, result }
+        }));
+        Ok(())
+    }
+
+    fn finish(&mut self, written: Written) -> Result<(), CopyError> {
+        let Written { piece, buf, result } = written;
+        self.free.extend(buf);
+        let copied = result.inspect_err(|_| self.state.abandon(&piece))?;
+        self.state.active.remove(&piece.to.offset());
+        self.state.progress.done += piece.to.len();
+        self.state.copied.data += copied.data;
+        self.state.copied.zeroes += copied.zeroes;
+        self.state.copied.skipped += copied.skipped;
+        Ok(())
+    }
+
+    /// Begins nothing more; keeps the first error.
+    fn fail(&mut self, error: CopyError) {
+        self.scan = None;
+        self.state.failed.get_or_insert(error);
+    }
+}
+
+impl State {
+    fn new(total: u64) -> Self {
+        Self {
+            active: BTreeSet::new(),
+            begun: 0,
+            abandoned: u64::MAX,
+            progress: Progress { done: 0, total },
+            copied: Copied::default(),
+            failed: None,
+        }
+    }
+
+    /// Everything below is in the target.
+    fn low_water(&self) -> u64 {
+        let active = self.active.first().copied().unwrap_or(u64::MAX);
+        active.min(self.begun).min(self.abandoned)
+    }
+
+    /// The piece is not in flight any more, and not in the target.
+    fn abandon(&mut self, piece: &Piece) {
+        self.active.remove(&piece.to.offset());
+        self.abandoned = self.abandoned.min(piece.to.offset());
+    }
+}
+
+impl Reads {
+    fn push(&mut self, read: BoxFuture<'static, ReadDone>) {
+        match self {
+            Self::InOrder(reads) => reads.push_back(read),
+            Self::Any(reads) => reads.push(read),
+        }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<ReadDone>> {
+        match self {
+            Self::InOrder(reads) => Pin::new(reads).poll_next(cx),
+            Self::Any(reads) => Pin::new(reads).poll_next(cx),
+        }
+    }
+}
+
+/// A read of what needs no reading.
+fn at_once(piece: Piece, contents: Contents) -> BoxFuture<'static, ReadDone> {
+    let result = Ok(contents);
+    Box::pin(ready(ReadDone { piece, result }))
+}
+
+/// Writes a piece: its runs of data one after the other, its zeroes as the options say.
+async fn write_piece(
+    target: &Node,
+    plan: &Plan,
+    piece: Piece,
+    contents: &Contents,
+) -> Result<Copied, CopyError> {
+    let mut copied = Copied::default();
+    let buf = match contents {
+        Contents::Data(buf) => buf.slice(0, to_usize(piece.to.len())),
+        Contents::Zero => {
+            write_zeroes(target, plan, piece.to).await?;
+            copied.zeroes = piece.to.len();
+            return Ok(copied);
+        }
+    };
+    let Sparseness::Holes { min_bytes } = plan.options.sparseness else {
+        write_data(target, plan, piece.to, buf).await?;
+        copied.data = piece.to.len();
+        return Ok(copied);
+    };
+    for run in Runs::new(buf.clone(), min_bytes) {
+        let len = to_u64(run.len);
+        let range = run_in(piece, run)?;
+        if !run.is_zero {
+            write_data(target, plan, range, buf.slice(run.offset, run.len)).await?;
+            copied.data += len;
+        } else if plan.options.target == TargetContents::Zeroes {
+            copied.skipped += len;
+        } else {
+            write_zeroes(target, plan, range).await?;
+            copied.zeroes += len;
+        }
+    }
+    Ok(copied)
+}
+
+/// Where in the target a run of the buffer belongs.
+fn run_in(piece: Piece, run: Run) -> Result<ByteRange, CopyError> {
+    let offset = piece.to.offset() + to_u64(run.offset);
+    ByteRange::new(offset, to_u64(run.len))
+        .map_err(|error| CopyError::Write { offset, error: error.into() })
+}
+
+async fn write_data(
+    target: &Node,
+    plan: &Plan,
+    range: ByteRange,
+    buf: IoBuf,
+) -> Result<(), CopyError> {
+    let written = target.write(range, buf.into(), plan.options.write_flags);
+    written.await.map_err(|error| write_failed(range, error))
+}
+
+async fn write_zeroes(target: &Node, plan: &Plan, range: ByteRange) -> Result<(), CopyError> {
+    let flags = plan.options.write_flags | RequestFlags::MAY_UNMAP;
+    let written = target.write_zeroes(range, flags);
+    written.await.map_err(|error| write_failed(range, error))
+}
+
+fn write_failed(range: ByteRange, error: Error) -> CopyError {
+    CopyError::Write { offset: range.offset(), error }
+}

@@ -1,0 +1,229 @@
+//! Any interleaving of requests on a node over limits of all kinds equals the flat disk; requests
+//! that conflict never run together; all of them finish, also those whose futures were dropped.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+
+mod request_support;
+
+use std::sync::Arc;
+
+use block_core::flags::Support;
+use block_core::node::{DetectZeroes, NodeOptions};
+use block_core::{ByteRange, Node, RequestFlags};
+use block_testkit::disk::hold::{Hold, Point};
+use block_testkit::disk::tap::{Kind, Tapped};
+use block_testkit::disk::watch::Watch;
+use block_testkit::exec::{Exec, yield_now};
+use block_testkit::model::disk::{DiskModel, Source};
+use block_testkit::model::overlap::{Claim, Overlap};
+use block_testkit::op::{Discards, Op, OpId, OpSpace, contents};
+use block_testkit::play::{Played, Player};
+use proptest::prelude::*;
+use request_support::{Shape, buffer, cases, data, node_of, shapes, span, tapped};
+
+fn space(shape: &Shape) -> OpSpace {
+    OpSpace {
+        write_flags: RequestFlags::FUA | RequestFlags::SERIALISING,
+        zero_flags: RequestFlags::FUA
+            | RequestFlags::MAY_UNMAP
+            | RequestFlags::NO_FALLBACK
+            | RequestFlags::SERIALISING,
+        discards: Discards::Sometimes,
+        ..OpSpace::new(shape.config.len, &shape.edges)
+    }
+}
+
+/// A disk, operations on it, how many at once, and the seed of their order.
+fn game() -> impl Strategy<Value = (Shape, Vec<Op>, usize, u64)> {
+    proptest::sample::select(shapes()).prop_flat_map(|shape| {
+        let ops = space(&shape).ops(24);
+        (Just(shape), ops, 1..=8usize, any::<u64>())
+    })
+}
+
+/// Every operation that failed, but those that may be refused.
+fn unexpected(ops: &[Op], played: &[Played]) -> Vec<String> {
+    let may_be_refused = |op: &Op| match op {
+        Op::Zero { flags, .. } => flags.contains(RequestFlags::NO_FALLBACK),
+        _ => false,
+    };
+    let pairs = ops.iter().zip(played);
+    let failed = pairs.filter(|(op, played)| match played {
+        Played::Returned(Err(block_core::Error::Unsupported)) => !may_be_refused(op),
+        Played::Returned(result) => result.is_err(),
+        Played::Dropped => false,
+    });
+    failed.map(|(op, played)| format!("{op:?}: {played:?}")).collect()
+}
+
+proptest! {
+    #![proptest_config(cases(300))]
+
+    #[test]
+    fn any_interleaving_equals_the_flat_disk((shape, ops, depth, seed) in game()) {
+        let failed = Exec::run(seed, |exec| async move {
+            let (disk, node) = node_of(&shape);
+            let all = ByteRange::up_to(shape.config.len);
+            disk.load(0, &contents(0, all));
+            let player = Player::new(exec, node, DiskModel::new(all.len(), Source::Op(0)));
+            let played = player.play(&ops, depth).await;
+            player.check_all().await;
+            unexpected(&ops, &played)
+        });
+        prop_assert!(failed.is_empty(), "{failed:?}");
+    }
+
+    #[test]
+    fn a_growing_node_equals_the_flat_disk(
+        ops in OpSpace::new(12_000, &[512, 4096]).ops(16),
+        depth in 1..=8usize,
+        seed: u64,
+        align in proptest::sample::select(vec![1u64, 512, 4096]),
+        len in proptest::sample::select(vec![0u64, 1, 512, 700, 4096, 8192]),
+    ) {
+        let failed = Exec::run(seed, |exec| async move {
+            let mut shape = request_support::shape("bytes");
+            shape.config.len = len;
+            shape.config = shape.config.aligned(align);
+            shape.config.capabilities.grows_on_write = true;
+            let (_, node) = node_of(&shape);
+            let player = Player::new(exec, node, DiskModel::new(len, Source::Zero));
+            let played = player.play(&ops, depth).await;
+            player.check_all().await;
+            unexpected(&ops, &played)
+        });
+        prop_assert!(failed.is_empty(), "{failed:?}");
+    }
+
+    #[test]
+    fn lengths_change_between_requests(
+        parts in proptest::collection::vec(
+            (OpSpace::new(12_000, &[512, 1000]).ops(6), 0..16_000u64), 1..5),
+        seed: u64,
+        align in proptest::sample::select(vec![1u64, 512]),
+    ) {
+        Exec::run(seed, |exec| async move {
+            let mut shape = request_support::shape("bytes");
+            shape.config.len = 12_000;
+            shape.config = shape.config.aligned(align);
+            let (_, node) = node_of(&shape);
+            let player = Player::new(exec, node, DiskModel::new(12_000, Source::Zero));
+            for (ops, len) in parts {
+                // Requests beyond the end are refused; reads there give zeroes.
+                player.play(&ops, 4).await;
+                let played = player.play(&[Op::Truncate { len }], 1).await;
+                assert_eq!(played, [Played::Returned(Ok(()))]);
+                player.check_all().await;
+            }
+        });
+    }
+
+    #[test]
+    fn conflicting_requests_never_run_together_and_all_finish(
+        (shape, ops, depth, seed) in game(),
+        drop_one_in in proptest::sample::select(vec![0u64, 3]),
+    ) {
+        let overlap = Arc::new(Overlap::new());
+        let seen = Arc::clone(&overlap);
+        Exec::run(seed, |exec| async move {
+            let disk = shape.config.clone().build();
+            let watched = Tapped::new(disk, Watch::new(Arc::clone(&seen)));
+            let node = Node::new(watched, shape.options.clone());
+            let all = ByteRange::up_to(shape.config.len);
+            let model = DiskModel::new(all.len(), Source::Zero);
+            let (announced, claims) = (Arc::clone(&seen), node.clone());
+            let player = Player::new(exec, node, model)
+                .announcing(move |id, op| announced.declare(u64::from(id), claim(&claims, op)))
+                .dropping_one_in(drop_one_in);
+            let played = player.play(&ops, depth).await;
+            for (id, _) in (1..).zip(&played) {
+                seen.complete(id);
+            }
+        });
+        // Everything has run to its end, also what was dropped.
+        prop_assert_eq!(overlap.check(), Ok(()));
+    }
+}
+
+/// What a request claims at its driver, by the written rules: what does not fit the request
+/// alignment, discards (by cluster), and what asks for it has its blocks to itself.
+fn claim(node: &Node, op: &Op) -> Claim {
+    let limits = node.limits();
+    let range = op.range();
+    let blocks = range.expand(limits.request_alignment);
+    let unaligned = !range.is_aligned(limits.request_alignment);
+    match op {
+        Op::Write { flags, .. } | Op::Zero { flags, .. }
+            if unaligned || flags.contains(RequestFlags::SERIALISING) =>
+        {
+            Claim::Serialising(blocks)
+        }
+        Op::WriteZeroData { .. } if unaligned => Claim::Serialising(blocks),
+        Op::Discard { .. } if node.capabilities().discard == Support::Native => {
+            let cluster = limits.pdiscard_alignment.unwrap_or(limits.request_alignment);
+            Claim::Serialising(range.expand(cluster))
+        }
+        _ => Claim::Shared,
+    }
+}
+
+/// The check above would mean nothing if requests never met at the driver.
+#[test]
+fn requests_of_the_game_do_meet_at_the_driver() {
+    let ops: Vec<Op> = (0..8)
+        .map(|n| Op::Write {
+            range: span(512 * n, 512 * n + 4096),
+            flags: RequestFlags::empty(),
+            buffers: 1,
+        })
+        .collect();
+    let overlap = Arc::new(Overlap::new());
+    let seen = Arc::clone(&overlap);
+    Exec::run(1, |exec| async move {
+        let shape = request_support::shape("sectors");
+        let watched = Tapped::new(shape.config.build(), Watch::new(Arc::clone(&seen)));
+        let node = Node::new(watched, NodeOptions::default());
+        let model = DiskModel::new(node.len(), Source::Zero);
+        let announced = Arc::clone(&seen);
+        let player = Player::new(exec, node, model)
+            .announcing(move |id: OpId, _| announced.declare(u64::from(id), Claim::Shared));
+        player.play(&ops, 8).await;
+    });
+    assert!(overlap.met() > 8, "{} pairs met", overlap.met());
+}
+
+/// Whether a zero write beyond the end comes from the caller or was detected in a write.
+#[test]
+fn zeroes_that_grow_the_disk_have_everything_behind_the_end_to_themselves() {
+    for detected in [false, true] {
+        Exec::run(1, |exec| async move {
+            let hold = Hold::new();
+            let mut shape = request_support::shape("bytes");
+            shape.config.len = 4096;
+            shape.config.capabilities.grows_on_write = true;
+            if detected {
+                shape.options.detect_zeroes = DetectZeroes::On;
+            }
+            let (disk, node) = tapped(&shape, &hold);
+            hold.hold(Point::Before, |call| call.range.end() > 4096);
+            let range = span(8192, 12_288);
+            let zeroes = if detected {
+                node.write(range, buffer(&node, range), RequestFlags::empty())
+            } else {
+                node.write_zeroes(range, RequestFlags::empty())
+            };
+            let zeroes = exec.spawn("zeroes", zeroes);
+            assert_eq!(hold.arrived(1).await[0].kind, Kind::Zero);
+            let range = span(4096, 5120);
+            let write = node.write(range, data(&node, 1, range), RequestFlags::empty());
+            let write = exec.spawn("write", write);
+            for _ in 0..50 {
+                yield_now().await;
+            }
+            assert_eq!(hold.held().len(), 1, "a write behind the end ran beside it");
+            hold.release_all();
+            assert_eq!((zeroes.await, write.await), (Ok(()), Ok(())));
+            assert_eq!(disk.to_vec()[4096..5120], contents(1, range));
+        });
+    }
+}

@@ -1,0 +1,228 @@
+//! The allocation map against its byte-granular twin, and the vectors that describe it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking, and these helpers run in tests only"
+)]
+
+use block_core::ByteRange;
+use block_core::range::to_u64;
+use block_iscsi::allocmap::{AllocMap, Answer, Contents, MapError, PageState, Trust};
+use block_testkit::naive::allocmap::{ByteMap, Known};
+use proptest::prelude::*;
+
+/// The vectors count in pages of 8 sectors on a LUN of 36, so that the fifth page is partial.
+const SECTOR: u64 = 512;
+const PAGE: u64 = 8 * SECTOR;
+const LEN: u64 = 36 * SECTOR;
+
+fn sectors(start: u64, end: u64) -> ByteRange {
+    ByteRange::from_bounds(start * SECTOR, end * SECTOR).unwrap()
+}
+
+fn show(map: &AllocMap) -> String {
+    let state = |number| match map.page_state(number) {
+        PageState::Unknown => '?',
+        PageState::Suspected => 'a',
+        PageState::Zero => '0',
+        PageState::Allocated => 'A',
+    };
+    (0..map.pages()).map(state).collect()
+}
+
+/// A map in which `range` was updated to `contents` first.
+fn starting(range: ByteRange, contents: Contents) -> AllocMap {
+    let mut map = AllocMap::new(LEN, PAGE, Trust::Cached).unwrap();
+    map.update(range, contents);
+    map
+}
+
+#[test]
+fn updates_claim_whole_pages_only() {
+    use Contents::{Allocated, Unknown, Zero};
+    let four = sectors(0, 32);
+    let cases = [
+        (Unknown, "?????", sectors(0, 36), Zero, "00000"),
+        (Zero, "0000?", sectors(8, 16), Allocated, "0A00?"),
+        (Zero, "0000?", sectors(10, 14), Allocated, "0A00?"),
+        (Zero, "0000?", sectors(6, 10), Allocated, "AA00?"),
+        (Allocated, "AAAA?", sectors(10, 14), Zero, "AAAA?"),
+        (Allocated, "AAAA?", sectors(6, 10), Unknown, "aaAA?"),
+        (Zero, "0000?", sectors(6, 10), Unknown, "??00?"),
+        (Allocated, "AAAA?", sectors(6, 18), Unknown, "a?aA?"),
+        (Zero, "0000?", sectors(32, 36), Allocated, "0000A"),
+        (Zero, "0000?", sectors(32, 35), Allocated, "0000a"),
+        (Zero, "0000?", sectors(8, 8), Allocated, "0000?"),
+        (Zero, "0000?", sectors(40, 50), Allocated, "0000?"),
+    ];
+    for (start, before, range, contents, after) in cases {
+        let mut map = starting(four, start);
+        assert_eq!(show(&map), before);
+        map.update(range, contents);
+        assert_eq!(show(&map), after, "{before} {contents:?} {range}");
+    }
+}
+
+#[test]
+fn a_range_inside_a_page_changes_no_other_page() {
+    // Bit tricks on a count of minus one pages set 63 bits here once.
+    for page in [0, 1, 63, 64, 65, 127, 128] {
+        let mut map = AllocMap::new(200 * PAGE, PAGE, Trust::Cached).unwrap();
+        let inside = sectors(page * 8 + 1, page * 8 + 2);
+        map.update(inside, Contents::Zero);
+        assert_eq!(show(&map), "?".repeat(200));
+        map.update(inside, Contents::Allocated);
+        assert_eq!(show(&map).matches('?').count(), 199);
+        assert_eq!(map.page_state(page), PageState::Suspected);
+    }
+}
+
+#[test]
+fn reads_are_answered_from_known_pages() {
+    let map = starting(sectors(0, 32), Contents::Zero);
+    assert_eq!(map.answer(sectors(1, 7)), Answer::Zeroes);
+    assert_eq!(map.answer(sectors(0, 32)), Answer::Zeroes);
+    assert_eq!(map.answer(sectors(30, 34)), Answer::Ask);
+    assert_eq!(map.answer(sectors(30, 40)), Answer::Read);
+    assert_eq!(map.answer(sectors(8, 8)), Answer::Read);
+    let map = starting(sectors(0, 9), Contents::Allocated);
+    assert_eq!(map.answer(sectors(7, 20)), Answer::Read);
+    assert_eq!(map.answer(sectors(16, 20)), Answer::Ask);
+}
+
+#[test]
+fn an_untrusted_map_never_says_zeroes() {
+    let mut map = AllocMap::new(LEN, PAGE, Trust::Never).unwrap();
+    map.update(sectors(0, 36), Contents::Zero);
+    assert_eq!(map.answer(sectors(0, 36)), Answer::Ask);
+    map.set_trust(Trust::Cached);
+    assert_eq!(map.answer(sectors(0, 36)), Answer::Ask);
+    map.update(sectors(0, 36), Contents::Zero);
+    assert_eq!(map.answer(sectors(0, 36)), Answer::Zeroes);
+    map.set_trust(Trust::Never);
+    assert_eq!(map.answer(sectors(0, 36)), Answer::Ask);
+    map.forget();
+    assert_eq!(show(&map), "?????");
+}
+
+#[test]
+fn sizes_without_a_map_are_refused() {
+    let new = |len, page| AllocMap::new(len, page, Trust::Cached).map(|map| map.pages());
+    for page in [0, 512, 4095, (16 << 20) + 1] {
+        assert_eq!(new(1 << 30, page), Err(MapError::Page { page }));
+    }
+    assert_eq!(new((1 << 44) - 4096, 4096), Ok((1 << 32) - 1));
+    let (len, page) = (1 << 44, 4096);
+    assert_eq!(new(len, page), Err(MapError::TooLong { len, page }));
+    let mut map = AllocMap::new(LEN, PAGE, Trust::Cached).unwrap();
+    assert_eq!(map.resize(len), Err(MapError::TooLong { len, page }));
+    assert_eq!(map.len(), LEN);
+}
+
+#[test]
+fn the_largest_map_is_small_while_it_is_uniform() {
+    let len = (1 << 44) - 4096;
+    let mut map = AllocMap::new(len, 4096, Trust::Cached).unwrap();
+    let all = ByteRange::up_to(len);
+    map.update(all, Contents::Zero);
+    assert_eq!(map.answer(all), Answer::Zeroes);
+    map.update(ByteRange::new(len - 1, 1).unwrap(), Contents::Allocated);
+    assert_eq!(map.answer(all), Answer::Read);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Update(ByteRange, Contents),
+    Resize(u64),
+}
+
+/// Bytes of the twin: pages of 4097 bytes, so that nothing is a power of two.
+const ODD_PAGE: u64 = 4097;
+const TWIN_LEN: u64 = 6 * ODD_PAGE;
+
+/// Ranges whose ends are mostly at, or one off, the border of a page.
+fn ranges() -> impl Strategy<Value = ByteRange> {
+    let end = || {
+        prop_oneof![
+            4 => (0..8u64, -1..=1i64)
+                .prop_map(|(page, by)| (page * ODD_PAGE).saturating_add_signed(by)),
+            1 => 0..TWIN_LEN + ODD_PAGE,
+        ]
+    };
+    (end(), end()).prop_map(|(a, b)| ByteRange::from_bounds(a.min(b), a.max(b)).unwrap())
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let contents = prop::sample::select(vec![
+        Contents::Allocated,
+        Contents::Zero,
+        Contents::Zero,
+        Contents::Unknown,
+    ]);
+    prop_oneof![
+        8 => (ranges(), contents).prop_map(|(range, contents)| Step::Update(range, contents)),
+        1 => (TWIN_LEN / 2..TWIN_LEN).prop_map(Step::Resize),
+        1 => (3..6u64).prop_map(|pages| Step::Resize(pages * ODD_PAGE)),
+    ]
+}
+
+fn bounds(range: ByteRange) -> std::ops::Range<usize> {
+    let usize = |value| usize::try_from(value).unwrap();
+    usize(range.offset())..usize(range.end())
+}
+
+fn known(contents: Contents) -> Known {
+    match contents {
+        Contents::Allocated => Known::Data,
+        Contents::Zero => Known::Zero,
+        Contents::Unknown => Known::Nothing,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn the_map_is_its_twin_and_claims_no_more_than_the_truth(
+        len in TWIN_LEN / 2..TWIN_LEN,
+        trusted in prop::bool::weighted(0.8),
+        steps in prop::collection::vec(steps(), 1..12),
+        reads in prop::collection::vec(ranges(), 8),
+    ) {
+        let short = usize::try_from(len).unwrap();
+        let page = usize::try_from(ODD_PAGE).unwrap();
+        let (trust, mut twin) = if trusted {
+            (Trust::Cached, ByteMap::trusted(short, page))
+        } else {
+            (Trust::Never, ByteMap::untrusted(short, page))
+        };
+        let mut map = AllocMap::new(len, ODD_PAGE, trust).unwrap();
+        for step in steps {
+            match step {
+                Step::Update(range, contents) => {
+                    map.update(range, contents);
+                    twin.update(bounds(range), known(contents));
+                }
+                Step::Resize(len) => {
+                    map.resize(len).unwrap();
+                    twin.resize(usize::try_from(len).unwrap());
+                }
+            }
+            prop_assert_eq!(map.pages(), to_u64(twin.pages().len()));
+            for (number, page) in (0..).zip(twin.pages()) {
+                let expected = match (page.valid, page.allocated) {
+                    (false, false) => PageState::Unknown,
+                    (false, true) => PageState::Suspected,
+                    (true, false) => PageState::Zero,
+                    (true, true) => PageState::Allocated,
+                };
+                prop_assert_eq!(map.page_state(number), expected);
+            }
+            for read in &reads {
+                if map.answer(*read) == Answer::Zeroes {
+                    prop_assert!(trusted && twin.is_zero(bounds(*read)), "{read:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! A cache of things that are read from the image by their place in it: L2 slices, inflated clusters.
+//!
+//! Invariants: entries times `entry_bytes` is at most the budget's share that was taken for them; a
+//! thing that several requests miss at once is loaded once; no lock is held across an await.
+//!
+//! Lock order: `flights` before `shelf`. A hit takes `shelf` for reading only.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use block_core::Result;
+use block_core::budget::{MemoryBudget, Reservation};
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use parking_lot::{Mutex, RwLock};
+
+/// The load of one entry, which everybody who misses it awaits.
+type Flight<V> = Shared<BoxFuture<'static, Result<V>>>;
+
+/// Entries by key, at most so many of one size, evicted by a clock.
+pub(crate) struct Cache<V> {
+    /// Guards the entries; taken for a look or an insertion, never for a load.
+    shelf: RwLock<Shelf<V>>,
+    /// Guards the list of loads that are under way.
+    flights: Mutex<Map<Flight<V>>>,
+    budget: Arc<MemoryBudget>,
+    entry_bytes: u64,
+    /// Entries that the shelf may hold as long as the budget gives memory.
+    max_entries: usize,
+    /// Entries that it may hold whatever the budget says.
+    min_entries: usize,
+    /// Taken with the first entry: an image that is never asked costs nothing.
+    minimum: OnceLock<Reservation>,
+}
+
+/// Keys are offsets, so any mixing that moves their high and middle bits around will do.
+type Map<V> = HashMap<u64, V, BuildHasherDefault<OffsetHasher>>;
+
+#[derive(Default)]
+struct OffsetHasher(u64);
+
+impl Hasher for OffsetHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(self.0 ^ u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        let mixed = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ mixed.rotate_right(32);
+    }
+}
+
+struct Shelf<V> {
+    index: Map<usize>,
+    slots: Vec<Slot<V>>,
+    /// Where the clock looks next.
+    hand: usize,
+}
+
+struct Slot<V> {
+    key: u64,
+    value: V,
+    /// Looked at since the clock last came by.
+    used: AtomicBool,
+    _reservation: Option<Reservation>,
+}
+
+/// How much a cache may hold.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct CacheSize {
+    /// Bytes of an entry.
+    pub(crate) entry_bytes: u64,
+    /// Most entries, if the budget has memory for them.
+    pub(crate) max_entries: usize,
+    /// Entries that are held in any case.
+    pub(crate) min_entries: usize,
+}
+
+impl<V: Clone + Send + Sync + 'static> Cache<V> {
+    pub(crate) fn new(size: CacheSize, budget: Arc<MemoryBudget>) -> Self {
+        let shelf = Shelf { index: Map::default(), slots: Vec::new(), hand: 0 };
+        Self {
+            shelf: RwLock::new(shelf),
+            flights: Mutex::new(Map::default()),
+            minimum: OnceLock::new(),
+            budget,
+            entry_bytes: size.entry_bytes,
+            max_entries: size.max_entries.max(size.min_entries),
+            min_entries: size.min_entries,
+        }
+    }
+
+    /// Bytes of an entry.
+    pub(crate) fn entry_bytes(&self) -> u64 {
+        self.entry_bytes
+    }
+
+    /// The entry of `key`, if it is there.
+    #[inline]
+    pub(crate) fn peek(&self, key: u64) -> Option<V> {
+        self.with(key, V::clone)
+    }
+
+    /// What `look` says of the entry of `key`, if it is there. `look` runs under the lock.
+    #[inline]
+    pub(crate) fn with<R>(&self, key: u64, look: impl FnOnce(&V) -> R) -> Option<R> {
+        let shelf = self.shelf.read();
+        let slot = shelf.slots.get(*shelf.index.get(&key)?)?;
+        if !slot.used.load(Ordering::Relaxed) {
+            slot.used.store(true, Ordering::Relaxed);
+        }
+        Some(look(&slot.value))
+    }
+
+    /// The entry of `key`, by `load` if it is not there and nobody is loading it.
+    pub(crate) async fn peek_or_load(
+        &self,
+        key: u64,
+        load: impl FnOnce() -> BoxFuture<'static, Result<V>>,
+    ) -> Result<V> {
+        let flight = {
+            let mut flights = self.flights.lock();
+            // Whoever finished it meanwhile put it on the shelf before it left the list.
+            if let Some(value) = self.peek(key) {
+                return Ok(value);
+            }
+            flights.entry(key).or_insert_with(|| load().shared()).clone()
+        };
+        let loaded = flight.clone().await;
+        let mut flights = self.flights.lock();
+        if flights.get(&key).is_some_and(|f| f.ptr_eq(&flight)) {
+            if let Ok(value) = &loaded {
+                self.insert(key, value.clone());
+            }
+            flights.remove(&key);
+        }
+        loaded
+    }
+
+    fn insert(&self, key: u64, value: V) {
+        let mut shelf = self.shelf.write();
+        let count = shelf.slots.len();
+        let reservation = if count < self.min_entries {
+            self.minimum.get_or_init(|| {
+                let count = block_core::range::to_u64(self.min_entries);
+                self.budget.reserve_minimum(self.entry_bytes * count)
+            });
+            None
+        } else if count < self.max_entries
+            && let Some(taken) = self.budget.try_reserve(self.entry_bytes)
+        {
+            Some(taken)
+        } else {
+            shelf.replace(key, value);
+            return;
+        };
+        shelf.index.insert(key, count);
+        shelf.slots.push(Slot {
+            key,
+            value,
+            used: AtomicBool::new(true),
+            _reservation: reservation,
+        });
+    }
+}
+
+impl<V> Shelf<V> {
+    /// Puts the entry in the place of one that was not used lately; nowhere if there is no place.
+    fn replace(&mut self, key: u64, value: V) {
+        // One round clears every mark, so that the second finds a place.
+        for _ in 0..self.slots.len() * 2 {
+            let hand = self.hand % self.slots.len();
+            self.hand = hand + 1;
+            let Some(slot) = self.slots.get_mut(hand) else {
+                return;
+            };
+            if std::mem::take(slot.used.get_mut()) {
+                continue;
+            }
+            self.index.remove(&slot.key);
+            self.index.insert(key, hand);
+            slot.key = key;
+            slot.value = value;
+            *slot.used.get_mut() = true;
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use block_core::Error;
+    use futures::channel::oneshot;
+    use futures::executor::block_on;
+    use futures::future::join;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn cache(max_entries: usize, min_entries: usize, budget: u64) -> Cache<u64> {
+        let size = CacheSize { entry_bytes: 10, max_entries, min_entries };
+        Cache::new(size, MemoryBudget::new(budget))
+    }
+
+    fn load(cache: &Cache<u64>, key: u64) -> u64 {
+        let load = || async move { Ok(key * 2) }.boxed();
+        block_on(cache.peek_or_load(key, load)).unwrap()
+    }
+
+    #[test]
+    fn the_budget_bounds_it_and_the_minimum_stays() {
+        let budget = MemoryBudget::new(25);
+        let size = CacheSize { entry_bytes: 10, max_entries: 100, min_entries: 1 };
+        let first = Cache::new(size, Arc::clone(&budget));
+        let second = Cache::new(size, Arc::clone(&budget));
+        (0..50).for_each(|key| assert_eq!(load(&first, key), key * 2));
+        (0..50).for_each(|key| assert_eq!(load(&second, key), key * 2));
+        // Over by the one entry that the second holds whatever the budget says.
+        assert_eq!(budget.used(), 30);
+        assert_eq!(first.shelf.read().slots.len(), 2);
+        assert_eq!(second.shelf.read().slots.len(), 1);
+        assert_eq!(second.peek(49), Some(98));
+        drop((first, second));
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn what_is_used_stays_longer() {
+        let cache = cache(4, 0, 1000);
+        (0..5).for_each(|key| assert_eq!(load(&cache, key), key * 2));
+        for key in 5..30 {
+            load(&cache, 4);
+            load(&cache, key);
+        }
+        assert_eq!(cache.peek(4), Some(8));
+        assert_eq!(cache.shelf.read().slots.len(), 4);
+    }
+
+    #[test]
+    fn nothing_is_kept_where_there_is_no_room() {
+        let cache = cache(4, 0, 5);
+        assert_eq!(load(&cache, 1), 2);
+        assert_eq!(cache.peek(1), None);
+    }
+
+    #[test]
+    fn concurrent_misses_load_once_and_errors_are_not_kept() {
+        let cache = cache(4, 0, 1000);
+        let loads = AtomicUsize::new(0);
+        let (send, receive) = oneshot::channel::<Result<u64>>();
+        let first = cache.peek_or_load(7, || {
+            loads.fetch_add(1, Ordering::Relaxed);
+            receive.map(|r| r.unwrap()).boxed()
+        });
+        let second = cache.peek_or_load(7, || unreachable!("the first load is under way"));
+        let both = join(first, second);
+        let answer = async { send.send(Err(Error::IO)).unwrap() };
+        let (results, ()) = block_on(join(both, answer));
+        assert_eq!(results, (Err(Error::IO), Err(Error::IO)));
+        assert_eq!(loads.load(Ordering::Relaxed), 1);
+        assert!(cache.flights.lock().is_empty());
+        assert_eq!(load(&cache, 7), 14);
+    }
+
+    #[test]
+    fn a_load_whose_starter_is_gone_is_finished_by_the_next() {
+        let cache = cache(4, 0, 1000);
+        let (send, receive) = oneshot::channel::<Result<u64>>();
+        let mut first = Box::pin(cache.peek_or_load(7, || receive.map(|r| r.unwrap()).boxed()));
+        assert!(block_on(async { futures::poll!(&mut first) }).is_pending());
+        drop(first);
+        send.send(Ok(1)).unwrap();
+        assert_eq!(block_on(cache.peek_or_load(7, || unreachable!())), Ok(1));
+        assert_eq!(cache.peek(7), Some(1));
+    }
+
+    proptest! {
+        #[test]
+        fn it_always_answers_like_the_loader(
+            keys in prop::collection::vec(0u64..20, 0..200),
+            max in 0usize..10,
+            budget in 0u64..100,
+        ) {
+            let cache = cache(max, max / 3, budget);
+            for key in keys {
+                prop_assert_eq!(load(&cache, key), key * 2);
+                let shelf = cache.shelf.read();
+                prop_assert_eq!(shelf.index.len(), shelf.slots.len());
+                prop_assert!(shelf.slots.len() <= max.max(max / 3));
+            }
+        }
+    }
+}

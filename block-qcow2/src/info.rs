@@ -1,0 +1,71 @@
+//! What `info` says of an image, in the names and the order that scripts know.
+
+use block_core::info::{DriverInfo, InfoValue};
+
+use crate::driver::Qcow2Driver;
+use crate::geometry::{L2Format, Version};
+use crate::spec::bitmap::Bitmap;
+use crate::spec::header::CryptMethod;
+
+pub(crate) fn of(driver: &Qcow2Driver) -> DriverInfo {
+    let (header, metadata) = (&driver.header, &driver.metadata);
+    DriverInfo {
+        cluster_size: Some(header.geometry.cluster_size()),
+        backing_filename: metadata.backing_name.clone(),
+        backing_format: metadata.extensions.backing_format.clone(),
+        dirty: header.features.dirty,
+        encrypted: header.crypt_method != CryptMethod::None,
+        specific: specific(driver),
+        ..DriverInfo::default()
+    }
+}
+
+fn specific(driver: &Qcow2Driver) -> Vec<(&'static str, InfoValue)> {
+    let (header, metadata) = (&driver.header, &driver.metadata);
+    let (features, geometry) = (header.features, header.geometry);
+    let v3 = geometry.version() == Version::V3;
+    let text = |text: &str| InfoValue::Text(text.to_owned());
+    let mut all = vec![
+        ("compat", text(if v3 { "1.1" } else { "0.10" })),
+        ("compression-type", text(header.compression.name())),
+    ];
+    if v3 {
+        all.push(("lazy-refcounts", InfoValue::Bool(features.lazy_refcounts)));
+        if !metadata.bitmaps.is_empty() {
+            let bitmaps = metadata.bitmaps.iter().map(bitmap).collect();
+            all.push(("bitmaps", InfoValue::List(bitmaps)));
+        }
+    }
+    all.push(("refcount-bits", InfoValue::Int(geometry.refcount_bits())));
+    let encryption = match header.crypt_method {
+        CryptMethod::None => None,
+        CryptMethod::Aes => Some("aes"),
+        CryptMethod::Luks => Some("luks"),
+    };
+    if let Some(format) = encryption {
+        all.push(("encrypt", InfoValue::Map(vec![("format", text(format))])));
+    }
+    if v3 {
+        if let (true, Some(name)) = (features.data_file, &metadata.extensions.data_file) {
+            all.push(("data-file", text(name)));
+        }
+        if features.data_file {
+            all.push(("data-file-raw", InfoValue::Bool(features.raw_data_file)));
+        }
+        let extended = geometry.l2_format() == L2Format::Extended;
+        all.push(("corrupt", InfoValue::Bool(features.corrupt)));
+        all.push(("extended-l2", InfoValue::Bool(extended)));
+    }
+    all
+}
+
+fn bitmap(bitmap: &Bitmap) -> InfoValue {
+    let flags = [("in-use", bitmap.in_use), ("auto", bitmap.auto)];
+    let set = flags.iter().filter(|(_, set)| *set);
+    let flags = set.map(|(name, _)| InfoValue::Text((*name).to_owned()));
+    InfoValue::Map(vec![
+        ("flags", InfoValue::List(flags.collect())),
+        ("name", InfoValue::Text(bitmap.name.clone())),
+        ("granularity", InfoValue::Int(bitmap.granularity)),
+    ])
+}

@@ -1,0 +1,253 @@
+//! Reads that are not one run: the plan, and its pieces at once.
+//!
+//! Invariants: pieces cover the range without overlap, in order; runs that follow each other in the
+//! file are one request to it, across slices too; at most [`AT_ONCE`] pieces are in flight; when the
+//! read answers, no piece is in flight any more, also after an error.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use block_core::range::to_usize;
+use block_core::{ByteRange, Error, IoVec, Node, Result};
+use futures::{FutureExt, StreamExt, stream};
+use parking_lot::Mutex;
+
+use crate::compress::inflate::{Group, Wanted};
+use crate::driver::Qcow2Driver;
+use crate::map::Kind;
+use crate::spec::entry::Payload;
+use crate::units::GuestOffset;
+
+/// Most pieces of one read in flight.
+const AT_ONCE: usize = 8;
+
+/// A piece of a read that waits for something; zeroes are filled in while planning.
+enum Piece {
+    /// Read `range` of `node`.
+    Node { node: Node, range: ByteRange, iov: IoVec },
+    /// Inflate whole clusters.
+    Clusters(Group),
+    /// Inflate a cluster and take a part of it.
+    PartOfCluster { payload: Payload, skip: u64, iov: IoVec },
+}
+
+/// A run of the guest's disk that is stored one way.
+#[derive(Copy, Clone)]
+struct Run {
+    range: ByteRange,
+    kind: Kind,
+}
+
+/// What is still to be read, and where to.
+struct Plan {
+    driver: Arc<Qcow2Driver>,
+    iov: IoVec,
+    /// Guest offset of the first byte of `iov`.
+    start: u64,
+    /// Not mapped yet.
+    rest: ByteRange,
+    /// Mapped, but not in a piece yet; at most two.
+    ahead: VecDeque<Run>,
+}
+
+impl Qcow2Driver {
+    /// Reads `range`, whatever it is made of. Bytes beyond the end of the disk become zeroes.
+    pub(crate) async fn read(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
+        let inside = range.intersect(ByteRange::up_to(self.header.disk_len));
+        let (len, whole) = (to_usize(inside.len()), to_usize(range.len()));
+        iov.fill(len, whole - len, 0);
+        let mut plan = Plan {
+            driver: Arc::clone(&self),
+            iov,
+            start: range.offset(),
+            rest: inside,
+            ahead: VecDeque::new(),
+        };
+        let Some(first) = plan.next_piece().await? else {
+            return Ok(());
+        };
+        match plan.next_piece().await {
+            Ok(None) => self.read_piece(first).await,
+            second => self.read_pieces(first, second, plan).await,
+        }
+    }
+
+    async fn read_pieces(
+        &self,
+        first: Piece,
+        second: Result<Option<Piece>>,
+        plan: Plan,
+    ) -> Result<()> {
+        // Guards the first error; held for a store.
+        let failed = Mutex::new(None);
+        let note = |error: Error| {
+            failed.lock().get_or_insert(error);
+        };
+        let later = stream::unfold(plan, |mut plan| async {
+            // After an error nothing new is started, but all that runs is waited for.
+            if failed.lock().is_some() {
+                return None;
+            }
+            Some((plan.next_piece().await.transpose()?, plan))
+        });
+        let pieces = stream::iter([Some(Ok(first)), second.transpose()]);
+        pieces
+            .filter_map(async |piece| piece)
+            .chain(later)
+            .for_each_concurrent(AT_ONCE, |piece| async {
+                let done = match piece {
+                    Ok(piece) => self.read_piece(piece).await,
+                    Err(error) => Err(error),
+                };
+                done.unwrap_or_else(note);
+            })
+            .await;
+        failed.into_inner().map_or(Ok(()), Err)
+    }
+
+    async fn read_piece(&self, piece: Piece) -> Result<()> {
+        match piece {
+            Piece::Node { node, range, iov } => node.read(range, iov).await,
+            Piece::Clusters(group) => {
+                let filled = self.inflater.fill(group).await;
+                filled.map_err(|e| self.reported(e))
+            }
+            Piece::PartOfCluster { payload, skip, iov } => {
+                let load = || self.inflater.clone().whole(payload).boxed();
+                let cluster = match self.clusters.peek(payload.offset.bytes()) {
+                    Some(cluster) => cluster,
+                    None => {
+                        let loaded = self.clusters.peek_or_load(payload.offset.bytes(), load);
+                        loaded.await.map_err(|e| self.reported(e))?
+                    }
+                };
+                let skip = to_usize(skip).min(cluster.len());
+                let end = (skip + iov.len()).min(cluster.len());
+                iov.copy_from(0, &cluster[skip..end]);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Plan {
+    /// The next piece that waits for something; what reads as zeroes on the way is filled in.
+    async fn next_piece(&mut self) -> Result<Option<Piece>> {
+        while let Some(run) = self.next_run().await? {
+            let piece = match run.kind {
+                Kind::Zero(_) => {
+                    self.fill(run.range);
+                    None
+                }
+                Kind::Unallocated(_) => {
+                    let backing = self.driver.backing.clone();
+                    self.node_piece(backing.as_ref(), run.range.offset(), run.range)
+                }
+                Kind::Data(host) => {
+                    let data = self.driver.data.clone();
+                    self.node_piece(data.as_ref(), host.bytes(), run.range)
+                }
+                Kind::Compressed { payload, skip } => {
+                    Some(self.compressed_piece(run.range, payload, skip).await?)
+                }
+            };
+            if piece.is_some() {
+                return Ok(piece);
+            }
+        }
+        Ok(None)
+    }
+
+    /// A read of `range` from `offset` of `node`; beyond the node's end there are zeroes.
+    fn node_piece(&self, node: Option<&Node>, offset: u64, range: ByteRange) -> Option<Piece> {
+        let room = node.map_or(0, |node| node.len().saturating_sub(offset));
+        let (stored, beyond) = range.split_at(room);
+        self.fill(beyond);
+        // An offset that no node can have is beyond its end.
+        let there = ByteRange::new(offset, stored.len()).ok()?;
+        if stored.is_empty() {
+            return None;
+        }
+        Some(Piece::Node { node: node?.clone(), range: there, iov: self.part(stored) })
+    }
+
+    async fn compressed_piece(
+        &mut self,
+        range: ByteRange,
+        payload: Payload,
+        skip: u64,
+    ) -> Result<Piece> {
+        let iov = self.part(range);
+        if !self.is_whole(range, skip) {
+            return Ok(Piece::PartOfCluster { payload, skip, iov });
+        }
+        let cluster_size = self.driver.header.geometry.cluster_size();
+        let mut group = Group::of(Wanted { payload, iov });
+        while let Some(run) = self.next_run().await? {
+            match run.kind {
+                Kind::Compressed { payload, skip }
+                    if self.is_whole(run.range, skip) && group.accepts(payload, cluster_size) =>
+                {
+                    let iov = self.part(run.range);
+                    group.push(Wanted { payload, iov });
+                }
+                _ => {
+                    self.ahead.push_front(run);
+                    break;
+                }
+            }
+        }
+        Ok(Piece::Clusters(group))
+    }
+
+    /// Whether a run is all that the disk has of its cluster.
+    fn is_whole(&self, range: ByteRange, skip: u64) -> bool {
+        let header = &self.driver.header;
+        let to_the_end = range.end() == header.disk_len;
+        skip == 0 && (range.len() == header.geometry.cluster_size() || to_the_end)
+    }
+
+    /// The next run, merged with those that continue it.
+    async fn next_run(&mut self) -> Result<Option<Run>> {
+        let Some(mut run) = self.fetch().await? else {
+            return Ok(None);
+        };
+        while let Some(next) = self.fetch().await? {
+            let merged = ByteRange::from_bounds(run.range.offset(), next.range.end());
+            match merged {
+                Ok(range) if run.kind.continues_in(run.range.len(), next.kind) => run.range = range,
+                _ => {
+                    self.ahead.push_front(next);
+                    break;
+                }
+            }
+        }
+        Ok(Some(run))
+    }
+
+    async fn fetch(&mut self) -> Result<Option<Run>> {
+        if let Some(run) = self.ahead.pop_front() {
+            return Ok(Some(run));
+        }
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let offset = GuestOffset::new(self.rest.offset());
+        let extent = self.driver.extent(offset, self.rest.len()).await?;
+        let (range, rest) = self.rest.split_at(extent.len);
+        self.rest = rest;
+        let kind = extent.kind;
+        Ok(Some(Run { range, kind }))
+    }
+
+    /// The buffers of a part of the range.
+    fn part(&self, range: ByteRange) -> IoVec {
+        let offset = to_usize(range.offset() - self.start);
+        self.iov.slice(offset, to_usize(range.len()))
+    }
+
+    fn fill(&self, range: ByteRange) {
+        let offset = to_usize(range.offset() - self.start);
+        self.iov.fill(offset, to_usize(range.len()), 0);
+    }
+}

@@ -1,0 +1,295 @@
+//! Header extensions: typed blocks between the header and the end of its cluster (or the backing
+//! file name). Those that are not known are kept, for whoever writes the header again.
+//!
+//! Not here: what the numbers of the bitmaps extension point at ([`super::bitmap`]).
+
+use block_core::OpenError;
+use block_core::error::Problem;
+use block_core::range::to_u64;
+use zerocopy::byteorder::big_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::spec::bad_field;
+use crate::units::HostOffset;
+
+const END: u32 = 0;
+const BACKING_FORMAT: u32 = 0xe279_2aca;
+const FEATURE_NAMES: u32 = 0x6803_f857;
+const BITMAPS: u32 = 0x2385_2875;
+const CRYPTO_HEADER: u32 = 0x0537_be77;
+const DATA_FILE_NAME: u32 = 0x4441_5441;
+
+/// Longest name of a backing format.
+const MAX_FORMAT_NAME: u64 = 15;
+/// Longest name of a data file.
+const MAX_DATA_FILE_NAME: u64 = 1023;
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawExtension {
+    kind: U32,
+    len: U32,
+}
+const _: () = assert!(size_of::<RawExtension>() == 8);
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawFeatureName {
+    kind: u8,
+    bit: u8,
+    name: [u8; 46],
+}
+const _: () = assert!(size_of::<RawFeatureName>() == 48);
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawBitmaps {
+    count: U32,
+    reserved: U32,
+    directory_size: U64,
+    directory_offset: U64,
+}
+const _: () = assert!(size_of::<RawBitmaps>() == 24);
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawCryptoHeader {
+    offset: U64,
+    len: U64,
+}
+const _: () = assert!(size_of::<RawCryptoHeader>() == 16);
+
+/// Which set of feature bits a name belongs to.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum FeatureKind {
+    /// Readers that do not know it must refuse the image.
+    Incompatible,
+    /// Readers that do not know it may ignore it.
+    Compatible,
+    /// Writers that do not know it must clear it.
+    Autoclear,
+}
+
+/// An entry of the feature name table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FeatureName {
+    /// Set of bits.
+    pub kind: FeatureKind,
+    /// Number of the bit.
+    pub bit: u8,
+    /// Its name; not checked to be text by the format, so what is not is replaced.
+    pub name: String,
+}
+
+/// The bitmaps extension: where the bitmap directory is.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct BitmapsExtension {
+    /// How many bitmaps.
+    pub count: u32,
+    /// Must be zero.
+    pub reserved: u32,
+    /// Bytes of the directory.
+    pub directory_size: u64,
+    /// Its first byte.
+    pub directory_offset: HostOffset,
+}
+
+/// An extension that this version does not know, or knows and keeps as it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UnknownExtension {
+    /// Its type.
+    pub kind: u32,
+    /// Its contents, without padding.
+    pub data: Vec<u8>,
+}
+
+/// The extensions of a header.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Extensions {
+    /// Format of the backing file.
+    pub backing_format: Option<String>,
+    /// Names of feature bits.
+    pub feature_names: Vec<FeatureName>,
+    /// Where the bitmaps are.
+    pub bitmaps: Option<BitmapsExtension>,
+    /// First byte and length of the encryption header.
+    pub crypto_header: Option<(HostOffset, u64)>,
+    /// Name of the external data file.
+    pub data_file: Option<String>,
+    /// Everything else, in order.
+    pub unknown: Vec<UnknownExtension>,
+}
+
+impl Extensions {
+    /// Parses the bytes between the header and the end of the extension area. An area that ends
+    /// without the end marker ends the list all the same.
+    pub fn parse(mut area: &[u8]) -> Result<Self, OpenError> {
+        let mut all = Self::default();
+        while let Ok((raw, rest)) = RawExtension::ref_from_prefix(area) {
+            let (kind, len) = (raw.kind.get(), u64::from(raw.len.get()));
+            if kind == END {
+                break;
+            }
+            let room = to_u64(rest.len());
+            let data = usize::try_from(len).ok().and_then(|n| rest.get(..n));
+            let Some(data) = data else {
+                let problem = Problem::Truncated(room);
+                return Err(bad_field("header extension length", len, problem));
+            };
+            all.add(kind, data)?;
+            // The padding of the last extension may be cut off by the end of the area.
+            let padded = data.len().next_multiple_of(8).min(rest.len());
+            area = rest.get(padded..).unwrap_or_default();
+        }
+        Ok(all)
+    }
+
+    fn add(&mut self, kind: u32, data: &[u8]) -> Result<(), OpenError> {
+        match kind {
+            BACKING_FORMAT => {
+                let name = text("backing format", data, MAX_FORMAT_NAME)?;
+                self.backing_format = Some(name);
+            }
+            DATA_FILE_NAME => {
+                let name = text("data file name", data, MAX_DATA_FILE_NAME)?;
+                self.data_file = Some(name);
+            }
+            FEATURE_NAMES => self.feature_names.extend(feature_names(data)),
+            BITMAPS => {
+                let raw: &RawBitmaps = exact("bitmaps extension length", data)?;
+                self.bitmaps = Some(BitmapsExtension {
+                    count: raw.count.get(),
+                    reserved: raw.reserved.get(),
+                    directory_size: raw.directory_size.get(),
+                    directory_offset: HostOffset::new(raw.directory_offset.get()),
+                });
+            }
+            CRYPTO_HEADER => {
+                let raw: &RawCryptoHeader = exact("encryption header extension length", data)?;
+                let offset = HostOffset::new(raw.offset.get());
+                self.crypto_header = Some((offset, raw.len.get()));
+            }
+            _ => self.unknown.push(UnknownExtension { kind, data: data.to_vec() }),
+        }
+        Ok(())
+    }
+
+    /// Name of a feature bit, if the image gives one.
+    pub fn feature_name(&self, kind: FeatureKind, bit: u32) -> Option<&str> {
+        let found = self.feature_names.iter().find(|f| f.kind == kind && u32::from(f.bit) == bit);
+        found.map(|f| f.name.as_str()).filter(|n| !n.is_empty())
+    }
+}
+
+/// The table's whole entries; entries of a set that does not exist are skipped.
+fn feature_names(data: &[u8]) -> impl Iterator<Item = FeatureName> {
+    data.chunks_exact(size_of::<RawFeatureName>()).filter_map(|chunk| {
+        let raw = RawFeatureName::ref_from_bytes(chunk).ok()?;
+        let kind = match raw.kind {
+            0 => FeatureKind::Incompatible,
+            1 => FeatureKind::Compatible,
+            2 => FeatureKind::Autoclear,
+            _ => return None,
+        };
+        let name = raw.name.split(|b| *b == 0).next().unwrap_or_default();
+        Some(FeatureName { kind, bit: raw.bit, name: String::from_utf8_lossy(name).into_owned() })
+    })
+}
+
+/// The struct that fills `data`, no more and no less.
+fn exact<'a, T>(field: &'static str, data: &'a [u8]) -> Result<&'a T, OpenError>
+where
+    T: FromBytes + KnownLayout + Immutable + Unaligned,
+{
+    let len = to_u64(data.len());
+    T::ref_from_bytes(data).map_err(|_| {
+        let size = to_u64(size_of::<T>());
+        let problem = if len < size { Problem::Below(size) } else { Problem::Above(size) };
+        bad_field(field, len, problem)
+    })
+}
+
+/// Text without NUL, of at most `max` bytes.
+pub(crate) fn text(field: &'static str, data: &[u8], max: u64) -> Result<String, OpenError> {
+    let len = to_u64(data.len());
+    if len > max {
+        return Err(bad_field(field, len, Problem::Above(max)));
+    }
+    match std::str::from_utf8(data) {
+        Ok(text) if !text.contains('\0') => Ok(text.to_owned()),
+        _ => Err(bad_field(field, len, Problem::NotText)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn extension(kind: u32, data: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(data.len()).unwrap();
+        let mut bytes = [kind.to_be_bytes(), len.to_be_bytes()].concat();
+        bytes.extend_from_slice(data);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    }
+
+    #[test]
+    fn each_kind_is_read_and_unknown_ones_are_kept() {
+        let mut name = [0u8; 48];
+        name[1] = 5;
+        name[2..6].copy_from_slice(b"many");
+        let area = [
+            extension(BACKING_FORMAT, b"raw"),
+            extension(0x1234_5678, b"xyz"),
+            extension(FEATURE_NAMES, &name),
+            extension(DATA_FILE_NAME, b"data.raw"),
+            extension(CRYPTO_HEADER, &[0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]),
+            extension(END, b""),
+            extension(BACKING_FORMAT, b"not looked at"),
+        ];
+        let all = Extensions::parse(&area.concat()).unwrap();
+        assert_eq!(all.backing_format.as_deref(), Some("raw"));
+        assert_eq!(all.data_file.as_deref(), Some("data.raw"));
+        assert_eq!(all.crypto_header, Some((HostOffset::new(0x1_0000), 9)));
+        assert_eq!(all.feature_name(FeatureKind::Incompatible, 5), Some("many"));
+        assert_eq!(all.feature_name(FeatureKind::Compatible, 5), None);
+        let kept = [(0x1234_5678, b"xyz".to_vec())];
+        let kept = kept.map(|(kind, data)| UnknownExtension { kind, data });
+        assert_eq!(all.unknown, kept);
+    }
+
+    #[test]
+    fn lengths_that_do_not_fit_are_named() {
+        let check = |area: &[u8], expect: &str| {
+            let err = Extensions::parse(area).unwrap_err().to_string();
+            assert!(err.contains(expect), "{err}");
+        };
+        check(&[0xff, 0, 0, 0, 0, 0, 1, 0, 1, 2, 3], "header extension length is 0x100");
+        check(&[0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff], "0xffffffff");
+        check(&extension(BITMAPS, &[0; 23]), "bitmaps extension length is 0x17");
+        check(&extension(CRYPTO_HEADER, &[0; 17]), "encryption header extension length is 0x11");
+        check(&extension(BACKING_FORMAT, &[b'a'; 16]), "backing format is 0x10");
+        check(&extension(BACKING_FORMAT, &[0xff]), "not valid text");
+        check(&extension(DATA_FILE_NAME, b"a\0b"), "data file name is 0x3: is not valid text");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
+            let _ = Extensions::parse(&bytes);
+        }
+
+        #[test]
+        fn any_lengths_of_known_kinds(
+            kinds in prop::collection::vec((0usize..6, 0usize..64), 0..6),
+        ) {
+            let all = [0, BACKING_FORMAT, FEATURE_NAMES, BITMAPS, CRYPTO_HEADER, DATA_FILE_NAME];
+            let area: Vec<_> = kinds
+                .iter()
+                .flat_map(|(kind, len)| extension(all[*kind], &vec![b'x'; *len]))
+                .collect();
+            let _ = Extensions::parse(&area);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! `block-img`: one module for each subcommand, and what they share.
+//!
+//! Options, output, JSON fields and exit statuses are those that users of `qemu-img` know; wrong
+//! usage exits with status 1. Messages on standard error start with the program's name.
+//!
+//! Invariant: every command returns its exit status, so that buffered output is always written; only a
+//! second interrupt ends the process on the spot.
+
+mod bench;
+mod common;
+mod compare;
+mod convert;
+mod create;
+mod failure;
+mod human;
+mod info;
+mod interrupt;
+mod json;
+mod map;
+mod output;
+mod progress;
+mod slots;
+
+pub use failure::Failure;
+pub use output::Output;
+
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+/// Name of the program in messages.
+pub const PROGRAM: &str = "block-img";
+
+/// Disk image utility.
+#[derive(Parser)]
+#[command(name = PROGRAM, version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a simple image benchmark.
+    Bench(bench::Args),
+    /// Check if two images have the same contents.
+    Compare(compare::Args),
+    /// Copy one image, or several joined, to another.
+    Convert(convert::Args),
+    /// Create a new image file.
+    Create(create::Args),
+    /// Display information about an image.
+    Info(info::Args),
+    /// Show how the contents of an image are stored.
+    Map(map::Args),
+}
+
+/// Runs the command line `args` (program name first), writes to `out` and to standard error, and
+/// gives the exit status.
+pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
+    let args: Vec<_> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error, command_of(&args)),
+    };
+    let result = match cli.command {
+        Command::Bench(args) => bench::run(&args, out),
+        Command::Compare(args) => compare::run(&args, out),
+        Command::Convert(args) => convert::run(&args, out),
+        Command::Create(args) => create::run(&args, out),
+        Command::Info(args) => info::run(&args, out),
+        Command::Map(args) => map::run(&args, out),
+    };
+    let result = result.and_then(|status| out.finish().map(|()| status));
+    match result {
+        Ok(status) => status,
+        Err(failure) => {
+            // What was said before the failure comes first where both streams are one terminal.
+            let _ = out.finish();
+            failure.report();
+            failure.status()
+        }
+    }
+}
+
+/// The subcommand that a command line names, or nothing.
+fn command_of(args: &[OsString]) -> &'static str {
+    const NAMES: [&str; 6] = ["bench", "compare", "convert", "create", "info", "map"];
+    let given = args.get(1).and_then(|arg| arg.to_str()).unwrap_or_default();
+    NAMES.into_iter().find(|name| *name == given).unwrap_or_default()
+}
+
+/// Says what is wrong with the command line, or shows the help that it asked for.
+fn refuse(error: &clap::Error, command: &'static str) -> u8 {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // Nobody to tell if even this cannot be written.
+        let _ = error.print();
+        return 0;
+    }
+    let text = error.to_string();
+    let what = match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            "Not enough arguments".to_owned()
+        }
+        _ => {
+            let lines = text.lines().take_while(|line| !line.trim().is_empty());
+            let joined = lines.map(str::trim).collect::<Vec<_>>().join(" ");
+            joined.strip_prefix("error: ").unwrap_or(&joined).to_owned()
+        }
+    };
+    let failure = Failure::usage(command, what);
+    failure.report();
+    failure.status()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_usage_is_status_1_and_help_is_0() {
+        let run = |args: &[&str]| {
+            main(args.iter().map(|arg| OsString::from(*arg)), &mut Output::buffer())
+        };
+        assert_eq!(run(&["block-img"]), 1);
+        assert_eq!(run(&["block-img", "bogus"]), 1);
+        assert_eq!(run(&["block-img", "info", "--bogus", "x"]), 1);
+        assert_eq!(run(&["block-img", "info"]), 1);
+        assert_eq!(run(&["block-img", "info", "-f"]), 1);
+        assert_eq!(run(&["block-img", "--help"]), 0);
+        assert_eq!(run(&["block-img", "convert", "--help"]), 0);
+    }
+}

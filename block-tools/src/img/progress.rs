@@ -1,0 +1,132 @@
+//! How far a command is: a bar for people, a line that is overwritten for programs and logs.
+
+use std::io::{self, Write};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::Output;
+
+/// Shows progress, or nothing.
+///
+/// Errors of writing are left to the command's last write, which meets them too.
+pub(super) enum Progress {
+    /// Nothing was asked for.
+    Off,
+    /// A bar on a terminal.
+    Bar(ProgressBar),
+    /// `    (12.34/100%)` and a carriage return, at each step of one percent.
+    Plain {
+        /// Hundredths of a percent that were shown last; `None`: nothing yet.
+        shown: Option<u64>,
+    },
+}
+
+/// Hundredths of a percent between two plain lines.
+const STEP: u64 = 100;
+
+impl Progress {
+    /// As asked for by `-p` and `-q`.
+    pub(super) fn new(wanted: bool, out: &Output) -> Self {
+        if !wanted {
+            return Self::Off;
+        }
+        if !out.is_terminal() {
+            return Self::Plain { shown: None };
+        }
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
+        let template = "{wide_bar} {percent:>3}% {bytes}/{total_bytes} {eta}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        Self::Bar(bar)
+    }
+
+    /// `done` of `total` bytes are done.
+    pub(super) fn show(&mut self, done: u64, total: u64, out: &mut Output) {
+        match self {
+            Self::Off => {}
+            Self::Bar(bar) => {
+                bar.set_length(total);
+                bar.set_position(done);
+            }
+            Self::Plain { shown } => {
+                let part = hundredths(done, total);
+                if shown.is_none_or(|last| part >= last + STEP || (part == 10_000 && last < part)) {
+                    let _ = print_plain(part, out);
+                    *shown = Some(part);
+                }
+            }
+        }
+    }
+
+    /// Says a line that is not part of the progress, such as a warning.
+    pub(super) fn line(&self, text: &str, out: &mut Output) -> io::Result<()> {
+        match self {
+            Self::Bar(bar) => bar.suspend(|| writeln!(out, "{text}")),
+            _ => writeln!(out, "{text}"),
+        }
+    }
+
+    /// Everything is done, or `finished` is false and it ends here. The terminal is left on a new line.
+    pub(super) fn finish(&mut self, outcome: Outcome, out: &mut Output) {
+        match self {
+            Self::Off => {}
+            Self::Bar(bar) => match outcome {
+                Outcome::Done => bar.finish(),
+                Outcome::Stopped => bar.abandon(),
+            },
+            Self::Plain { .. } => {
+                if outcome == Outcome::Done {
+                    let _ = print_plain(10_000, out);
+                }
+                let _ = writeln!(out);
+            }
+        }
+    }
+}
+
+/// How a shown operation ended.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(super) enum Outcome {
+    /// To its end.
+    Done,
+    /// Before.
+    Stopped,
+}
+
+fn hundredths(done: u64, total: u64) -> u64 {
+    let part = u128::from(done.min(total)) * 10_000 / u128::from(total.max(1));
+    if total == 0 { 10_000 } else { u64::try_from(part).unwrap_or(10_000) }
+}
+
+fn print_plain(part: u64, out: &mut Output) -> io::Result<()> {
+    write!(out, "    ({}.{:02}/100%)\r", part / 100, part % 100)?;
+    // Whoever reads a pipe for progress wants it now.
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plain_form_shows_whole_steps_and_the_end() {
+        let mut out = Output::buffer();
+        let mut progress = Progress::new(true, &out);
+        for done in 0..=1000 {
+            progress.show(done, 30_000, &mut out);
+        }
+        progress.show(30_000, 30_000, &mut out);
+        progress.finish(Outcome::Done, &mut out);
+        let expect = "    (0.00/100%)\r    (1.00/100%)\r    (2.00/100%)\r    (3.00/100%)\r    \
+                      (100.00/100%)\r    (100.00/100%)\r\n";
+        assert_eq!(out.text(), expect);
+    }
+
+    #[test]
+    fn nothing_to_do_is_done() {
+        assert_eq!(hundredths(0, 0), 10_000);
+        assert_eq!(hundredths(1, 3), 3333);
+        assert_eq!(hundredths(u64::MAX, u64::MAX), 10_000);
+    }
+}

@@ -1,0 +1,274 @@
+//! `block-io` against the installed `qemu-io`: the same commands on copies of the same image give the
+//! same standard output, but for timings and the wording of the help, and the same exit status.
+//!
+//! Set `QEMU_IO` and `QEMU_IMG` to use others than those in the path.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// What both programs did with a script.
+struct Ran {
+    lines: Vec<String>,
+    status: Option<i32>,
+    stderr: String,
+}
+
+fn tool(variable: &str, name: &str) -> Command {
+    let path = std::env::var(variable).unwrap_or_else(|_| name.to_owned());
+    Command::new(path)
+}
+
+fn missing(name: &str, error: &std::io::Error) -> ! {
+    panic!("{name} does not run ({error}); install it: apt-get install qemu-utils")
+}
+
+/// Runs a program in `dir` with `input` on its standard input.
+fn feed(mut command: Command, dir: &Path, args: &[&str], input: &str, name: &str) -> Output {
+    command.args(args).current_dir(dir);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| missing(name, &error));
+    // A program that ends early leaves the rest unread.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn ran(output: &Output) -> Ran {
+    let text = String::from_utf8_lossy(&output.stdout).replace("qemu-io> ", "block-io> ");
+    Ran {
+        lines: text.lines().filter(|line| !is_usage(line)).map(without_timing).collect(),
+        status: output.status.code(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// The help is each program's own.
+fn is_usage(line: &str) -> bool {
+    line.contains(" -- ") && !line.contains("Parsing error")
+}
+
+/// Replaces what depends on the clock in the two kinds of figures.
+fn without_timing(line: &str) -> String {
+    if let Some((head, _)) = line.split_once(" ops; ") {
+        assert!(line.ends_with(" ops/sec)"), "{line}");
+        return format!("{head} ops; TIME");
+    }
+    let fields: Vec<_> = line.split(',').collect();
+    match fields.as_slice() {
+        [bytes, "1", clock, rate, ops] if clock.split(':').count() == 3 => {
+            assert!(rate.parse::<f64>().is_ok() && ops.parse::<f64>().is_ok(), "{line}");
+            format!("{bytes},1,CLOCK,RATE,OPS")
+        }
+        _ => line.to_owned(),
+    }
+}
+
+/// Runs both programs on `input`, each in its own copy of what `prepare` makes.
+fn both(prepare: impl Fn(&Path), args: &[&str], input: &str) -> (Ran, Ran) {
+    let run = |command: Command, name: &str| {
+        let dir = TempDir::new().unwrap();
+        prepare(dir.path());
+        ran(&feed(command, dir.path(), args, input, name))
+    };
+    let theirs = run(tool("QEMU_IO", "qemu-io"), "qemu-io");
+    let ours = run(Command::new(env!("CARGO_BIN_EXE_block-io")), "block-io");
+    (theirs, ours)
+}
+
+fn check(prepare: impl Fn(&Path), args: &[&str], input: &str) {
+    let (theirs, ours) = both(prepare, args, input);
+    let shown =
+        format!("{args:?} {input:?}\ntheir errors: {}\nour errors: {}", theirs.stderr, ours.stderr);
+    assert_eq!(ours.lines, theirs.lines, "standard output of {shown}");
+    assert_eq!(ours.status, theirs.status, "exit status of {shown}");
+}
+
+/// A raw image of 1 MiB, and a file of 300 bytes of every value.
+fn raw(dir: &Path) {
+    std::fs::write(dir.join("a.raw"), vec![0; 1 << 20]).unwrap();
+    let bytes: Vec<u8> = (0..=255).chain(0..44).collect();
+    std::fs::write(dir.join("bytes"), bytes).unwrap();
+}
+
+fn check_raw(script: &str) {
+    check(raw, &["-f", "raw", "a.raw"], script);
+}
+
+/// A backing file of 2 MiB below an overlay of 4 MiB with plain, zero and compressed clusters.
+fn chain(dir: &Path) {
+    let run = |command: Command, name: &str, args: &[&str]| {
+        let output = feed(command, dir, args, "", name);
+        assert!(output.status.success(), "{name} {args:?}: {output:?}");
+    };
+    let img = |args: &[&str]| run(tool("QEMU_IMG", "qemu-img"), "qemu-img", args);
+    let io = |args: &[&str]| run(tool("QEMU_IO", "qemu-io"), "qemu-io", args);
+    img(&["create", "-q", "-f", "qcow2", "base.qcow2", "2M"]);
+    io(&["-f", "qcow2", "-c", "write -P 1 0 64k", "-c", "write -P 2 1M 64k", "base.qcow2"]);
+    img(&["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2", "4M"]);
+    let writes = ["-c", "write -P 3 64k 64k", "-c", "write -z 1M 512k", "-c", "write -c 3M 64k"];
+    io(&[&["-f", "qcow2"], writes.as_slice(), &["top.qcow2"]].concat());
+}
+
+#[test]
+fn reads_and_writes_report_alike() {
+    check_raw(
+        "write 0 64k\nwrite -P 0x12 1000 500\nwrite -q 0 512\nwrite -C 0 4k\nread 0 64k\n\
+         read -C 0 64k\nwrite -P 7 1k 1k\nread -v 1020 40\nread -v -C 998 17\nread -vq 0 20\n\
+         read -P 7 1k 1k\nread -P 8 1k 1k\nread -qP8 1k 1k\nread -P 7 -s 24 1000 1048\n\
+         read -P 7 -s 24 -l 2000 1000 1048\nread -P 7 -l 10 1000 10\nread -P 7 -s 2k 0 1k\n\
+         read -s 1 0 512\nread 0 0\nwrite 0 0\nread 1M 0\nread 2M 0\nread 0 -q 1\nread -p 0 1k\n\
+         write -f 0 4k\nwrite -r 0 4k\nread -r 0 4k\n\nread -- 0 1\nread  0 \t1k\n",
+    );
+}
+
+#[test]
+fn zeroes_discards_and_sources_report_alike() {
+    check_raw(
+        "write 0 1M\nwrite -z 0 64k\nwrite -z -u 64k 64k\nwrite -z -n 128k 4k\nwrite -znf 0 4k\n\
+         write -z -f -u 0 4k\nwrite -z 5 7\nwrite -z 0 0\nread -P 0 0 128k\nread -v 0 16\n\
+         discard 0 64k\ndiscard -q 0 64k\ndiscard -C 64k 64k\ndiscard 2M 1k\ndiscard 5 7\n\
+         write -s bytes 512 1k\nread -v 512 700\nwrite -s bytes 0 16\nread -v 0 20\n\
+         write -s nothing 0 1k\nwrite -s /dev/null 0 1k\nflush\nlength\n",
+    );
+}
+
+#[test]
+fn vectors_and_aio_report_alike() {
+    check_raw(
+        "writev 0 1k 2k 512\nwritev -P 5 512 1k 2k\nwritev 0 0\nreadv -v 500 16 17\n\
+         readv -P 5 512 1k 2k\nreadv -P 6 512 1k\nreadv -C 0 1k 2k\nwritev -C 0 1k\n\
+         writev -q 0 1k\nreadv 1M 512\nwritev 1M 512\nreadv 0 3G\nreadv 0 1G 1G 1G\n\
+         aio_write -P 9 4k 4k 512\naio_flush\naio_read -P 9 4k 4k 512\naio_flush\n\
+         aio_read -v 4090 20\naio_flush\naio_read -P 8 4k 1k\naio_flush\naio_read -C 0 1k\n\
+         aio_flush\naio_write -z -u 4k 4k\naio_flush\nread -P 0 4k 4k\naio_read 2M 512\naio_flush\n\
+         aio_write 2M 512\naio_flush\naio_write -z 2M 512\naio_flush\naio_write -q 0 512\n\
+         aio_read -q 0 512\naio_flush\n",
+    );
+}
+
+#[test]
+fn requests_that_are_left_running_are_reported_at_the_end() {
+    let commands = ["-c", "aio_write 0 64k", "-c", "length"];
+    check(raw, &[["-f", "raw"].as_slice(), &commands, &["a.raw"]].concat(), "");
+    check_raw("aio_write 0 64k\nclose\nopen -r -o driver=raw a.raw\naio_read 0 4k\n");
+}
+
+#[test]
+fn length_and_allocation_report_alike() {
+    check_raw(
+        "length\nmap\nalloc 0\nalloc 0 64k\nalloc 0 2M\nalloc 0 100\nalloc 2M\nalloc 2M 1k\n\
+         alloc 5 512\nalloc abc\nalloc 0 abc\nalloc -1\ntruncate 2M\nlength\nmap\nread -P 0 1M 1M\n\
+         truncate 1536k\nlength\ntruncate -m falloc 3M\ntruncate -m full 3585k\ntruncate -m off 1M\n\
+         length\ntruncate -m bogus 3M\ntruncate -m full 512k\nlength\ntruncate abc\ntruncate -1\ninfo\nsleep 1\nsleep abc\nsleep\n\
+         truncate 0\nmap\nalloc 0\nlength\n",
+    );
+}
+
+#[test]
+fn bad_arguments_are_refused_alike() {
+    check_raw(
+        "read\nread 0\nread 0 1 2\nread abc 5\nread 0 abc\nread -z 0 1\nread -1 5\nread -- -1 5\n\
+         read -- -abc 5\nread 1.5 1\nread 1.5k 0.5k\nread .5k 1\nread 1.k 1\nread 0x10 010\n\
+         read 0x1k 1\nread 0x 1\nread 1kk 1\nread 1e3 1\nread 9223372036854775808 1\nread 8E 1\n\
+         read 9223372036854775807 1\nread 0 3G\nread 0 2147483136\nread 0 2147483137\nread 1000k 64k\n\
+         write 1000k 64k\nwrite 0 3G\nwrite -z 0 3G\ndiscard 0 3G\nwrite -P 256 0 1\nwrite -P 1k 0 1\n\
+         write -P 0x 0 1\nwrite -P 08 0 1\nwrite -P -1 0 1\nwrite -z -P 3 0 1\nwrite -u 0 1\n\
+         write -n 0 1\nwrite -s bytes -P 3 0 1\nwrite -z -r 0 1\nwrite -c -f 0 512\nwrite -c 0 512\n\
+         write -c 1 512\nwrite -c 0 100\nwrite -b -z 0 1\nwrite -b 0 512\nread -b 0 512\n\
+         aio_write 0\naio_write -u 0 1\naio_write -z 0 1 1\naio_write -P 300 0 1\naio_read abc 1\n\
+         aio_write 0 3G\nreadv 0 abc\nwritev 0\nflush 1\nlength 1\nmap 1\ndiscard 0\ndiscard abc 1\n\
+         nosuch\nhelp nosuch\nhelp a b\n# a comment\n",
+    );
+}
+
+#[test]
+fn opening_and_reopening_report_alike() {
+    check_raw(
+        "open a.raw\nclose\nclose\nread 0 1k\nlength\nopen\nopen nothing\nopen -z a.raw\nopen a b\n\
+         open -t bogus a.raw\nopen -d bogus a.raw\nopen -r -o driver=raw a.raw\nwrite 0 1k\n\
+         discard 0 1k\ntruncate 1k\nread 0 1k\nreopen -w\nwrite 0 1k\nreopen -r\nwrite -z 0 1k\n\
+         reopen -r -w\nreopen -c bogus\nreopen a\nreopen -w -c writethrough\nwrite 0 1k\n\
+         reopen -o cache.no-flush=on\nflush\nreopen -o cache.no-flush=on -c unsafe\n\
+         reopen -o bogus=1\nreopen -o driver=qcow2\nclose\nopen -o driver=null-co,size=3M\nlength\n\
+         close\nopen -o driver=raw,offset=512,size=1k,file.filename=a.raw\nlength\nread 1k 1\nq\nread\n",
+    );
+}
+
+#[test]
+fn exit_statuses_agree() {
+    let cases = [
+        "length",
+        "read 0 1k",
+        "read -P 1 0 1k",
+        "read 2M 1k",
+        "nosuch",
+        "read",
+        "truncate -1",
+        "quit",
+        "alloc 2M",
+        "aio_read 2M 1k",
+        "aio_read -P 3 0 1k",
+        "help",
+        "",
+        "sleep x",
+    ];
+    for case in cases {
+        check(raw, &["-f", "raw", "-c", case, "-c", "length", "a.raw"], "");
+    }
+    check(raw, &["-f", "raw", "nothing"], "length\n");
+    check(raw, &["-f", "bogus", "a.raw"], "length\n");
+    check(raw, &["-t", "bogus", "a.raw"], "length\n");
+    check(raw, &["--image-opts", "-f", "raw", "a.raw"], "length\n");
+    check(raw, &["-f", "raw", "a.raw"], "length\nread 0 1k");
+    check(raw, &[], "length\n");
+}
+
+#[test]
+fn later_options_override_earlier_ones() {
+    let args =
+        ["--cache", "writeback", "--aio", "threads", "-f", "qcow2", "-f", "raw", "-t", "unsafe"];
+    check(raw, &[args.as_slice(), &["-n", "-t", "writeback", "a.raw"]].concat(), "write 0 1k\n");
+}
+
+#[test]
+fn names_with_options_open_alike() {
+    let json = "json:{'driver':'raw','file':{'driver':'file','filename':'a.raw'}}";
+    check(raw, &[json], "length\nwrite 0 512\n");
+    check(raw, &["-f", "raw", "json:{'driver':'qcow2','file.filename':'a.raw'}"], "length\n");
+    check(raw, &["json:{'driver':'raw',}"], "length\n");
+    let options = "driver=raw,offset=1k,file.driver=file,file.filename=a.raw";
+    check(raw, &["--image-opts", options], "length\nread 1047551 1\nread 1047552 1\n");
+    check(raw, &["--image-opts", "-r", "driver=raw,file.filename=a,,b"], "length\n");
+}
+
+#[test]
+fn misaligned_buffers_work_without_the_page_cache() {
+    check(
+        raw,
+        &["-f", "raw", "-n", "-m", "a.raw"],
+        "write -P 3 5 7000\nread -P 3 5 7000\nread 0 512\nwrite -z -n 5 0\nwrite -z -n 5 7\n",
+    );
+}
+
+#[test]
+fn a_qcow2_chain_reads_alike() {
+    let script = "map\nalloc 0 4M\nalloc 0 1\nalloc 128k 1M\nalloc 3M 100000\ninfo\nlength\n\
+        read 0 64k\nread -P 1 0 64k\nread -P 3 64k 64k\nread -P 2 1M 64k\nread -P 0 1M 64k\n\
+        read -P 0xcd 3M 64k\nread -P 0xcd 3M 65k\nread -P 0 2M 1M\nread -v 65530 12\n\
+        read -v 3145720 16\nreadv -P 3 64k 1k 2k 512\naio_read -P 1 0 1k\naio_flush\nread 4M 1\n\
+        write 0 1k\naio_write 0 1k\ndiscard 0 1k\ntruncate 1M\nflush\nclose\nopen -r base.qcow2\n\
+        map\nread -P 2 1M 64k\nclose\nopen -r -o driver=raw base.qcow2\nread -v 0 8\nclose\n\
+        open -r -U -o driver=qcow2 base.qcow2\nread -P 1 5 513\ninfo\n";
+    check(chain, &["-r", "top.qcow2"], script);
+    check(chain, &["-r", "-f", "qcow2", "-c", "read -P 1 0 64k", "top.qcow2"], "");
+    let json = "json:{'driver':'qcow2','file':{'driver':'file','filename':'top.qcow2'},\
+        'backing':{'driver':'raw','file':{'driver':'file','filename':'base.qcow2'}}}";
+    check(chain, &["-r", json], "read -v 0 8\nread -P 3 64k 64k\n");
+    let options = "driver=qcow2,file.filename=top.qcow2,backing.driver=raw,backing.file.driver=file,\
+        backing.file.filename=base.qcow2,backing.offset=64k";
+    check(chain, &["--image-opts", "-r", options], "read -P 3 64k 64k\nread -v 0 16\n");
+}

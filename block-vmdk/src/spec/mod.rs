@@ -1,0 +1,3 @@
+//! Structures of the format as they stand in files: bytes here, checked types outside.
+
+pub mod sparse;

@@ -163,6 +163,15 @@ pub trait BlockDriver: Send + Sync + 'static {
     /// Reads `range` into `iov`.
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()>;
 
+    /// Reads `range` into `iov` within this call, if that takes no waiting and no boxed future: the
+    /// page cache has it, or it is known to be zeroes. `None` sends the request to
+    /// [`BlockDriver::preadv`]; some of `iov` may have been written to then. Must not block.
+    fn read_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
+        // Not even a filter forwards by itself: it may have something to say of every read.
+        let _ = (range, iov);
+        None
+    }
+
     /// Writes `iov` to `range`.
     async fn pwritev(
         self: Arc<Self>,

@@ -5,6 +5,7 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 
 use crate::budget::MemoryBudget;
 use crate::buf::IoBuf;
@@ -95,10 +96,11 @@ impl OpenContext {
     }
 
     /// Opens a node from `options` (`filename`, `driver`, and what the driver takes).
-    pub async fn open(&self, options: Options) -> Result<Node, OpenError> {
-        // The chain of children opens by recursion, so one level is boxed.
-        let context = self.clone();
-        Box::pin(async move { context.open_here(options).await }).await
+    ///
+    /// The chain of children opens by recursion: each level is boxed and keeps little on the stack,
+    /// so that the longest chain fits on the stack of a thread.
+    pub fn open(&self, options: Options) -> BoxFuture<'static, Result<Node, OpenError>> {
+        Box::pin(self.clone().open_here(options))
     }
 
     /// Opens the child `name` from its part of `options` (`name.filename`, ...), or from `filename`

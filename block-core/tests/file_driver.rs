@@ -383,6 +383,9 @@ fn creating_replaces_and_respects_locks() {
     }
     create(100, Prealloc::Off).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), [0; 100]);
+    create(1 << 20, Prealloc::Off).unwrap();
+    let allocated = std::fs::metadata(&path).unwrap().blocks() * 512;
+    assert!((1..1 << 20).contains(&allocated), "the first block and little else: {allocated}");
     create(1 << 20, Prealloc::Falloc).unwrap();
     assert!(std::fs::metadata(&path).unwrap().blocks() * 512 >= 1 << 20);
     std::fs::remove_file(&path).unwrap();

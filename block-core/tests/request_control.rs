@@ -195,6 +195,26 @@ fn the_write_threshold_is_reported_once() {
     });
 }
 
+#[test]
+fn a_node_whose_driver_finds_corruption_takes_no_more_writes() {
+    Exec::run(1, |_| async move {
+        let (disk, node) = node_of(&shape("sectors"));
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&events);
+        node.on_event(move |event| seen.lock().push(event));
+        let range = span(0, 512);
+        node.write(range, data(&node, 1, range), NONE).await.unwrap();
+        let corrupted = NodeEvent::Corrupted { what: "L2 entry", value: 7 };
+        disk.report(corrupted);
+        assert_eq!(*events.lock(), [corrupted]);
+        assert!(node.is_read_only());
+        let written = node.write(range, data(&node, 2, range), NONE).await;
+        assert_eq!(written, Err(Error::ReadOnly));
+        assert_eq!(node.write_zeroes(range, NONE).await, Err(Error::ReadOnly));
+        assert_eq!(node.read(range, buffer(&node, range)).await, Ok(()));
+    });
+}
+
 fn bitmap(node: &Node) -> BitmapId {
     node.dirty_bitmaps().create(Some("test"), Granularity::MIN).unwrap()
 }
@@ -205,29 +225,35 @@ fn areas(node: &Node, id: BitmapId) -> Vec<ByteRange> {
 
 #[test]
 fn failed_writes_are_dirty_and_unchanged_ones_are_not() {
-    Exec::run(1, |_| async move {
-        let fault = Fault::new();
-        let (_, node) = tapped(&shape("bytes"), &fault);
-        let id = bitmap(&node);
-        for (kind, range) in [
-            (Kind::Write, span(0, 1024)),
-            (Kind::Zero, span(2048, 3072)),
-            (Kind::Discard, span(4096, 5120)),
-        ] {
-            fault.add(Rule::new(kind).once().effect(Effect::Half));
-            let request = match kind {
-                Kind::Write => node.write(range, data(&node, 1, range), NONE),
-                Kind::Zero => node.write_zeroes(range, NONE),
-                _ => node.discard(range),
-            };
-            assert_eq!(request.await, Err(Error::IO));
-        }
-        let range = span(8192, 9216);
-        let unchanged = node.write(range, data(&node, 1, range), RequestFlags::WRITE_UNCHANGED);
-        assert_eq!(unchanged.await, Ok(()));
-        let expected = [span(0, 1024), span(2048, 3072), span(4096, 5120)];
-        assert_eq!(areas(&node, id), expected);
-    });
+    // As they are, and with a block that is read, changed and written.
+    for align in [1, 4096] {
+        Exec::run(1, |_| async move {
+            let fault = Fault::new();
+            let mut shape = shape("bytes");
+            shape.config = shape.config.aligned(align);
+            shape.config.len = 65_536;
+            let (_, node) = tapped(&shape, &fault);
+            let id = bitmap(&node);
+            for (kind, range) in [
+                (Kind::Write, span(0, 1024)),
+                (Kind::Zero, span(6144, 18_432)),
+                (Kind::Discard, span(20_480, 28_672)),
+            ] {
+                fault.add(Rule::new(kind).once().effect(Effect::Half));
+                let request = match kind {
+                    Kind::Write => node.write(range, data(&node, 1, range), NONE),
+                    Kind::Zero => node.write_zeroes(range, NONE),
+                    _ => node.discard(range),
+                };
+                assert_eq!(request.await, Err(Error::IO), "{kind} {range}");
+            }
+            let range = span(40_960, 41_984);
+            let unchanged = node.write(range, data(&node, 1, range), RequestFlags::WRITE_UNCHANGED);
+            assert_eq!(unchanged.await, Ok(()));
+            let expected = [span(0, 1024), span(6144, 18_432), span(20_480, 28_672)];
+            assert_eq!(areas(&node, id), expected);
+        });
+    }
 }
 
 #[test]

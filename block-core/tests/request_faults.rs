@@ -7,6 +7,8 @@ mod request_support;
 
 use std::sync::Arc;
 
+use block_core::driver::{Exactness, Prealloc};
+use block_core::request::status::StatusDetail;
 use block_core::{ByteRange, Error, Node, RequestFlags};
 use block_testkit::disk::MemDisk;
 use block_testkit::disk::fault::{Effect, Fault, Rule};
@@ -154,7 +156,45 @@ fn an_unsupported_discard_is_success_and_other_errors_are_not() {
     }
 }
 
-/// The two ways to know that the faults above were reached at all.
+#[test]
+fn a_failed_truncate_or_status_is_an_error_and_the_disk_is_as_it_was() {
+    for kind in [Kind::Truncate, Kind::Status] {
+        let (disk, node, record) = faulty(Rule::new(kind).once());
+        let before = disk.to_vec();
+        Exec::run(1, |_| async move {
+            let truncate = || node.truncate(512, Exactness::Exact, Prealloc::Off);
+            let status = || node.block_status(span(0, 512), StatusDetail::Zeroes);
+            if kind == Kind::Truncate {
+                assert_eq!(truncate().await, Err(Error::IO));
+            } else {
+                assert_eq!(status().await.unwrap_err(), Error::IO);
+            }
+            assert_eq!((node.len(), disk.to_vec()), (32_768, before));
+            assert!(status().await.is_ok());
+            assert_eq!((truncate().await, node.len()), (Ok(()), 512));
+        });
+        assert_eq!(record.count(kind), 2);
+    }
+}
+
+#[test]
+fn a_growing_write_whose_padding_cannot_be_cut_off_says_so() {
+    let mut shape = shape("bytes");
+    shape.config.len = 1000;
+    shape.config = shape.config.aligned(512);
+    shape.config.capabilities.grows_on_write = true;
+    let fault = Fault::new();
+    fault.add(Rule::new(Kind::Truncate));
+    let (disk, node) = tapped(&shape, &fault);
+    let range = span(1000, 1100);
+    let written = Exec::run(1, |_| async move {
+        node.write(range, data(&node, 1, range), RequestFlags::empty()).await
+    });
+    assert_eq!((written, fault.injected()), (Err(Error::IO), 1));
+    assert_eq!(disk.to_vec()[..1000], [0; 1000], "nothing else changed");
+}
+
+/// A rule hits the request it is meant for, and does what it says.
 #[test]
 fn faults_hit_what_they_are_meant_for() {
     let fault = Fault::new();

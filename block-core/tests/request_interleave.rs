@@ -8,17 +8,18 @@ mod request_support;
 use std::sync::Arc;
 
 use block_core::flags::Support;
-use block_core::node::NodeOptions;
+use block_core::node::{DetectZeroes, NodeOptions};
 use block_core::{ByteRange, Node, RequestFlags};
-use block_testkit::disk::tap::Tapped;
+use block_testkit::disk::hold::{Hold, Point};
+use block_testkit::disk::tap::{Kind, Tapped};
 use block_testkit::disk::watch::Watch;
-use block_testkit::exec::Exec;
+use block_testkit::exec::{Exec, yield_now};
 use block_testkit::model::disk::{DiskModel, Source};
 use block_testkit::model::overlap::{Claim, Overlap};
 use block_testkit::op::{Discards, Op, OpId, OpSpace, contents};
 use block_testkit::play::{Played, Player};
 use proptest::prelude::*;
-use request_support::{Shape, cases, node_of, shapes, span};
+use request_support::{Shape, buffer, cases, data, node_of, shapes, span, tapped};
 
 fn space(shape: &Shape) -> OpSpace {
     OpSpace {
@@ -189,4 +190,40 @@ fn requests_of_the_game_do_meet_at_the_driver() {
         player.play(&ops, 8).await;
     });
     assert!(overlap.met() > 8, "{} pairs met", overlap.met());
+}
+
+/// Whether a zero write beyond the end comes from the caller or was detected in a write.
+#[test]
+fn zeroes_that_grow_the_disk_have_everything_behind_the_end_to_themselves() {
+    for detected in [false, true] {
+        Exec::run(1, |exec| async move {
+            let hold = Hold::new();
+            let mut shape = request_support::shape("bytes");
+            shape.config.len = 4096;
+            shape.config.capabilities.grows_on_write = true;
+            if detected {
+                shape.options.detect_zeroes = DetectZeroes::On;
+            }
+            let (disk, node) = tapped(&shape, &hold);
+            hold.hold(Point::Before, |call| call.range.end() > 4096);
+            let range = span(8192, 12_288);
+            let zeroes = if detected {
+                node.write(range, buffer(&node, range), RequestFlags::empty())
+            } else {
+                node.write_zeroes(range, RequestFlags::empty())
+            };
+            let zeroes = exec.spawn("zeroes", zeroes);
+            assert_eq!(hold.arrived(1).await[0].kind, Kind::Zero);
+            let range = span(4096, 5120);
+            let write = node.write(range, data(&node, 1, range), RequestFlags::empty());
+            let write = exec.spawn("write", write);
+            for _ in 0..50 {
+                yield_now().await;
+            }
+            assert_eq!(hold.held().len(), 1, "a write behind the end ran beside it");
+            hold.release_all();
+            assert_eq!((zeroes.await, write.await), (Ok(()), Ok(())));
+            assert_eq!(disk.to_vec()[4096..5120], contents(1, range));
+        });
+    }
 }

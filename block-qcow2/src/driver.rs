@@ -180,6 +180,25 @@ impl BlockDriver for Qcow2Driver {
         crate::info::of(self)
     }
 
+    fn read_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
+        self.check_access().ok()?;
+        match self.one_kind(range)? {
+            Kind::Data(host) => {
+                let (node, range) = inside(&self.data, host.bytes(), range.len())?;
+                node.read_now(range, iov)
+            }
+            Kind::Unallocated(_) if self.backing.is_some() => {
+                let (node, range) = inside(&self.backing, range.offset(), range.len())?;
+                node.read_now(range, iov)
+            }
+            Kind::Zero(_) | Kind::Unallocated(_) => {
+                iov.fill(0, iov.len(), 0);
+                Some(Ok(()))
+            }
+            Kind::Compressed { .. } => None,
+        }
+    }
+
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
         self.check_access()?;
         match self.one_kind(range) {

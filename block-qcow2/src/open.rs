@@ -11,6 +11,7 @@ use block_core::driver::BlockDriver;
 use block_core::error::Problem;
 use block_core::registry::{DriverFactory, OpenContext};
 use block_core::{ByteRange, Node, OpenError, Options};
+use futures::future::BoxFuture;
 
 use crate::cache::{Cache, CacheSize};
 use crate::compress::inflate::Inflater;
@@ -62,21 +63,17 @@ impl DriverFactory for Qcow2Factory {
 
     async fn open(
         &self,
-        mut options: Options,
-        mut context: OpenContext,
+        options: Options,
+        context: OpenContext,
     ) -> Result<Arc<dyn BlockDriver>, OpenError> {
         if context.flags.writable {
             return Err(not_supported(WRITING));
         }
-        let caches = CacheOptions::take(&mut options)?;
-        let references = ReferenceOptions::take(&mut options)?;
-        let file = context.open_child(&mut options, "file").await?;
-        options.finish()?;
-        let image = Image::read(&file, context.flags.no_io).await?;
-        let data = references.open_data(&image, &file, &context).await?;
-        let backing = references.open_backing(&image, &file, &context).await?;
-        let driver = image.into_driver(file, data, backing, caches, &context)?;
-        Ok(Arc::new(driver))
+        // The chain below opens while this waits, so little is kept on the stack meanwhile.
+        let prepared = Prepared::boxed(options, context).await?;
+        let data = prepared.data().await?;
+        let backing = prepared.backing().await?;
+        prepared.finish(data, backing)
     }
 }
 
@@ -137,55 +134,113 @@ impl ReferenceOptions {
             no_backing,
         })
     }
+}
+
+/// An image whose own file has been read, and what is needed to open the others.
+struct Prepared {
+    file: Node,
+    image: Image,
+    references: ReferenceOptions,
+    slices: CacheSize,
+    context: OpenContext,
+}
+
+impl Prepared {
+    fn boxed(
+        options: Options,
+        context: OpenContext,
+    ) -> BoxFuture<'static, Result<Box<Self>, OpenError>> {
+        Box::pin(Self::new(options, context))
+    }
+
+    fn data(&self) -> BoxFuture<'_, Result<Option<Node>, OpenError>> {
+        Box::pin(self.open_data())
+    }
+
+    fn backing(&self) -> BoxFuture<'_, Result<Option<Node>, OpenError>> {
+        Box::pin(self.open_backing())
+    }
+
+    async fn new(mut options: Options, mut context: OpenContext) -> Result<Box<Self>, OpenError> {
+        let caches = CacheOptions::take(&mut options)?;
+        let references = ReferenceOptions::take(&mut options)?;
+        let file = context.open_child(&mut options, "file").await?;
+        options.finish()?;
+        let image = Image::read(&file, context.flags.no_io).await?;
+        let slices = slice_cache_size(&image.header, caches, context.budget.limit())?;
+        Ok(Box::new(Self { file, image, references, slices, context }))
+    }
 
     /// The node that holds guest data; `None` if it is a data file that stays closed.
-    async fn open_data(
-        &self,
-        image: &Image,
-        file: &Node,
-        context: &OpenContext,
-    ) -> Result<Option<Node>, OpenError> {
-        if !image.header.features.data_file {
-            if !self.data_file.is_empty() {
+    async fn open_data(&self) -> Result<Option<Node>, OpenError> {
+        let given = &self.references.data_file;
+        if !self.image.header.features.data_file {
+            if !given.is_empty() {
                 let problem = Problem::Contradicts("an image without a data file");
                 return Err(bad_option("data-file", problem));
             }
-            return Ok(Some(file.clone()));
+            return Ok(Some(self.file.clone()));
         }
-        if context.flags.no_io {
+        if self.context.flags.no_io {
             return Ok(None);
         }
-        let name = image.metadata.extensions.data_file.as_deref();
-        let named = self.data_file.peek("filename").or(name);
-        if named.is_none() && self.data_file.is_empty() {
+        let name = self.image.metadata.extensions.data_file.as_deref();
+        if name.is_none() && given.is_empty() {
             return Err(bad_option("data-file", Problem::Missing));
         }
-        // A data file is raw bytes: it is opened by its protocol, never probed.
-        let protocol = context.registry.protocol_of(named.unwrap_or_default())?;
-        let options = self.data_file.clone();
-        let name = name.unwrap_or_default();
-        let opened = context.open_reference("data file", file, name, Some(protocol), options);
+        // A data file is raw bytes: it is opened by its protocol, never probed. A name that stands
+        // in the image is a plain file; the user may name another protocol.
+        let own = given.peek("filename").unwrap_or_default();
+        let protocol = self.context.registry.protocol_of(own)?;
+        let (name, given) = (name.unwrap_or_default(), given.clone());
+        let opened =
+            self.context.open_reference("data file", &self.file, name, Some(protocol), given);
         opened.await.map(Some)
     }
 
-    async fn open_backing(
-        &self,
-        image: &Image,
-        file: &Node,
-        context: &OpenContext,
-    ) -> Result<Option<Node>, OpenError> {
-        let wanted = image.backing_name.is_some() || !self.backing.is_empty();
-        if !wanted || self.no_backing || context.flags.no_io || context.flags.no_backing {
+    async fn open_backing(&self) -> Result<Option<Node>, OpenError> {
+        let given = &self.references.backing;
+        let wanted = self.image.backing_name.is_some() || !given.is_empty();
+        let flags = self.context.flags;
+        if !wanted || self.references.no_backing || flags.no_io || flags.no_backing {
             return Ok(None);
         }
-        let name = match &image.backing_name {
+        let name = match &self.image.backing_name {
             Some(name) => text("backing file name", name, MAX_BACKING_NAME)?,
             None => String::new(),
         };
-        let format = image.metadata.extensions.backing_format.as_deref();
-        let options = self.backing.clone();
-        let opened = context.open_reference("backing file", file, &name, format, options);
+        let format = self.image.metadata.extensions.backing_format.as_deref();
+        let given = given.clone();
+        let opened = self.context.open_reference("backing file", &self.file, &name, format, given);
         opened.await.map(Some)
+    }
+
+    fn finish(
+        self: Box<Self>,
+        data: Option<Node>,
+        backing: Option<Node>,
+    ) -> Result<Arc<dyn BlockDriver>, OpenError> {
+        let Self { file, image, slices, context, .. } = *self;
+        let cluster_size = image.header.geometry.cluster_size();
+        let clusters = CacheSize {
+            entry_bytes: cluster_size,
+            max_entries: block_core::range::to_usize(INFLATED_BYTES / cluster_size).clamp(1, 4),
+            min_entries: 1,
+        };
+        Ok(Arc::new(Qcow2Driver {
+            inflater: Inflater::new(file.clone(), image.header.compression, cluster_size),
+            slices: Cache::new(slices, Arc::clone(&context.budget)),
+            clusters: Cache::new(clusters, Arc::clone(&context.budget)),
+            file,
+            data,
+            backing,
+            header: image.header,
+            metadata: image.metadata,
+            l1: image.l1,
+            access: image.access,
+            preallocated: OnceLock::new(),
+            events: Events::default(),
+        }))
     }
 }
 
@@ -236,37 +291,6 @@ impl Image {
             bitmaps,
         };
         Ok(Self { header, metadata, backing_name, l1, access })
-    }
-
-    fn into_driver(
-        self,
-        file: Node,
-        data: Option<Node>,
-        backing: Option<Node>,
-        caches: CacheOptions,
-        context: &OpenContext,
-    ) -> Result<Qcow2Driver, OpenError> {
-        let cluster_size = self.header.geometry.cluster_size();
-        let slices = slice_cache_size(&self.header, caches, context.budget.limit())?;
-        let clusters = CacheSize {
-            entry_bytes: cluster_size,
-            max_entries: block_core::range::to_usize(INFLATED_BYTES / cluster_size).clamp(1, 4),
-            min_entries: 1,
-        };
-        Ok(Qcow2Driver {
-            inflater: Inflater::new(file.clone(), self.header.compression, cluster_size),
-            slices: Cache::new(slices, Arc::clone(&context.budget)),
-            clusters: Cache::new(clusters, Arc::clone(&context.budget)),
-            file,
-            data,
-            backing,
-            header: self.header,
-            metadata: self.metadata,
-            l1: self.l1,
-            access: self.access,
-            preallocated: OnceLock::new(),
-            events: Events::default(),
-        })
     }
 }
 

@@ -104,7 +104,7 @@ fn compressed_clusters() {
         .take(200_000),
     );
     bytes.extend(vec![0; 300_000]);
-    bytes.extend((0..700_000u32).map(|n| (n % 7 * (n / 4096)) as u8));
+    bytes.extend((0..700_000u32).map(|n| (n / 4096 * (n % 7) % 251) as u8));
     bytes.truncate(bytes.len() / 512 * 512);
     dir.write("source.raw", &bytes).unwrap();
     for kind in ["zlib", "zstd"] {
@@ -159,6 +159,28 @@ fn backing_chains_of_different_lengths() {
             check(&dir, &t);
         }
     }
+}
+
+#[test]
+fn the_longest_chain_is_read_to_its_end() {
+    let dir = ImageDir::new().unwrap();
+    dir.write("000", &[3; 1 << 20]).unwrap();
+    let args = ["create", "-q", "-f", "qcow2", "-b", "000", "-F", "raw", "001"];
+    dir.qemu_img(&args).unwrap();
+    dir.qemu_img(&["rebase", "-u", "-b", "000", "-F", "qcow2", "001"]).unwrap();
+    let image = dir.bytes("001").unwrap();
+    let name = image.windows(3).rposition(|w| w == b"000").unwrap();
+    for n in 2..=199 {
+        let mut bytes = image.clone();
+        bytes[name..name + 3].copy_from_slice(format!("{:03}", n - 1).as_bytes());
+        dir.write(&format!("{n:03}"), &bytes).unwrap();
+    }
+    dir.qemu_img(&["rebase", "-u", "-b", "000", "-F", "raw", "001"]).unwrap();
+    let node = open(&dir.path("199")).unwrap();
+    for (offset, len) in [(0, 4096), (1000, 1 << 19)] {
+        assert!(support::read(&node, offset, len).unwrap().iter().all(|b| *b == 3));
+    }
+    assert_eq!(map(&node)[0]["depth"], 199);
 }
 
 #[test]

@@ -127,6 +127,15 @@ fn names_inside_an_image_are_plain_files() {
 }
 
 #[test]
+fn a_chain_that_bites_its_tail_ends_with_an_error() {
+    let dir = ImageDir::new().unwrap();
+    dir.qemu_img(&["create", "-q", "-f", "qcow2", "x.qcow2", "1M"]).unwrap();
+    dir.qemu_img(&["rebase", "-u", "-b", "x.qcow2", "-F", "qcow2", "x.qcow2"]).unwrap();
+    let error = open(&dir.path("x.qcow2")).unwrap_err().to_string();
+    assert!(error.contains("the chain is longer than 200 images"), "{error}");
+}
+
+#[test]
 fn options_that_do_nothing_are_refused_by_name() {
     let dir = ImageDir::new().unwrap();
     dir.qemu_img(&["create", "-q", "-f", "qcow2", "x.qcow2", "1M"]).unwrap();

@@ -337,23 +337,32 @@ impl Shared {
             (future, task.label)
         };
         let waker = Waker::from(Arc::new(TaskWaker { id, shared: Arc::clone(self) }));
-        let before = LABEL.replace(label);
+        let labelled = Labelled(LABEL.replace(label));
         let done = future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
         if done {
             // What it drops may detach requests, which are its own.
             drop(future);
-            LABEL.set(before);
+            drop(labelled);
             let mut state = self.state.lock();
             state.ready.retain(|ready| *ready != id);
             let task = state.tasks.remove(&id);
             drop(state);
             drop(task);
         } else {
-            LABEL.set(before);
+            drop(labelled);
             if let Some(task) = self.state.lock().tasks.get_mut(&id) {
                 task.future = Some(future);
             }
         }
+    }
+}
+
+/// Puts the label before back, also when a poll panics: the test may go on with another run.
+struct Labelled(Option<u64>);
+
+impl Drop for Labelled {
+    fn drop(&mut self) {
+        LABEL.set(self.0);
     }
 }
 
@@ -481,6 +490,17 @@ mod tests {
             task.await;
         });
         assert_eq!(*label.lock(), Some(42));
+        assert_eq!(current_label(), None);
+    }
+
+    #[test]
+    fn a_run_that_panics_leaves_no_label_behind() {
+        let result = std::panic::catch_unwind(|| {
+            Exec::run(5, |exec| async move {
+                exec.spawn_labelled(7, "fails", async { panic!("on purpose") }).await
+            })
+        });
+        assert!(result.is_err());
         assert_eq!(current_label(), None);
     }
 

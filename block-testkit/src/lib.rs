@@ -8,6 +8,8 @@
 //!
 //! A test that uses this crate lives in `tests/` of its crate, because this crate depends on it.
 
+#![forbid(unsafe_code)]
+
 pub mod disk;
 pub mod exec;
 pub mod golden;

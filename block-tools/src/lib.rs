@@ -9,3 +9,8 @@ pub mod img;
 pub mod io_cmd;
 pub mod open;
 pub mod spec;
+
+/// The README's example, compiled with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -4,6 +4,7 @@
 //! Options inside the name (`json:`, `--image-opts`) win over the tool's own, except the format.
 
 use std::future::Future;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use block_core::format::raw::RawFactory;
@@ -215,15 +216,29 @@ impl ImageSpec {
     }
 }
 
-/// Opens an image with every driver that the tools know.
+/// Opens an image with every driver that the tools know; warnings go to standard error.
 pub async fn open(spec: &ImageSpec) -> Result<Node, SpecError> {
-    open_in(OpenContext::new(registry(), spec.open_flags()), spec).await
+    let mut context = OpenContext::new(registry(), spec.open_flags());
+    // A warning that nobody can be shown is no reason to stop.
+    context.warn = Arc::new(|warning| drop(writeln!(io::stderr(), "WARNING: {warning}")));
+    open_in(context, spec).await
 }
 
 /// [`open`] with a registry, budget and warnings of the caller's. The spec decides the flags.
 pub async fn open_in(mut context: OpenContext, spec: &ImageSpec) -> Result<Node, SpecError> {
     context.flags = spec.open_flags();
-    Ok(context.open(spec.node_options()?).await?)
+    let options = spec.node_options()?;
+    let probed = options.peek("driver").is_none();
+    let node = context.open(options).await?;
+    if probed && node.driver().name() == "raw" && !node.is_read_only() {
+        let name = &spec.name;
+        (context.warn)(&format!(
+            "the format of '{name}' was not given and its contents look like none, so it is taken \
+             as raw: writes that would make it look like another format are refused. Name the \
+             format (-f raw) to lift this."
+        ));
+    }
+    Ok(node)
 }
 
 #[cfg(test)]

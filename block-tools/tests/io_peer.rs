@@ -163,7 +163,7 @@ fn length_and_allocation_report_alike() {
         "length\nmap\nalloc 0\nalloc 0 64k\nalloc 0 2M\nalloc 0 100\nalloc 2M\nalloc 2M 1k\n\
          alloc 5 512\nalloc abc\nalloc 0 abc\nalloc -1\ntruncate 2M\nlength\nmap\nread -P 0 1M 1M\n\
          truncate 1536k\nlength\ntruncate -m falloc 3M\ntruncate -m full 3585k\ntruncate -m off 1M\n\
-         length\ntruncate -m bogus 3M\ntruncate abc\ntruncate -1\ninfo\nsleep 1\nsleep abc\nsleep\n\
+         length\ntruncate -m bogus 3M\ntruncate -m full 512k\nlength\ntruncate abc\ntruncate -1\ninfo\nsleep 1\nsleep abc\nsleep\n\
          truncate 0\nmap\nalloc 0\nlength\n",
     );
 }
@@ -250,7 +250,7 @@ fn misaligned_buffers_work_without_the_page_cache() {
     check(
         raw,
         &["-f", "raw", "-n", "-m", "a.raw"],
-        "write -P 3 5 7000\nread -P 3 5 7000\nread 0 512\n",
+        "write -P 3 5 7000\nread -P 3 5 7000\nread 0 512\nwrite -z -n 5 0\nwrite -z -n 5 7\n",
     );
 }
 

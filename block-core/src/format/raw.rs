@@ -121,6 +121,10 @@ impl BlockDriver for RawDriver {
         Children::from_iter([child])
     }
 
+    fn read_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
+        self.file.read_now(self.in_file(range).ok()?, iov)
+    }
+
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
         self.file.read(self.in_file(range)?, iov).await
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use libc::c_int;
 use smallvec::SmallVec;
 
-use crate::buf::IoVec;
+use crate::buf::{IoBuf, IoVec};
 use crate::error::{Error, Result};
 use crate::limits::IOV_MAX;
 use crate::range::{Alignment, ByteRange, to_u64};
@@ -64,21 +64,21 @@ impl Handle {
 
     /// One `preadv2`.
     pub(super) fn preadv(&self, offset: u64, iov: &IoVec, flags: c_int) -> Result<usize> {
-        let vecs = iovecs(iov);
-        let (ptr, count, offset) = (vecs.as_ptr(), vec_count(&vecs), file_offset(offset)?);
-        // SAFETY: `vecs` describes memory that `iov` keeps alive and that is only ever accessed by
-        // address or atomically, so the kernel may write to it.
-        let n = unsafe { libc::preadv2(self.raw_fd(), ptr, count, offset, flags) };
-        usize::try_from(n).map_err(|_| last_error())
+        let offset = file_offset(offset)?;
+        with_iovecs(iov, |ptr, count| {
+            // SAFETY: `ptr` describes memory that `iov` keeps alive and that is only ever accessed
+            // by address or atomically, so the kernel may write to it.
+            unsafe { libc::preadv2(self.raw_fd(), ptr, count, offset, flags) }
+        })
     }
 
     /// One `pwritev2`.
     pub(super) fn pwritev(&self, offset: u64, iov: &IoVec, flags: c_int) -> Result<usize> {
-        let vecs = iovecs(iov);
-        let (ptr, count, offset) = (vecs.as_ptr(), vec_count(&vecs), file_offset(offset)?);
-        // SAFETY: `vecs` describes memory that `iov` keeps alive; the kernel only reads it.
-        let n = unsafe { libc::pwritev2(self.raw_fd(), ptr, count, offset, flags) };
-        usize::try_from(n).map_err(|_| last_error())
+        let offset = file_offset(offset)?;
+        with_iovecs(iov, |ptr, count| {
+            // SAFETY: `ptr` describes memory that `iov` keeps alive; the kernel only reads it.
+            unsafe { libc::pwritev2(self.raw_fd(), ptr, count, offset, flags) }
+        })
     }
 
     /// Reads until `iov` is full; what is beyond the end of the file reads as zeroes.
@@ -187,18 +187,32 @@ fn retry(mut call: impl FnMut() -> rustix::io::Result<()>) -> Result<()> {
 ///
 /// Valid while `iov` lives.
 pub(super) fn iovecs(iov: &IoVec) -> SmallVec<[libc::iovec; 8]> {
-    let bufs = iov.bufs().iter().take(IOV_MAX);
-    bufs.map(|buf| libc::iovec { iov_base: buf.as_ptr().cast(), iov_len: buf.len() }).collect()
+    iov.bufs().iter().take(IOV_MAX).map(iovec).collect()
 }
 
-fn vec_count(vecs: &[libc::iovec]) -> c_int {
-    c_int::try_from(vecs.len()).unwrap_or(c_int::MAX)
+fn iovec(buf: &IoBuf) -> libc::iovec {
+    libc::iovec { iov_base: buf.as_ptr().cast(), iov_len: buf.len() }
+}
+
+/// Makes a vectored system call with the memory of `iov`, and turns its result into ours.
+fn with_iovecs(
+    iov: &IoVec,
+    call: impl FnOnce(*const libc::iovec, c_int) -> isize,
+) -> Result<usize> {
+    let n = match iov.bufs() {
+        // Most requests: nothing to collect.
+        [buf] => {
+            let vec = iovec(buf);
+            call(&raw const vec, 1)
+        }
+        _ => {
+            let vecs = iovecs(iov);
+            call(vecs.as_ptr(), c_int::try_from(vecs.len()).unwrap_or(c_int::MAX))
+        }
+    };
+    usize::try_from(n).map_err(|_| std::io::Error::last_os_error().into())
 }
 
 fn file_offset(offset: u64) -> Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| Error::Invalid)
-}
-
-fn last_error() -> Error {
-    std::io::Error::last_os_error().into()
 }

@@ -114,9 +114,8 @@ impl Engine {
     /// Fills `iov` from `offset` on; what is beyond the end of the file reads as zeroes.
     pub async fn read(self, mut file: Arc<Handle>, mut offset: u64, mut iov: IoVec) -> Result<()> {
         while let Some(ring) = self.ring() {
-            let result;
-            let op = Op::read(file, offset, iov);
-            (result, (file, iov)) = run(ring, op).await;
+            let (result, op) = ring.run(Op::read(file, offset, iov)).await;
+            (file, iov) = op.into_parts();
             match result {
                 Err(err) if is_transient(err) => break,
                 Err(err) => return Err(err),
@@ -143,9 +142,8 @@ impl Engine {
         };
         // A buffered write would only be handed on to a worker thread of the kernel.
         while let (true, Some(ring)) = (file.is_direct(), self.ring()) {
-            let result;
-            let op = Op::write(file, offset, iov, flags);
-            (result, (file, iov)) = run(ring, op).await;
+            let (result, op) = ring.run(Op::write(file, offset, iov, flags)).await;
+            (file, iov) = op.into_parts();
             match result {
                 Err(err) if is_transient(err) => break,
                 Err(err) => return Err(err),
@@ -161,8 +159,8 @@ impl Engine {
     /// Makes what was written before stable (`fdatasync`).
     pub async fn sync(self, mut file: Arc<Handle>) -> Result<()> {
         if let Some(ring) = self.ring() {
-            let result;
-            (result, (file, _)) = run(ring, Op::sync(file)).await;
+            let (result, op) = ring.run(Op::sync(file)).await;
+            (file, _) = op.into_parts();
             match result {
                 Err(err) if is_transient(err) => {}
                 other => return other.map(|_| ()),
@@ -185,8 +183,8 @@ impl Engine {
             Fallocate::Allocate => keep,
         };
         if let Some(ring) = self.ring() {
-            let result;
-            (result, (file, _)) = run(ring, Op::fallocate(file, range, mode)).await;
+            let (result, op) = ring.run(Op::fallocate(file, range, mode)).await;
+            (file, _) = op.into_parts();
             match result {
                 Err(err) if is_transient(err) => {}
                 other => return other.map(|_| ()),
@@ -201,11 +199,6 @@ impl Engine {
             Self::IoUring => thread::ring(),
         }
     }
-}
-
-async fn run(ring: Arc<uring::Ring>, op: Op) -> (Result<usize>, (Arc<Handle>, IoVec)) {
-    let (result, op) = ring.run(op).await;
-    (result, op.into_parts())
 }
 
 /// Whether an operation failed without having been tried: interrupted, or cancelled because the

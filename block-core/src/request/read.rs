@@ -11,6 +11,17 @@ use super::fragment;
 use super::pad::Padding;
 use super::tracked::{Claim, Place};
 
+/// Whether the driver takes the read as it is.
+fn fits(node: &Node, range: ByteRange, iov: &IoVec) -> bool {
+    let facts = node.facts();
+    let limits = &facts.limits;
+    !range.is_empty()
+        && to_u64(iov.len()) == range.len()
+        && range.is_aligned(limits.request_alignment)
+        && limits.max_transfer.is_none_or(|max| range.len() <= max)
+        && fragment::suits(limits, iov)
+}
+
 /// A place among the tracked requests, if the driver takes the read as it is.
 pub(super) fn fast(
     node: &Node,
@@ -18,16 +29,32 @@ pub(super) fn fast(
     iov: &IoVec,
     flags: RequestFlags,
 ) -> Option<Place> {
-    let facts = node.facts();
-    let limits = &facts.limits;
-    let fits = flags.is_empty()
-        && !range.is_empty()
-        && to_u64(iov.len()) == range.len()
-        && range.end() <= node.len()
-        && range.is_aligned(limits.request_alignment)
-        && limits.max_transfer.is_none_or(|max| range.len() <= max)
-        && fragment::suits(limits, iov);
-    if fits { node.tracker().try_enter(Claim::shared(range)) } else { None }
+    if !(flags.is_empty() && fits(node, range, iov)) {
+        return None;
+    }
+    let place = node.tracker().try_enter(Claim::shared(range))?;
+    // The length is looked at from the place: a truncate is serialising.
+    if range.end() <= node.len() {
+        return Some(place);
+    }
+    node.tracker().end(&place);
+    None
+}
+
+impl Node {
+    /// Reads `range` into `iov` within this call, if that takes no waiting: see
+    /// [`BlockDriver::read_now`](crate::BlockDriver::read_now). `None`: send a [`Node::read`].
+    pub fn read_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
+        if !fits(self, range, iov) {
+            return None;
+        }
+        let _inline = self.tracker().try_inline()?;
+        // As above.
+        if range.end() > self.len() {
+            return None;
+        }
+        self.driver().read_now(range, iov)
+    }
 }
 
 pub(super) async fn read(

@@ -3,11 +3,18 @@
 //! A request is entered with its range, whether it is serialising, and a number; none of these change
 //! afterwards. Two requests conflict if their ranges overlap and at least one is serialising.
 //!
+//! A read that the driver answers within one call ([`BlockDriver::read_now`]) is only counted: it
+//! begins while nothing serialises or drains, and whoever then begins to do so waits for the count to
+//! reach zero, whatever the ranges. Such a read never waits, so this adds no cycle.
+//!
 //! **Invariants.** A request waits only for conflicting requests with smaller numbers, so the waits
 //! form no cycle. It leaves the list before its waiters wake. While the node is drained, no request
-//! enters the list.
+//! enters the list. `exclusive` is the number of serialising requests in the list and of drains.
+//!
+//! [`BlockDriver::read_now`]: crate::driver::BlockDriver::read_now
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 
 use parking_lot::Mutex;
@@ -44,6 +51,11 @@ pub(crate) struct Tracker {
     /// Guards the list. Held for a few instructions (longer only while something serialises), never
     /// while a waker runs. Innermost in the lock order.
     state: Mutex<State>,
+    /// Reads that are inside the driver's `read_now`.
+    inline: AtomicUsize,
+    /// Who needs `inline` to be zero. Changed under the lock; with `inline` it forms a store-load
+    /// pair on both sides, hence the sequentially consistent orders.
+    exclusive: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -59,6 +71,8 @@ struct State {
     queued: Vec<Waker>,
     /// Waiting for `in_flight == 0`.
     drainers: Vec<Waker>,
+    /// Waiting for `inline == 0`.
+    inline_waiters: Vec<Waker>,
 }
 
 /// One request, or room for one.
@@ -85,14 +99,34 @@ pub(crate) struct Ticket {
     place: Place,
 }
 
+/// A read inside the driver's `read_now`; ends when dropped.
+pub(crate) struct Inline<'a> {
+    tracker: &'a Tracker,
+}
+
 impl Tracker {
+    /// Counts a read that will not wait; `None` if something serialises or drains.
+    pub(crate) fn try_inline(&self) -> Option<Inline<'_>> {
+        self.inline.fetch_add(1, Ordering::SeqCst);
+        let inline = Inline { tracker: self };
+        if self.exclusive.load(Ordering::SeqCst) == 0 { Some(inline) } else { None }
+    }
+
     /// Enters a request that need not wait for anything; `None` if it must.
     pub(crate) fn try_enter(&self, claim: Claim) -> Option<Place> {
         let mut state = self.state.lock();
         if state.drains > 0 || state.blocker(claim, FREE).is_some() {
             return None;
         }
-        Some(state.enter(claim))
+        Some(self.enter(&mut state, claim))
+    }
+
+    /// Puts a request on the list.
+    fn enter(&self, state: &mut State, claim: Claim) -> Place {
+        if claim.serialising {
+            self.exclusive.fetch_add(1, Ordering::SeqCst);
+        }
+        state.enter(claim)
     }
 
     /// Takes a request off the list and wakes who waits for it.
@@ -104,7 +138,10 @@ impl Tracker {
         let waiters = std::mem::take(&mut slot.waiters);
         state.free.push(place.slot);
         state.in_flight -= 1;
-        state.serialising -= usize::from(serialising);
+        if serialising {
+            state.serialising -= 1;
+            self.exclusive.fetch_sub(1, Ordering::SeqCst);
+        }
         let drainers =
             if state.in_flight == 0 { std::mem::take(&mut state.drainers) } else { Vec::new() };
         drop(state);
@@ -121,23 +158,44 @@ impl Tracker {
                 state.queued.push(cx.waker().clone());
                 return Poll::Pending;
             }
-            Poll::Ready(state.enter(claim))
+            Poll::Ready(self.enter(&mut state, claim))
         })
         .await;
         let ticket = Ticket { tracker: Arc::clone(self), place };
         ticket.wait(claim).await;
+        if claim.serialising {
+            self.no_inline().await;
+        }
         ticket
     }
 
     /// [`Tracker::begin`], or `Busy` where it would wait for another request.
     pub(crate) fn begin_or_busy(self: &Arc<Self>, claim: Claim) -> Result<Ticket> {
         let place = self.try_enter(claim).ok_or(Error::Busy)?;
-        Ok(Ticket { tracker: Arc::clone(self), place })
+        let ticket = Ticket { tracker: Arc::clone(self), place };
+        if claim.serialising && self.inline.load(Ordering::SeqCst) > 0 {
+            return Err(Error::Busy);
+        }
+        Ok(ticket)
+    }
+
+    /// Waits until no read is inside `read_now`. The caller is counted in `exclusive`.
+    async fn no_inline(&self) {
+        std::future::poll_fn(|cx| {
+            if self.inline.load(Ordering::SeqCst) == 0 {
+                return Poll::Ready(());
+            }
+            self.state.lock().inline_waiters.push(cx.waker().clone());
+            // The last of them may have ended before it could see the waker.
+            if self.inline.load(Ordering::SeqCst) == 0 { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// Keeps new requests out until [`Tracker::drain_end`]. Counts.
     pub(crate) fn drain_begin(&self) {
         self.state.lock().drains += 1;
+        self.exclusive.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Waits until nothing is in flight.
@@ -151,12 +209,14 @@ impl Tracker {
             Poll::Pending
         })
         .await;
+        self.no_inline().await;
     }
 
     /// Lets requests in again, once every drain has ended.
     pub(crate) fn drain_end(&self) {
         let mut state = self.state.lock();
         state.drains -= 1;
+        self.exclusive.fetch_sub(1, Ordering::SeqCst);
         let wake = if state.drains == 0 { std::mem::take(&mut state.queued) } else { Vec::new() };
         drop(state);
         wake.into_iter().for_each(Waker::wake);
@@ -208,6 +268,18 @@ impl Ticket {
             }
         })
         .await;
+    }
+}
+
+impl Drop for Inline<'_> {
+    fn drop(&mut self) {
+        let tracker = self.tracker;
+        if tracker.inline.fetch_sub(1, Ordering::SeqCst) == 1
+            && tracker.exclusive.load(Ordering::SeqCst) > 0
+        {
+            let waiters = std::mem::take(&mut tracker.state.lock().inline_waiters);
+            waiters.into_iter().for_each(Waker::wake);
+        }
     }
 }
 
@@ -264,6 +336,52 @@ mod tests {
         drop(waiting);
         drop(first);
         assert!(tracker.begin_or_busy(Claim::shared(range(0, 1))).is_ok());
+    }
+
+    #[test]
+    fn an_inline_read_and_a_serialising_request_exclude_each_other() {
+        let tracker = Arc::new(Tracker::default());
+        let inline = tracker.try_inline().unwrap();
+        let claim = Claim::serialising(range(0, 10));
+        assert_eq!(tracker.begin_or_busy(claim).err(), Some(Error::Busy));
+        let mut rmw = Box::pin(tracker.begin(claim));
+        assert!(rmw.as_mut().now_or_never().is_none());
+        assert!(tracker.try_inline().is_none());
+        drop(inline);
+        let rmw = block_on(rmw);
+        assert!(tracker.try_inline().is_none());
+        drop(rmw);
+        let inline = tracker.try_inline().unwrap();
+        tracker.drain_begin();
+        let mut idle = Box::pin(tracker.idle());
+        assert!(idle.as_mut().now_or_never().is_none());
+        drop(inline);
+        block_on(idle);
+        assert!(tracker.try_inline().is_none());
+        tracker.drain_end();
+        assert!(tracker.try_inline().is_some());
+    }
+
+    #[test]
+    fn inline_reads_of_other_threads_keep_out_of_serialising_requests() {
+        let tracker = Arc::new(Tracker::default());
+        let inside = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        if let Some(_inline) = tracker.try_inline() {
+                            assert_eq!(inside.load(Ordering::SeqCst), 0);
+                        }
+                    }
+                });
+            }
+            for _ in 0..5_000 {
+                let _ticket = block_on(tracker.begin(Claim::serialising(range(0, 1))));
+                inside.store(1, Ordering::SeqCst);
+                inside.store(0, Ordering::SeqCst);
+            }
+        });
     }
 
     #[test]

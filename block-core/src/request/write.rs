@@ -35,13 +35,20 @@ pub(super) fn fast(
     let fits = (flags.is_empty() || (flags == RequestFlags::FUA && native_fua))
         && !range.is_empty()
         && to_u64(iov.len()) == range.len()
-        && range.end() <= node.len()
-        && !node.is_read_only()
         && node.options().detect_zeroes == DetectZeroes::Off
         && range.is_aligned(limits.request_alignment)
         && limits.max_transfer.is_none_or(|max| range.len() <= max)
         && fragment::suits(limits, iov);
-    if fits { node.tracker().try_enter(Claim::shared(range)) } else { None }
+    if !fits {
+        return None;
+    }
+    let place = node.tracker().try_enter(Claim::shared(range))?;
+    // Looked at from the place: a truncate is serialising, and a reopen drains.
+    if range.end() <= node.len() && !node.is_read_only() {
+        return Some(place);
+    }
+    node.tracker().end(&place);
+    None
 }
 
 /// Step 1 of everything that writes to `range`.
@@ -79,8 +86,10 @@ pub(super) async fn write(
     if range.is_empty() {
         return Ok(());
     }
-    // A growing write that may have to cut off its own padding owns everything behind it.
-    let grows = || grows_to_a_ragged_end(node, range);
+    // A growing write that may have to cut off its own padding owns everything behind it, and so does
+    // one that may become a growing zero write.
+    let detects = node.options().detect_zeroes != DetectZeroes::Off;
+    let grows = || grows_to_a_ragged_end(node, range) || (detects && range.end() > node.len());
     let (_ticket, ragged) = begin(node, range, flags, grows).await?;
     check(node, range, flags)?;
     let detected = is_detected_zero(node, &iov, unaligned);

@@ -18,7 +18,7 @@ use crate::range::{Alignment, ByteRange, MAX_LEN, to_usize};
 use super::pad::Padding;
 use super::{flush, fragment, write};
 
-/// Longest piece that the driver gets at once, so that a cancel is heard: 4 GiB.
+/// Longest piece that the driver gets at once where somebody may cancel: 4 GiB.
 const MAX_PIECE: u64 = 4 << 30;
 
 /// Flags that a zero write may carry.
@@ -59,15 +59,15 @@ pub(super) async fn zeroes(
         return Err(Error::Invalid);
     }
     write::check(node, range, flags)?;
+    if range.is_empty() {
+        return Ok(());
+    }
     let align = node.limits().request_alignment;
     let unaligned = !range.is_aligned(align);
     if flags.contains(RequestFlags::NO_FALLBACK)
         && (unaligned || node.capabilities().zeroes_no_fallback != Support::Native)
     {
         return Err(Error::Unsupported);
-    }
-    if range.is_empty() {
-        return Ok(());
     }
     // Growing by zeroes owns everything behind the end: file systems have lost data where a
     // fallocate beyond the end ran beside writes there.
@@ -127,7 +127,8 @@ pub(super) async fn aligned(
 ) -> Result<()> {
     let (limits, capabilities) = (node.limits(), node.capabilities());
     let align = common_multiple(limits.request_alignment, limits.pwrite_zeroes_alignment);
-    let max = limits.max_pwrite_zeroes.unwrap_or(MAX_PIECE).min(MAX_PIECE);
+    let heard = if progress.cancel.is_some() { MAX_PIECE } else { MAX_LEN };
+    let max = limits.max_pwrite_zeroes.unwrap_or(heard).min(heard);
     let max = longest_piece(max, limits.request_alignment, align);
     let mut zeroes = ZeroBuffer::new(&limits);
     let native = capabilities.write_zeroes == Support::Native;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Error, IoVec, Node, OwnedBuf, Result};
-use futures::future::try_join_all;
+use futures::future::join_all;
 use smallvec::SmallVec;
 
 use crate::compress::{codec, pipeline};
@@ -122,8 +122,8 @@ impl Inflater {
             return all.try_for_each(codec::with_thread_codec);
         }
         let running = group.clusters.into_iter().map(|w| pipeline::run(work(w)));
-        try_join_all(running).await?;
-        Ok(())
+        // All are waited for, also after an error: they write to the caller's buffers.
+        join_all(running).await.into_iter().collect()
     }
 
     /// Reads and inflates a whole cluster.

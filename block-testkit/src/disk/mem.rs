@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use block_core::driver::{BlockDriver, Exactness, Prealloc, ReopenOptions, ReopenState};
+use block_core::driver::{BlockDriver, Exactness, NodeEvent, Prealloc, ReopenOptions, ReopenState};
 use block_core::error::{Error, OpenError, Result};
 use block_core::flags::Support;
 use block_core::request::status::{DriverStatus, StatusDetail, StatusFlags};
@@ -101,7 +101,7 @@ impl MemConfig {
             commits: 0,
             aborts: 0,
         };
-        Arc::new(MemDisk { config: self, state: Mutex::new(state) })
+        Arc::new(MemDisk { config: self, sink: Mutex::default(), state: Mutex::new(state) })
     }
 }
 
@@ -121,9 +121,13 @@ pub fn all_capabilities() -> Capabilities {
     }
 }
 
+type EventSink = Arc<dyn Fn(NodeEvent) + Send + Sync>;
+
 /// The disk. See the module.
 pub struct MemDisk {
     config: MemConfig,
+    /// Where the node hears of trouble.
+    sink: Mutex<Option<EventSink>>,
     /// Guards the bytes while some are copied; not held between two steps.
     state: Mutex<State>,
 }
@@ -165,6 +169,14 @@ impl MemDisk {
         let state = self.state.lock();
         let old = state.unstable.iter().filter(|(number, _)| *number <= count);
         old.map(|(_, range)| *range).collect()
+    }
+
+    /// Reports an event to the node on this disk, as a driver that finds trouble does.
+    pub fn report(&self, event: NodeEvent) {
+        let sink = self.sink.lock().clone();
+        if let Some(sink) = sink {
+            sink(event);
+        }
     }
 
     /// How many reopens were committed and aborted.
@@ -413,5 +425,9 @@ impl BlockDriver for MemDisk {
 
     fn reopen_abort(&self, _: ReopenState) {
         self.state.lock().aborts += 1;
+    }
+
+    fn set_event_sink(&self, sink: EventSink) {
+        *self.sink.lock() = Some(sink);
     }
 }

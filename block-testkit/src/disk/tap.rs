@@ -100,7 +100,7 @@ pub enum Verdict {
     Pass,
     /// It fails and nothing is done.
     Fail(Error),
-    /// It fails after its first half (in whole blocks, at least one if there are two) was done.
+    /// It fails after its first half was done, in whole blocks: one at least.
     FailHalf(Error),
     /// It fails after all of it was done.
     FailLate(Error),

@@ -4,6 +4,8 @@
 //! Standard output is fully buffered where it is no terminal, and shown at every prompt. The exit
 //! status is 1 if any command failed.
 
+#![forbid(unsafe_code)]
+
 use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, LineWriter, Stdin, Write};
 use std::process::ExitCode;
 

@@ -121,6 +121,9 @@ impl Session {
             return Err(Failure::Usage(None));
         };
         let len = size(text)?;
+        if prealloc != Prealloc::Off && len < self.image()?.len() {
+            return Err(self.named("a disk that shrinks takes no preallocation"));
+        }
         let request = self.image()?.truncate(len, Exactness::AtLeast, prealloc);
         let result = self.pending.wait(&mut self.out, request).await;
         result.map_err(|error| {

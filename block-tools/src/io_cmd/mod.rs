@@ -5,7 +5,7 @@
 //! end of the disk is refused before memory is allocated for it.
 //!
 //! What is not here: breakpoints, zones, snapshots of the image (`-s`), copy on read (`-C` of
-//! `open`), and the machine state (`-b`), which no driver has yet.
+//! `open`). The machine state (`-b`) is answered with "Operation not supported": no driver has it yet.
 
 mod args;
 mod image;

@@ -210,10 +210,9 @@ pub(super) static COMMANDS: [Command; 20] = [
     Command {
         min_words: 2,
         max_words: None,
-        usage: "[-bCpqrv] [-P pattern [-s off] [-l len]] off len",
+        usage: "[-Cpqrv] [-P pattern [-s off] [-l len]] off len",
         summary: "reads a range",
         options: &[
-            "-b  from the machine state instead of the disk",
             "-C  report one line for programs",
             "-l  with -P: how many bytes to verify",
             "-p  nothing, kept for old scripts",
@@ -263,10 +262,9 @@ pub(super) static COMMANDS: [Command; 20] = [
     Command {
         min_words: 2,
         max_words: None,
-        usage: "[-bcCfnpqruz] [-P pattern | -s source_file] off len",
+        usage: "[-cCfnpqruz] [-P pattern | -s source_file] off len",
         summary: "writes a range",
         options: &[
-            "-b  to the machine state instead of the disk",
             "-c  compressed",
             "-C  report one line for programs",
             "-f  stable when done (FUA)",

@@ -29,9 +29,16 @@ const MISALIGNED_BY: usize = 16;
 impl Session {
     pub(super) async fn read(&mut self, words: &[&str]) -> Result<(), Failure> {
         let parsed = sort("read", words, "bCl:pP:qrs:v")?;
-        let part_len = parsed.value('l').map(size).transpose()?;
-        let pattern = pattern(&parsed)?;
-        let part_start = parsed.value('s').map(size).transpose()?;
+        let (mut pattern, mut part_start, mut part_len) = (None, None, None);
+        // In the order in which they stand, so that the first wrong value is the one complained of.
+        for (letter, value) in parsed.options() {
+            match letter {
+                'P' => pattern = Some(pattern_byte(value)?),
+                's' => part_start = Some(size(value)?),
+                'l' => part_len = Some(size(value)?),
+                _ => {}
+            }
+        }
         let &[offset_text, len_text] = parsed.args.as_slice() else {
             return Err(Failure::Usage(None));
         };
@@ -259,13 +266,12 @@ fn describe(
 }
 
 fn pattern(parsed: &Parsed<'_>) -> Result<Option<u8>, Failure> {
-    let Some(text) = parsed.value('P') else {
-        return Ok(None);
-    };
-    match number::parse_pattern(text) {
-        Some(pattern) => Ok(Some(pattern)),
-        None => Err(Failure::Line(format!("{text} is not a valid pattern byte"))),
-    }
+    parsed.value('P').map(pattern_byte).transpose()
+}
+
+fn pattern_byte(text: &str) -> Result<u8, Failure> {
+    let invalid = || Failure::Line(format!("{text} is not a valid pattern byte"));
+    number::parse_pattern(text).ok_or_else(invalid)
 }
 
 /// The offset and the lengths of the buffers after it.

@@ -1,6 +1,6 @@
 //! Making raw files.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use super::lock::{Claims, ImageLock, Locking};
@@ -9,6 +9,7 @@ use super::space;
 use crate::driver::{Exactness, Prealloc};
 use crate::error::OpenError;
 use crate::io::pool;
+use crate::range::{to_u64, to_usize};
 
 /// Makes the file `path` of `len` zero bytes, in place of what it held. A device keeps its length,
 /// which must be at least `len`, and its contents.
@@ -31,5 +32,18 @@ fn create_blocking(path: &Path, len: u64, prealloc: Prealloc) -> Result<(), Open
     }
     let fd = source.fd.as_fd();
     rustix::fs::ftruncate(fd, 0).map_err(|err| failed(err.into()))?;
-    space::truncate(fd, 0, len, prealloc).map_err(failed)
+    space::truncate(fd, 0, len, prealloc).map_err(failed)?;
+    if matches!(prealloc, Prealloc::Off | Prealloc::Metadata) {
+        allocate_first_block(fd, len).map_err(|err| failed(err.into()))?;
+    }
+    Ok(())
+}
+
+/// Writes zeroes to the first block: who opens the file with O_DIRECT learns its alignment by reading
+/// there, and file systems answer reads of a hole whatever their alignment.
+fn allocate_first_block(fd: BorrowedFd<'_>, len: u64) -> rustix::io::Result<()> {
+    const ZEROES: [u8; 4096] = [0; 4096];
+    let wanted = to_usize(len.min(to_u64(ZEROES.len())));
+    // A short write has allocated the block, too.
+    rustix::io::pwrite(fd, &ZEROES[..wanted], 0).map(drop)
 }

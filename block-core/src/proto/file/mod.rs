@@ -223,6 +223,17 @@ impl BlockDriver for FileDriver {
         }
     }
 
+    fn read_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
+        let opened = self.opened.load();
+        if opened.handle.is_direct() {
+            return None;
+        }
+        match io::read_cached(&opened.handle, range.offset(), iov) {
+            Ok(done) if done < iov.len() => None,
+            read => Some(read.map(|_| ())),
+        }
+    }
+
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
         match self.read_inline(range, &iov)? {
             None => Ok(()),

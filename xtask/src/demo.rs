@@ -2,6 +2,7 @@
 //!
 //! qemu-img makes the images and has the last word on the result; block-img converts.
 
+use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Instant;
 
@@ -41,13 +42,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let start = Instant::now();
     let mut convert = run::command(block_img);
     convert.current_dir(directory);
-    convert.args(["convert", "-p", "-O", "raw", "overlay.qcow2", "out.raw"]);
+    convert.arg("convert");
+    if std::io::stdout().is_terminal() {
+        convert.arg("-p");
+    }
+    convert.args(["-O", "raw", "overlay.qcow2", "out.raw"]);
     println!("  {}", shown(&convert));
     run::succeed(&mut convert)?;
     let time = start.elapsed().as_secs_f64();
 
     println!("Comparing, with qemu-img:");
-    qemu_img(directory, "compare -f qcow2 -F raw overlay.qcow2 out.raw")?;
+    qemu(directory, "qemu-img compare -f qcow2 -F raw overlay.qcow2 out.raw")?;
 
     let len = |name: &str| length(&directory.join(name));
     let (base, overlay, raw) = (len("base.qcow2")?, len("overlay.qcow2")?, len("out.raw")?);
@@ -63,38 +68,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A zlib-compressed base, and a zstd-compressed overlay of what a second guest disk has different.
+/// A zlib-compressed base, and a zstd-compressed overlay of the first quarter, which the guest has
+/// rewritten since.
 fn make_images(directory: &Path, arguments: &Arguments) -> Result<()> {
     let len = arguments.mib << 20;
-    guest::write(&directory.join("before.raw"), len, arguments.seed)?;
-    std::fs::copy(directory.join("before.raw"), directory.join("after.raw"))
-        .map_err(Failure::io("copy the guest disk"))?;
-    // The guest has rewritten its first quarter since the base was made.
-    let fresh = directory.join("fresh.raw");
-    guest::write(&fresh, len / 4, arguments.seed + 1)?;
-    overwrite(&directory.join("after.raw"), &fresh)?;
-    qemu_img(directory, "convert -f raw -O qcow2 -c before.raw base.qcow2")?;
-    qemu_img(
+    guest::write(&directory.join("guest.raw"), len, arguments.seed)?;
+    guest::write(&directory.join("fresh.raw"), len / 4, arguments.seed + 1)?;
+    qemu(directory, "qemu-img convert -f raw -O qcow2 -c guest.raw base.qcow2")?;
+    qemu(
         directory,
-        "convert -f raw -O qcow2 -c -o compression_type=zstd -B base.qcow2 -F qcow2 after.raw \
-         overlay.qcow2",
-    )
+        "qemu-img create -q -f qcow2 -o compression_type=zstd -b base.qcow2 -F qcow2 overlay.qcow2",
+    )?;
+    let write = format!("write -q -c -s fresh.raw 0 {}M", arguments.mib / 4);
+    qemu(directory, &format!("qemu-io -f qcow2 overlay.qcow2 | {write}"))
 }
 
-/// Writes the contents of `fresh` over the beginning of `path`.
-fn overwrite(path: &Path, fresh: &Path) -> Result<()> {
-    let what = || format!("write {}", path.display());
-    let mut source = std::fs::File::open(fresh).map_err(Failure::io(what()))?;
-    let mut target =
-        std::fs::OpenOptions::new().write(true).open(path).map_err(Failure::io(what()))?;
-    std::io::copy(&mut source, &mut target).map_err(Failure::io(what()))?;
-    Ok(())
-}
-
-fn qemu_img(directory: &Path, arguments: &str) -> Result<()> {
-    let mut command = run::command("qemu-img");
+/// Runs a tool of QEMU, given as [`run::words`] takes it.
+fn qemu(directory: &Path, text: &str) -> Result<()> {
+    let mut command = run::words(text);
     command.current_dir(directory);
-    command.args(arguments.split_whitespace());
     println!("  {}", run::line(&command));
     run::succeed(&mut command)
 }

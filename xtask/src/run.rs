@@ -24,6 +24,18 @@ pub(crate) fn command(program: impl Into<OsString>) -> Command {
     command
 }
 
+/// A command from its words; after the first ` | `, each part is one script and stands after a `-c`.
+pub(crate) fn words(text: &str) -> Command {
+    let mut parts = text.split(" | ");
+    let mut words = parts.next().unwrap_or_default().split_whitespace();
+    let mut command = command(words.next().unwrap_or_default());
+    command.args(words);
+    for script in parts {
+        command.args(["-c", script.trim()]);
+    }
+    command
+}
+
 /// The cargo that runs this program.
 pub(crate) fn cargo() -> Command {
     command(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
@@ -136,6 +148,12 @@ mod tests {
     fn output_that_is_no_json_is_a_failure() {
         assert!(json(command("echo").arg("{")).is_err());
         assert_eq!(json(command("echo").arg("{\"a\": 1}")).unwrap()["a"], 1);
+    }
+
+    #[test]
+    fn each_script_is_one_argument() {
+        let command = words("qemu-io -f raw x | write 0 1k | read 0 1");
+        assert_eq!(line(&command), "qemu-io -f raw x -c 'write 0 1k' -c 'read 0 1'");
     }
 
     #[test]

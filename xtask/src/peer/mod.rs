@@ -54,7 +54,8 @@ struct Finding {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::peers(&[setup::QEMU])?;
     let ours = match &arguments.program {
-        Some(program) => program.clone(),
+        Some(program) if program.components().count() == 1 => program.clone(),
+        Some(program) => std::path::absolute(program).map_err(Failure::io("find the program"))?,
         None => run::release_binary("block-tools", "block-img")?,
     };
     let scratch = Scratch::new("peer")?;
@@ -122,12 +123,7 @@ fn make(directory: &Path, case: &Case) -> Result<()> {
     let path = directory.join(&case.name);
     std::fs::create_dir(&path).map_err(Failure::io(format!("create {}", path.display())))?;
     for text in &case.commands {
-        let words = images::words(text);
-        let Some((program, arguments)) = words.split_first() else {
-            continue;
-        };
-        let mut command = run::command(program);
-        run::stdout(command.args(arguments).current_dir(&path))?;
+        run::stdout(run::words(text).current_dir(&path))?;
     }
     Ok(())
 }

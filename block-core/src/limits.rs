@@ -73,27 +73,23 @@ impl BlockLimits {
     }
 
     /// The same limits with every value usable: power-of-two alignments (rounded up), maxima rounded
-    /// down to a multiple of the alignment they apply to but never below one block of it.
+    /// down to a multiple of the request alignment but never below one block of it.
     #[must_use]
     pub fn validated(&self) -> Self {
         let request = power_of_two(self.request_alignment);
-        let cut = |max: Option<u64>, align: Alignment| {
-            max.map(|m| align.round_down(m).max(align.bytes()))
-        };
-        let zeroes = self.pwrite_zeroes_alignment.map_or(request, |a| a.max(request));
-        let discard = self.pdiscard_alignment.map_or(request, |a| a.max(request));
+        let cut = |max: Option<u64>| max.map(|m| request.round_down(m).max(request.bytes()));
         Self {
             request_alignment: request,
             min_mem_alignment: power_of_two(self.min_mem_alignment),
             opt_mem_alignment: power_of_two(self.opt_mem_alignment)
                 .max(power_of_two(self.min_mem_alignment)),
-            max_transfer: cut(self.max_transfer, request),
+            max_transfer: cut(self.max_transfer),
             opt_transfer: self.opt_transfer,
             max_iov: self.max_iov.clamp(1, IOV_MAX),
             pwrite_zeroes_alignment: self.pwrite_zeroes_alignment,
-            max_pwrite_zeroes: cut(self.max_pwrite_zeroes, zeroes),
+            max_pwrite_zeroes: cut(self.max_pwrite_zeroes),
             pdiscard_alignment: self.pdiscard_alignment,
-            max_pdiscard: cut(self.max_pdiscard, discard),
+            max_pdiscard: cut(self.max_pdiscard),
         }
     }
 }

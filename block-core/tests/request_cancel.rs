@@ -232,3 +232,20 @@ fn no_wait_gives_busy_instead_of_waiting() {
         assert_eq!(node.write(range, data(&node, 2, range), flags).await, Ok(()));
     });
 }
+
+#[test]
+fn a_cancel_that_comes_with_the_last_piece_is_too_late() {
+    Exec::run(1, |exec| async move {
+        let (_, node, hold) = held_disk(&pieces(Support::Native));
+        let range = span(0, 8192);
+        let cancel = Cancel::new();
+        hold.hold(Point::Before, |call| call.kind.is_change() && call.range.offset() == 4096);
+        let request = node.write_zeroes_cancellable(range, NONE, &cancel);
+        let task = exec.spawn("zeroes", request);
+        hold.arrived(1).await;
+        cancel.cancel();
+        hold.release_all();
+        assert_eq!(task.await, Ok(()));
+        assert_eq!(cancel.done(), range.len());
+    });
+}

@@ -19,7 +19,7 @@ use futures::executor::block_on;
 use futures::future::join_all;
 use support::{contents, open_driver, read};
 
-/// An image whose first 40 MiB are one run, and whose second half is compressed.
+/// An image whose first megabyte is one run, and whose second is compressed.
 fn sample() -> Vec<u8> {
     let dir = ImageDir::new().unwrap();
     let half = vec![b'a'; 1 << 20];
@@ -123,4 +123,30 @@ fn a_file_with_sectors_gets_whole_sectors() {
     let node = open_driver(disk, OpenFlags::READ_ONLY).unwrap();
     assert_eq!(node.limits().request_alignment, Alignment::PAGE);
     assert!(contents(&node, 100_000) == expect);
+}
+
+#[test]
+fn readers_on_several_threads_agree() {
+    let bytes = sample();
+    let disk = Arc::new(MemDriver::from_bytes(&bytes).unwrap());
+    let node = open_driver(disk, OpenFlags::READ_ONLY).unwrap();
+    let expect = contents(&node, 1 << 20);
+    let len = node.len();
+    std::thread::scope(|scope| {
+        for thread in 1..5u64 {
+            let (node, expect) = (&node, &expect);
+            scope.spawn(move || {
+                let mut seed = thread;
+                for n in 0..60 {
+                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let offset = (seed >> 33) % len;
+                    let size = ((seed >> 13) % 300_000 + 1).min(len - offset);
+                    let found = read(node, offset, size).unwrap();
+                    let start = usize::try_from(offset).unwrap();
+                    let same = found == expect[start..start + found.len()];
+                    assert!(same, "thread {thread}, read {n}: {offset}+{size}");
+                }
+            });
+        }
+    });
 }

@@ -240,6 +240,25 @@ fn info_for_people_has_the_layout_of_qemu_img() {
 }
 
 #[test]
+fn a_chain_that_loops_or_names_no_file_is_refused() {
+    let dir = ImageDir::new().unwrap();
+    dir.qemu_img(&["create", "-f", "qcow2", "a.qcow2", "1M"]).unwrap();
+    let chain = ["info", "--backing-chain", "a.qcow2"];
+    dir.qemu_img(&["rebase", "-u", "-b", "a.qcow2", "-F", "qcow2", "a.qcow2"]).unwrap();
+    let (status, _, err) = ended(&run(&dir, &chain));
+    let message = "block-img: Backing file 'a.qcow2' creates an infinite loop.\n";
+    assert_eq!((status, err.as_str()), (1, message));
+    let name = r#"json:{"driver":"null-co"}"#;
+    dir.qemu_img(&["rebase", "-u", "-b", name, "-F", "raw", "a.qcow2"]).unwrap();
+    let (status, _, err) = ended(&run(&dir, &chain));
+    assert!(status == 1 && err.contains("inside the image is refused"), "{err}");
+    let (status, _, err) = ended(&run(&dir, &["convert", "a.qcow2", "b"]));
+    assert!(status == 1 && err.contains("inside the image is refused"), "{err}");
+    // What the image says of itself needs no backing file.
+    assert!(succeed(&dir, &["info", "a.qcow2"]).contains(name));
+}
+
+#[test]
 fn map_agrees_with_qemu_img() {
     for shape in SHAPES {
         let dir = ImageDir::new().unwrap();

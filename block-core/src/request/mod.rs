@@ -60,6 +60,8 @@ pub struct Request {
     /// Its memory is taken when it starts.
     op: Op,
     state: State,
+    /// Inside a poll; stays set only if that panicked.
+    polling: bool,
 }
 
 enum State {
@@ -102,7 +104,7 @@ impl InFlight {
 
 impl Request {
     pub(crate) fn new(node: &Node, op: Op) -> Self {
-        Self { node: node.clone(), op, state: State::New }
+        Self { node: node.clone(), op, state: State::New, polling: false }
     }
 
     /// The result of a read that the driver answers at once. Its memory is let go of.
@@ -168,7 +170,10 @@ impl Future for Request {
         }
         let result = match &mut this.state {
             State::Driver(future, _) | State::Steps(future) => {
-                std::task::ready!(future.as_mut().poll(cx))
+                this.polling = true;
+                let polled = future.as_mut().poll(cx);
+                this.polling = false;
+                std::task::ready!(polled)
             }
             State::New | State::Done => unreachable!("polled after its result was given"),
         };
@@ -185,6 +190,12 @@ impl Drop for Request {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.state, State::Done) {
             State::New | State::Done => {}
+            // The driver panicked: nothing is left to run, and its place must not stay taken.
+            State::Driver(future, in_flight) if self.polling => {
+                drop(future);
+                in_flight.finish(&self.node);
+            }
+            State::Steps(_) if self.polling => {}
             State::Driver(future, in_flight) => {
                 let node = self.node.clone();
                 spawn_detached(Box::pin(async move {

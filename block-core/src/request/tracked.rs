@@ -15,7 +15,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
@@ -155,7 +155,7 @@ impl Tracker {
         let place = std::future::poll_fn(|cx| {
             let mut state = self.state.lock();
             if state.drains > 0 {
-                state.queued.push(cx.waker().clone());
+                remember(&mut state.queued, cx);
                 return Poll::Pending;
             }
             Poll::Ready(self.enter(&mut state, claim))
@@ -185,7 +185,7 @@ impl Tracker {
             if self.inline.load(Ordering::SeqCst) == 0 {
                 return Poll::Ready(());
             }
-            self.state.lock().inline_waiters.push(cx.waker().clone());
+            remember(&mut self.state.lock().inline_waiters, cx);
             // The last of them may have ended before it could see the waker.
             if self.inline.load(Ordering::SeqCst) == 0 { Poll::Ready(()) } else { Poll::Pending }
         })
@@ -205,7 +205,7 @@ impl Tracker {
             if state.in_flight == 0 {
                 return Poll::Ready(());
             }
-            state.drainers.push(cx.waker().clone());
+            remember(&mut state.drainers, cx);
             Poll::Pending
         })
         .await;
@@ -262,12 +262,19 @@ impl Ticket {
             match state.blocker(claim, self.place.number) {
                 None => Poll::Ready(()),
                 Some(blocker) => {
-                    blocker.waiters.push(cx.waker().clone());
+                    remember(&mut blocker.waiters, cx);
                     Poll::Pending
                 }
             }
         })
         .await;
+    }
+}
+
+/// Adds the task's waker, unless it is there from an earlier poll.
+fn remember(wakers: &mut Vec<Waker>, cx: &Context<'_>) {
+    if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+        wakers.push(cx.waker().clone());
     }
 }
 

@@ -32,20 +32,21 @@ const KNOWN: RequestFlags = RequestFlags::FUA
 /// Who wants to know how far it got, and may stop it.
 pub(super) struct Progress {
     cancel: Option<Cancel>,
-    start: u64,
+    range: ByteRange,
 }
 
 impl Progress {
     /// Nobody.
     pub(super) fn untold() -> Self {
-        Self { cancel: None, start: 0 }
+        Self { cancel: None, range: ByteRange::default() }
     }
 
     /// Everything below `offset` is done: tells, and fails if the request shall stop here.
     fn reached(&self, offset: u64) -> Result<()> {
         let Some(cancel) = &self.cancel else { return Ok(()) };
-        cancel.set_done(offset - self.start);
-        if cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+        cancel.set_done(offset - self.range.offset());
+        let over = offset >= self.range.end();
+        if cancel.is_cancelled() && !over { Err(Error::Cancelled) } else { Ok(()) }
     }
 }
 
@@ -74,7 +75,7 @@ pub(super) async fn zeroes(
     let grows = || range.end() > node.len() || write::grows_to_a_ragged_end(node, range);
     let (_ticket, _) = write::begin(node, range, flags, grows).await?;
     write::check(node, range, flags)?;
-    let progress = Progress { cancel, start: range.offset() };
+    let progress = Progress { cancel, range };
     let result = match progress.reached(range.offset()) {
         Err(cancelled) => return Err(cancelled),
         Ok(()) if unaligned => unaligned_zeroes(node, range, flags, &progress).await,

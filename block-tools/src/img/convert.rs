@@ -16,7 +16,7 @@ use super::common::{SECTOR, cache_mode, cannot_open, open_image, sector_len, siz
 use super::create::{CreateError, check_format, create_raw, parse_options};
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
 use super::progress::{Outcome, Progress};
-use super::{Failure, Output};
+use super::{Failure, Output, PROGRAM};
 
 /// Copy one image, or several joined, to another.
 #[derive(clap::Args)]
@@ -137,7 +137,7 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
         return Err(needs("target-is-zero"));
     }
     if args.no_create && !args.target_options.is_empty() {
-        return Err(Failure::new("-o has no effect on an image that exists (-n)"));
+        eprintln!("{PROGRAM}: warning: -o has no effect when skipping image creation");
     }
     let target_cache =
         cache_mode(args.target_cache.as_deref(), CacheMode::UNSAFE, "Invalid cache option: {}")?;

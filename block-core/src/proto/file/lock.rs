@@ -46,7 +46,7 @@ impl Claims {
         Self { used: CHANGE.union(Permissions::CONSISTENT_READ), unshared: CHANGE };
     /// Of who reads whatever others do (`force-share`).
     pub(super) const ANYTHING_GOES: Self =
-        Self { used: Permissions::empty(), unshared: Permissions::empty() };
+        Self { used: Permissions::CONSISTENT_READ, unshared: Permissions::empty() };
 
     fn union(self, other: Self) -> Self {
         Self { used: self.used | other.used, unshared: self.unshared | other.unshared }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::lock::Claims;
-use super::source::{Access, Source};
+use super::source::{Access, Source, refused};
 use super::{FileDriver, Opened};
 use crate::driver::{ReopenOptions, ReopenState};
 use crate::error::OpenError;
@@ -45,21 +45,15 @@ pub(super) async fn prepare(
     if access == now && !failed {
         return Ok(Box::new(Prepared { opened: None, before, after: before }));
     }
-    driver.lock.lock().widen(&driver.path, after)?;
     let opener = Arc::clone(&driver);
     let opened = pool::run(move || {
         let handle = opener.handle();
         Ok(Source::open_again(handle.as_fd(), &opener.path, access))
     });
-    let opened =
-        opened.await.unwrap_or_else(|error| Err(super::source::refused(&driver.path, error)));
-    match opened {
-        Ok(source) => Ok(Box::new(Prepared { opened: Some(Opened::new(source)), before, after })),
-        Err(err) => {
-            driver.lock.lock().narrow(before);
-            Err(err)
-        }
-    }
+    let source = opened.await.unwrap_or_else(|error| Err(refused(&driver.path, error)))?;
+    // Last, and with nothing to wait for behind it: a prepare that is given up holds no lock.
+    driver.lock.lock().widen(&driver.path, after)?;
+    Ok(Box::new(Prepared { opened: Some(Opened::new(source)), before, after }))
 }
 
 pub(super) fn commit(driver: &FileDriver, state: ReopenState) {

@@ -55,7 +55,9 @@ pub struct Work {
 impl Arguments {
     /// Refuses what some request would not fit.
     pub fn work(self) -> Result<Work, Failure> {
-        let fits = self.len > 0 && self.disk % self.len == 0 && self.step % self.len == 0;
+        let fits = self.len > 0
+            && self.disk.is_multiple_of(self.len)
+            && self.step.is_multiple_of(self.len);
         if !fits || self.disk == 0 || self.depth == 0 {
             return Err("disk and step must be multiples of the length, nothing may be zero".into());
         }

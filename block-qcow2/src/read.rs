@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use block_core::range::to_usize;
 use block_core::{ByteRange, Error, IoVec, Node, Result};
-use futures::{FutureExt, StreamExt, stream};
+use futures::{FutureExt, StreamExt, future, stream};
 use parking_lot::Mutex;
 
 use crate::compress::inflate::{Group, Wanted};
@@ -92,7 +92,7 @@ impl Qcow2Driver {
         });
         let pieces = stream::iter([Some(Ok(first)), second.transpose()]);
         pieces
-            .filter_map(async |piece| piece)
+            .filter_map(future::ready)
             .chain(later)
             .for_each_concurrent(AT_ONCE, |piece| async {
                 let done = match piece {

@@ -11,7 +11,7 @@
 //!   have lost data where the two met behind the end.
 //! * Once a flush has failed, every later one does, until the file is opened again: the kernel
 //!   reports lost pages once and then counts them clean.
-//! * What requests see of an open file changes as a whole, by [`FileDriver::opened`]; a request in
+//! * What requests see of an open file changes as a whole, by `FileDriver::opened`; a request in
 //!   flight keeps the one that it began with.
 
 mod create;

@@ -166,11 +166,10 @@ fn measure_row(
             samples[index].push(contenders[index].sample(programs, disk, requests)?);
         }
     }
-    let count = requests.count as f64;
     let results = contenders.iter().zip(&samples).map(|(contender, samples)| Medians {
         contender: *contender,
-        per_second: count / median(samples.iter().map(|sample| sample.seconds)),
-        cpu_micros: median(samples.iter().map(|sample| sample.cpu_seconds)) * 1e6 / count,
+        per_second: median(samples.iter().map(|sample| sample.count as f64 / sample.seconds)),
+        cpu_micros: median(samples.iter().map(|s| s.cpu_seconds * 1e6 / s.count as f64)),
     });
     Ok(results.collect())
 }

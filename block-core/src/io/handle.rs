@@ -26,17 +26,25 @@ pub struct Handle {
     direct: Option<Alignment>,
     /// Cleared when the file system refuses `RWF_NOWAIT`.
     nowait: AtomicBool,
+    /// Held across a write through the page cache that the pool makes. The kernel lets only one of them
+    /// at a file in at a time; more threads would only spin there.
+    pub(super) writing: futures::lock::Mutex<()>,
 }
 
 impl Handle {
     /// A file that is read and written through the page cache.
     pub fn buffered(fd: OwnedFd) -> Self {
-        Self { fd, direct: None, nowait: AtomicBool::new(true) }
+        Self { fd, direct: None, nowait: AtomicBool::new(true), writing: Default::default() }
     }
 
     /// A file that was opened with `O_DIRECT` and takes requests of this alignment.
     pub fn direct(fd: OwnedFd, request_alignment: Alignment) -> Self {
-        Self { fd, direct: Some(request_alignment), nowait: AtomicBool::new(false) }
+        Self {
+            fd,
+            direct: Some(request_alignment),
+            nowait: AtomicBool::new(false),
+            writing: Default::default(),
+        }
     }
 
     /// Whether requests bypass the page cache.

@@ -32,9 +32,10 @@ use op::Op;
 
 /// Longest buffered write that is done inline, in bytes.
 ///
-/// Copying this much costs less than handing it to another thread and back; io_uring would hand it
-/// to a worker thread of the kernel.
-pub const INLINE_WRITE_MAX: usize = 128 << 10;
+/// Copying this much costs less than handing it to another thread and back, since two processors that
+/// fill the page cache of one file hinder each other; io_uring would hand it to a worker thread of the
+/// kernel.
+pub const INLINE_WRITE_MAX: usize = 256 << 10;
 
 /// What moves the bytes of requests that cannot be served inline.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -153,6 +154,11 @@ impl Engine {
                 },
             }
         }
+        if file.is_direct() {
+            return pool::run(move || file.write_blocking(offset, iov, flags)).await;
+        }
+        let turn = Arc::clone(&file);
+        let _turn = turn.writing.lock().await;
         pool::run(move || file.write_blocking(offset, iov, flags)).await
     }
 

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use super::{
-    Copied, CopyError, CopyOptions, CopySource, Progress, Sparseness, TargetContents, WriteOrder,
-    copy,
+    Copied, CopyError, CopyOptions, CopySource, PIECE_BYTES, Progress, Sparseness, TargetContents,
+    WriteOrder, copy,
 };
 use crate::buf::IoVec;
 use crate::cancel::Cancel;
@@ -440,10 +440,10 @@ fn contents_without_errors(disk: &Disk) -> Vec<u8> {
 #[test]
 fn what_is_known_to_be_zero_is_never_read() {
     let (piece, len) = (PIECE_BYTES, 8 * PIECE_BYTES);
-    let mut disk = Disk::data(len);
+    let mut disk = Disk::data(to_usize(len));
     disk.areas = vec![(piece, Stored::Data), (7 * piece, Stored::Zero), (len, Stored::Data)];
     let disk = Arc::new(disk);
-    let target = Arc::new(Disk::target(len, 0));
+    let target = Arc::new(Disk::target(to_usize(len), 0));
     let options = CopyOptions { target: TargetContents::Zeroes, ..CopyOptions::default() };
     let copied =
         block_on(copy(vec![source(&disk)], &node(&target), options, &Cancel::new(), |_| ()))

@@ -16,8 +16,8 @@ use crate::dirty::DirtyBitmaps;
 use crate::driver::{BlockDriver, ChildRole, Children, Exactness, NodeEvent, Prealloc};
 use crate::error::Result;
 use crate::flags::{Capabilities, RequestFlags};
-use crate::limits::BlockLimits;
-use crate::range::ByteRange;
+use crate::limits::{BlockLimits, IOV_MAX};
+use crate::range::{Alignment, ByteRange};
 use crate::request::tracked::{Claim, Ticket, Tracker};
 use crate::request::{Op, Request};
 
@@ -57,6 +57,8 @@ struct Inner {
     options: NodeOptions,
     /// Asked from the driver at the start and after a reopen.
     facts: ArcSwap<Facts>,
+    /// [`Facts::inline_mask`], which the quickest reads look at instead.
+    inline_mask: AtomicU64,
     tracker: Arc<Tracker>,
     /// Counts finished writes.
     write_generation: AtomicU64,
@@ -79,6 +81,18 @@ pub(crate) struct Facts {
 impl Facts {
     fn of(driver: &dyn BlockDriver) -> Self {
         Self { limits: driver.limits().validated(), capabilities: driver.capabilities() }
+    }
+
+    /// Bits that offset and length of a read must not have for it to be tried inline. All of them
+    /// where more than the request alignment matters.
+    fn inline_mask(&self) -> u64 {
+        let limits = &self.limits;
+        let unlimited = limits.max_transfer.is_none() && limits.max_iov == IOV_MAX;
+        if unlimited && limits.min_mem_alignment == Alignment::ONE {
+            limits.request_alignment.bytes() - 1
+        } else {
+            u64::MAX
+        }
     }
 }
 
@@ -110,8 +124,10 @@ impl Node {
         let sink = Arc::clone(&events);
         driver.set_event_sink(Arc::new(move |event| sink.report(event)));
         let len = driver.len();
+        let facts = Facts::of(&*driver);
         let inner = Inner {
-            facts: ArcSwap::from_pointee(Facts::of(&*driver)),
+            inline_mask: AtomicU64::new(facts.inline_mask()),
+            facts: ArcSwap::from_pointee(facts),
             driver,
             options,
             tracker: Arc::default(),
@@ -266,7 +282,15 @@ impl Node {
 
     /// Asks the driver again, after a reopen.
     pub(crate) fn refresh_facts(&self) {
-        self.inner.facts.store(Arc::new(Facts::of(&*self.inner.driver)));
+        let facts = Facts::of(&*self.inner.driver);
+        self.inner.inline_mask.store(facts.inline_mask(), Ordering::Release);
+        self.inner.facts.store(Arc::new(facts));
+    }
+
+    /// Whether the driver takes a read of `range` as it is, as far as can be told at a glance.
+    pub(crate) fn may_read_inline(&self, range: ByteRange) -> bool {
+        let mask = self.inner.inline_mask.load(Ordering::Acquire);
+        (range.offset() | range.len()) & mask == 0 && !range.is_empty()
     }
 
     pub(crate) fn tracker(&self) -> &Arc<Tracker> {

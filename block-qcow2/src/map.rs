@@ -136,9 +136,8 @@ fn piece(geometry: Geometry, cluster: Cluster, at: u64) -> (Kind, u64) {
         }
         Cluster::Plain { host, alloc, zero } => (host, alloc, zero),
     };
-    let size = geometry.subcluster_size();
     // Below 32 by the geometry.
-    let index = u32::try_from(at / size).unwrap_or(0);
+    let index = u32::try_from(at >> geometry.subcluster_bits()).unwrap_or(0);
     let run = |mask: u32| (mask >> index).trailing_ones().min(geometry.subclusters() - index);
     let here = host.map(|h| h.plus(at));
     let (kind, count) = match here {
@@ -146,7 +145,7 @@ fn piece(geometry: Geometry, cluster: Cluster, at: u64) -> (Kind, u64) {
         _ if zero >> index & 1 == 1 => (Kind::Zero(here), run(zero)),
         _ => (Kind::Unallocated(here), run(!(alloc | zero))),
     };
-    (kind, (u64::from(index) + u64::from(count.max(1))) * size)
+    (kind, (u64::from(index) + u64::from(count.max(1))) << geometry.subcluster_bits())
 }
 
 #[cfg(test)]

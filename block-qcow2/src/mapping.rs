@@ -76,12 +76,11 @@ impl Qcow2Driver {
         let Some(table) = l1_entry(geometry, raw)? else {
             return Ok(Place::Nowhere(coverage - offset.bytes() % coverage));
         };
-        let slice_entries = self.slices.entry_bytes() / geometry.l2_entry_size();
-        let slice = geometry.l2_index(offset) / slice_entries;
-        Ok(Place::Slice {
-            at: table.plus(slice * self.slices.entry_bytes()),
-            first_entry: slice * slice_entries,
-        })
+        let slice_bytes = self.slices.entry_bytes();
+        // A power of two, and at least one entry.
+        let slice_bits = slice_bytes.trailing_zeros() - geometry.l2_entry_bits();
+        let slice = geometry.l2_index(offset) >> slice_bits;
+        Ok(Place::Slice { at: table.plus(slice * slice_bytes), first_entry: slice << slice_bits })
     }
 
     async fn load_slice(&self, at: HostOffset) -> Result<Slice> {

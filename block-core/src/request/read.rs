@@ -4,23 +4,13 @@
 use crate::buf::IoVec;
 use crate::error::{Error, Result};
 use crate::flags::RequestFlags;
+use crate::limits::IOV_MAX;
 use crate::node::Node;
 use crate::range::{ByteRange, to_u64, to_usize};
 
 use super::fragment;
 use super::pad::Padding;
 use super::tracked::{Claim, Place};
-
-/// Whether the driver takes the read as it is.
-fn fits(node: &Node, range: ByteRange, iov: &IoVec) -> bool {
-    let facts = node.facts();
-    let limits = &facts.limits;
-    !range.is_empty()
-        && to_u64(iov.len()) == range.len()
-        && range.is_aligned(limits.request_alignment)
-        && limits.max_transfer.is_none_or(|max| range.len() <= max)
-        && fragment::suits(limits, iov)
-}
 
 /// A place among the tracked requests, if the driver takes the read as it is.
 pub(super) fn fast(
@@ -29,7 +19,15 @@ pub(super) fn fast(
     iov: &IoVec,
     flags: RequestFlags,
 ) -> Option<Place> {
-    if !(flags.is_empty() && fits(node, range, iov)) {
+    let facts = node.facts();
+    let limits = &facts.limits;
+    let fits = flags.is_empty()
+        && !range.is_empty()
+        && to_u64(iov.len()) == range.len()
+        && range.is_aligned(limits.request_alignment)
+        && limits.max_transfer.is_none_or(|max| range.len() <= max)
+        && fragment::suits(limits, iov);
+    if !fits {
         return None;
     }
     let place = node.tracker().try_enter(Claim::shared(range))?;
@@ -45,7 +43,10 @@ impl Node {
     /// Reads `range` into `iov` within this call, if that takes no waiting: see
     /// [`BlockDriver::read_now`](crate::BlockDriver::read_now). `None`: send a [`Node::read`].
     pub fn read_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
-        if !fits(self, range, iov) {
+        let fits = self.may_read_inline(range)
+            && to_u64(iov.len()) == range.len()
+            && iov.bufs().len() <= IOV_MAX;
+        if !fits {
             return None;
         }
         let _inline = self.tracker().try_inline()?;

@@ -28,7 +28,7 @@ pub(super) fn foreign_paths(text: &Text) -> Vec<Complaint> {
             line.match_indices(directory).any(|(at, _)| {
                 let before = line[..at].chars().next_back();
                 let after = line[at + directory.len()..].chars().next();
-                // `a/work/b` and `https://host/work/` are no absolute paths.
+                // A directory of that name inside of a path or an address is no absolute path.
                 !before.is_some_and(|c| c.is_alphanumeric() || "._-/$~}".contains(c))
                     && after.is_some_and(|c| c.is_alphanumeric() || c == '.')
             })

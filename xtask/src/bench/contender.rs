@@ -94,6 +94,7 @@ impl Contender {
 
     /// The command that sends `requests`.
     pub(super) fn command(self, programs: &Programs, disk: &Disk, requests: &Requests) -> Command {
+        let requests = &self.survived(requests);
         match self {
             Self::Limit(engine) => engine_command(&programs.asynchronous, engine, disk, requests),
             Self::Library(engine @ "imago-sync") => {
@@ -114,6 +115,15 @@ impl Contender {
         }
     }
 
+    /// As many of `requests` as the contender survives.
+    fn survived(self, requests: &Requests) -> Requests {
+        let count = match self {
+            Self::Qemu(_) => requests.count.min(QEMU_COUNT_MAX),
+            _ => requests.count,
+        };
+        Requests { count, ..requests.clone() }
+    }
+
     /// Sends `requests` once, or as many of them as the contender survives.
     pub(super) fn sample(
         self,
@@ -121,11 +131,8 @@ impl Contender {
         disk: &Disk,
         requests: &Requests,
     ) -> Result<Sample> {
-        let count = match self {
-            Self::Qemu(_) => requests.count.min(QEMU_COUNT_MAX),
-            _ => requests.count,
-        };
-        let requests = &Requests { count, ..requests.clone() };
+        let requests = &self.survived(requests);
+        let count = requests.count;
         let mut command = self.command(programs, disk, requests);
         if !matches!(self, Self::Qemu(_) | Self::BlockImg) {
             let value = run::json(&mut command)?;

@@ -31,13 +31,18 @@ use crate::range::{Alignment, MAX_LEN};
 /// Most pieces in flight.
 pub const MAX_PARALLEL: usize = 16;
 
-/// Length of a piece of data where the memory allows it, in bytes.
+/// Length of a piece of compressed data where the memory allows it, in bytes.
+///
+/// Long, so that the file driver hands its write to the thread pool and inflating goes on meanwhile.
+pub const PIECE_BYTES: u64 = 1 << 20;
+
+/// Length of a piece of plain data where the memory allows it, in bytes.
 ///
 /// Long enough that the cost of a request vanishes beside that of its bytes, short enough that what
 /// was read is still in the processor's cache when it is written, and that the file driver writes it
-/// inline ([`INLINE_WRITE_MAX`](crate::io::INLINE_WRITE_MAX)): pieces of 1 MiB on the thread pool took
-/// three times as long on two processors, most of it contention in the page cache.
-pub const PIECE_BYTES: u64 = 256 << 10;
+/// inline ([`INLINE_WRITE_MAX`](crate::io::INLINE_WRITE_MAX)): there is nothing to compute meanwhile, and
+/// two processors in the page cache hinder each other.
+pub const PLAIN_PIECE_BYTES: u64 = 256 << 10;
 
 /// Shortest length to which a small memory budget cuts pieces, in bytes.
 pub const MIN_PIECE_BYTES: u64 = 64 << 10;

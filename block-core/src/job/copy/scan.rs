@@ -1,14 +1,14 @@
 //! Cuts the sources into pieces by asking them how they are stored.
 //!
 //! Invariants: pieces follow each other without gap from the start of the target to the end of the
-//! last source; pieces of data are at most `piece_bytes` long and end at a multiple of it, at the end
+//! last source; pieces of data are at most `piece_bytes` long (plain ones shorter) and end at a multiple of it, at the end
 //! of their source, or where zeroes begin; every boundary inside of a source is a multiple of the
 //! grain (counted in the target), for which data grows and zeroes shrink.
 
 use crate::range::{ByteRange, MAX_LEN};
 use crate::request::status::{StatusDetail, StatusFlags};
 
-use super::{CopyError, CopySource, Plan, Sparseness};
+use super::{CopyError, CopySource, PLAIN_PIECE_BYTES, Plan, Sparseness};
 
 /// Longest piece of zeroes: bounds how long a cancel waits where the target has to write them out.
 const ZERO_PIECE_BYTES: u64 = 256 << 20;
@@ -32,6 +32,8 @@ struct Known {
     /// Up to here, counted in the source.
     end: u64,
     is_zero: bool,
+    /// Reading it takes inflating.
+    is_compressed: bool,
 }
 
 /// Position in the sources.
@@ -57,8 +59,8 @@ impl Scanner {
             return Ok(None);
         };
         let start = self.offset;
-        let Known { mut end, is_zero } = self.look(start, len).await?;
-        let longest = self.longest(is_zero);
+        let Known { mut end, is_zero, is_compressed } = self.look(start, len).await?;
+        let longest = self.longest(is_zero, is_compressed);
         let limit = self.cut(start, len, longest);
         // Neighbours of one kind become one piece: a fragmented image reports many small ones.
         while end < limit {
@@ -99,12 +101,14 @@ impl Scanner {
         }
     }
 
-    fn longest(&self, is_zero: bool) -> u64 {
+    fn longest(&self, is_zero: bool, is_compressed: bool) -> u64 {
         // Fully allocated targets get their zeroes from a buffer like any data.
         if is_zero && self.plan.options.sparseness != Sparseness::Full {
             ZERO_PIECE_BYTES
-        } else {
+        } else if is_compressed {
             self.plan.piece_bytes
+        } else {
+            self.plan.piece_bytes.min(PLAIN_PIECE_BYTES)
         }
     }
 
@@ -130,13 +134,13 @@ impl Scanner {
             Known { end: len, ..asked }
         } else if !asked.is_zero {
             let up = grain.round_up(end) - self.base;
-            Known { end: up.min(len), is_zero: false }
+            Known { end: up.min(len), is_zero: false, ..asked }
         } else {
             match grain.round_down(end).checked_sub(self.base) {
-                Some(down) if down > offset => Known { end: down, is_zero: true },
+                Some(down) if down > offset => Known { end: down, is_zero: true, ..asked },
                 _ => {
                     let up = grain.round_up(self.base + offset + 1) - self.base;
-                    Known { end: up.min(len), is_zero: false }
+                    Known { end: up.min(len), is_zero: false, ..asked }
                 }
             }
         };
@@ -146,7 +150,7 @@ impl Scanner {
 
     /// What the source says of the bytes at `offset`.
     async fn ask(&self, offset: u64, len: u64) -> Result<Known, CopyError> {
-        let zero_to = |end| Ok(Known { end, is_zero: true });
+        let zero_to = |end| Ok(Known { end, is_zero: true, is_compressed: false });
         let Some(source) = self.sources.get(self.index) else {
             return zero_to(len);
         };
@@ -168,6 +172,7 @@ impl Scanner {
         Ok(Known {
             end: offset + status.len.min(range.len()),
             is_zero: status.flags.contains(StatusFlags::ZERO),
+            is_compressed: status.flags.contains(StatusFlags::COMPRESSED),
         })
     }
 }

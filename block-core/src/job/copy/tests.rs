@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use super::{
-    Copied, CopyError, CopyOptions, CopySource, PIECE_BYTES, Progress, Sparseness, TargetContents,
-    WriteOrder, copy,
+    Copied, CopyError, CopyOptions, CopySource, PLAIN_PIECE_BYTES, Progress, Sparseness,
+    TargetContents, WriteOrder, copy,
 };
 use crate::buf::IoVec;
 use crate::cancel::Cancel;
@@ -439,7 +439,7 @@ fn contents_without_errors(disk: &Disk) -> Vec<u8> {
 
 #[test]
 fn what_is_known_to_be_zero_is_never_read() {
-    let (piece, len) = (PIECE_BYTES, 8 * PIECE_BYTES);
+    let (piece, len) = (PLAIN_PIECE_BYTES, 8 * PLAIN_PIECE_BYTES);
     let mut disk = Disk::data(to_usize(len));
     disk.areas = vec![(piece, Stored::Data), (7 * piece, Stored::Zero), (len, Stored::Data)];
     let disk = Arc::new(disk);
@@ -468,7 +468,7 @@ fn fragments_are_joined_into_pieces() {
         |_| (),
     ))
     .unwrap();
-    assert_eq!(to_u64(disk.logged(Kind::Read).len()), (4 << 20) / PIECE_BYTES);
+    assert_eq!(to_u64(disk.logged(Kind::Read).len()), (4 << 20) / PLAIN_PIECE_BYTES);
 }
 
 #[test]

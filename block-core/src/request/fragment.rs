@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::flags::RequestFlags;
 use crate::limits::{BlockLimits, MAX_BOUNCE};
 use crate::node::Node;
-use crate::range::{Alignment, ByteRange, to_usize};
+use crate::range::{Alignment, ByteRange, to_u64, to_usize};
 
 /// Whether the driver takes this memory as it is.
 pub(crate) fn suits(limits: &BlockLimits, iov: &IoVec) -> bool {
@@ -16,6 +16,15 @@ pub(crate) fn suits(limits: &BlockLimits, iov: &IoVec) -> bool {
     // Buffers of odd lengths only matter to hardware that also minds their addresses.
     let length = if memory == Alignment::ONE { Alignment::ONE } else { limits.request_alignment };
     iov.bufs().len() <= limits.max_iov && iov.is_aligned(memory, length)
+}
+
+/// Whether the driver takes a read or write as it is: nothing to pad, to split or to bounce.
+pub(crate) fn fits(limits: &BlockLimits, range: ByteRange, iov: &IoVec) -> bool {
+    !range.is_empty()
+        && to_u64(iov.len()) == range.len()
+        && range.is_aligned(limits.request_alignment)
+        && limits.max_transfer.is_none_or(|max| range.len() <= max)
+        && suits(limits, iov)
 }
 
 /// The pieces of an aligned request and their memory.

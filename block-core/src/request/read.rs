@@ -19,15 +19,7 @@ pub(super) fn fast(
     iov: &IoVec,
     flags: RequestFlags,
 ) -> Option<Place> {
-    let facts = node.facts();
-    let limits = &facts.limits;
-    let fits = flags.is_empty()
-        && !range.is_empty()
-        && to_u64(iov.len()) == range.len()
-        && range.is_aligned(limits.request_alignment)
-        && limits.max_transfer.is_none_or(|max| range.len() <= max)
-        && fragment::suits(limits, iov);
-    if !fits {
+    if !(flags.is_empty() && fragment::fits(&node.facts().limits, range, iov)) {
         return None;
     }
     let place = node.tracker().try_enter(Claim::shared(range))?;

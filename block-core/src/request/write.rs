@@ -30,15 +30,10 @@ pub(super) fn fast(
     flags: RequestFlags,
 ) -> Option<Place> {
     let facts = node.facts();
-    let limits = &facts.limits;
     let native_fua = facts.capabilities.write_fua == Support::Native;
     let fits = (flags.is_empty() || (flags == RequestFlags::FUA && native_fua))
-        && !range.is_empty()
-        && to_u64(iov.len()) == range.len()
         && node.options().detect_zeroes == DetectZeroes::Off
-        && range.is_aligned(limits.request_alignment)
-        && limits.max_transfer.is_none_or(|max| range.len() <= max)
-        && fragment::suits(limits, iov);
+        && fragment::fits(&facts.limits, range, iov);
     if !fits {
         return None;
     }

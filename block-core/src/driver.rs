@@ -23,6 +23,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use smallvec::SmallVec;
 
+use crate::ability;
 use crate::buf::IoVec;
 use crate::error::{Error, OpenError, Result};
 use crate::flags::{Capabilities, RequestFlags};
@@ -266,8 +267,36 @@ pub trait BlockDriver: Send + Sync + 'static {
         Ok(())
     }
 
+    /// A parent says what it is about to do (`l2_update`, `cluster_alloc`, ...), with the spellings that
+    /// testers know: test drivers fail or hold what comes next. Costs nothing elsewhere.
+    fn event(&self, name: &'static str) {
+        if let Some(node) = self.filtered() {
+            node.driver().event(name);
+        }
+    }
+
     /// Internal snapshots, where the format has them.
-    fn as_snapshots(&self) -> Option<&dyn crate::info::Snapshots> {
+    fn as_snapshots(&self) -> Option<&dyn ability::Snapshots> {
+        None
+    }
+
+    /// Consistency check, where the format has one.
+    fn as_check(&self) -> Option<&dyn ability::Check> {
+        None
+    }
+
+    /// Changes of the format's options, where it has any.
+    fn as_amend(&self) -> Option<&dyn ability::Amend> {
+        None
+    }
+
+    /// Persistent dirty bitmaps, where the image can hold them.
+    fn as_bitmaps(&self) -> Option<&dyn ability::PersistentBitmaps> {
+        None
+    }
+
+    /// Changes of the backing file, where the format has one.
+    fn as_rebase(&self) -> Option<&dyn ability::Rebase> {
         None
     }
 

@@ -58,9 +58,3 @@ pub struct SnapshotInfo {
     /// Length of the disk at that time, where the image says so.
     pub disk_len: Option<u64>,
 }
-
-/// Internal snapshots of a format.
-pub trait Snapshots {
-    /// All of them, in the order of the image.
-    fn list(&self) -> Vec<SnapshotInfo>;
-}

@@ -34,6 +34,7 @@
 //! # }
 //! ```
 
+pub mod ability;
 pub mod backend;
 pub mod budget;
 pub mod buf;

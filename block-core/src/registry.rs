@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 
+use crate::ability::Measurement;
 use crate::budget::MemoryBudget;
 use crate::buf::IoBuf;
 use crate::driver::{BlockDriver, ChildRole};
@@ -45,6 +46,41 @@ pub trait DriverFactory: Send + Sync + 'static {
         options: Options,
         context: OpenContext,
     ) -> Result<Arc<dyn BlockDriver>, OpenError>;
+
+    /// For a format that can be made: the options of [`DriverFactory::create`], in the order in which
+    /// help shows them. Empty: images of it cannot be made.
+    fn create_options(&self) -> &'static [CreateOption] {
+        &[]
+    }
+
+    /// Makes an empty image: `filename` (or `file.*`, which must exist then), `size`, and what
+    /// [`DriverFactory::create_options`] names. Replaces what the file held.
+    async fn create(&self, options: Options, context: OpenContext) -> Result<(), OpenError> {
+        let _ = (options, context);
+        Err(OpenError::Unsupported { driver: self.name(), what: "creating an image" })
+    }
+
+    /// What an image made with the creation `options` would need to hold what `source` holds; an empty
+    /// disk of `options`' `size` without a source.
+    async fn measure(
+        &self,
+        options: Options,
+        source: Option<Node>,
+    ) -> Result<Measurement, OpenError> {
+        let _ = (options, source);
+        Err(OpenError::Unsupported { driver: self.name(), what: "measuring an image" })
+    }
+}
+
+/// An option of creation, for help.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct CreateOption {
+    /// Its name: `cluster_size`.
+    pub name: &'static str,
+    /// What kind of value it takes: `<size>`, `<bool (on/off)>`, `<str>`, `<num>`.
+    pub value: &'static str,
+    /// What it is for, with the default.
+    pub help: &'static str,
 }
 
 /// Bytes that a format sees when it is probed.

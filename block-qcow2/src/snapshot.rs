@@ -2,8 +2,10 @@
 //!
 //! Not here: reading from one, making, applying and deleting them.
 
-use block_core::info::{SnapshotInfo, Snapshots};
-use block_core::{Node, OpenError};
+use async_trait::async_trait;
+use block_core::ability::{NewSnapshot, Snapshots};
+use block_core::info::SnapshotInfo;
+use block_core::{Error, Node, OpenError, Result};
 
 use crate::driver::Qcow2Driver;
 use crate::spec::header::Table;
@@ -23,9 +25,22 @@ pub(crate) async fn load(file: &Node, table: Table) -> Result<Vec<Snapshot>, Ope
     Ok(all)
 }
 
+#[async_trait]
 impl Snapshots for Qcow2Driver {
     fn list(&self) -> Vec<SnapshotInfo> {
         self.metadata.snapshots.iter().map(info).collect()
+    }
+
+    async fn create(&self, _: &NewSnapshot) -> Result<()> {
+        Err(Error::Unsupported)
+    }
+
+    async fn apply(&self, _: &str) -> Result<()> {
+        Err(Error::Unsupported)
+    }
+
+    async fn delete(&self, _: &str) -> Result<()> {
+        Err(Error::Unsupported)
     }
 }
 

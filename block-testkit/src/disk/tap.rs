@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use block_core::driver::{Children, Exactness, NodeEvent, Prealloc, ReopenOptions, ReopenState};
 use block_core::error::{Error, OpenError, Result};
-use block_core::info::{DriverInfo, Snapshots};
+use block_core::ability::{Amend, Check, PersistentBitmaps, Rebase, Snapshots};
+use block_core::info::DriverInfo;
 use block_core::request::status::{DriverStatus, StatusDetail};
 use block_core::{BlockDriver, BlockLimits, ByteRange, Capabilities, IoVec, Node, RequestFlags};
 
@@ -293,8 +294,28 @@ impl<T: Tap> BlockDriver for Tapped<T> {
         Arc::clone(&self.inner).close().await
     }
 
+    fn event(&self, name: &'static str) {
+        self.inner.event(name);
+    }
+
     fn as_snapshots(&self) -> Option<&dyn Snapshots> {
         self.inner.as_snapshots()
+    }
+
+    fn as_check(&self) -> Option<&dyn Check> {
+        self.inner.as_check()
+    }
+
+    fn as_amend(&self) -> Option<&dyn Amend> {
+        self.inner.as_amend()
+    }
+
+    fn as_bitmaps(&self) -> Option<&dyn PersistentBitmaps> {
+        self.inner.as_bitmaps()
+    }
+
+    fn as_rebase(&self) -> Option<&dyn Rebase> {
+        self.inner.as_rebase()
     }
 
     fn set_event_sink(&self, sink: Arc<dyn Fn(NodeEvent) + Send + Sync>) {

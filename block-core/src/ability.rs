@@ -1,0 +1,164 @@
+//! What only some formats can do, beside requests: each a trait of its own, reached by
+//! `BlockDriver::as_*`.
+//!
+//! Everything here is control plane: the caller sees to it that nobody else changes the image
+//! meanwhile. Requests may be in flight; a driver waits for them where it must.
+
+use async_trait::async_trait;
+
+use crate::dirty::DirtyBitmaps;
+use crate::error::{OpenError, Result};
+use crate::info::SnapshotInfo;
+use crate::options::Options;
+
+/// A snapshot that is to be taken.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NewSnapshot {
+    /// Its name.
+    pub name: String,
+    /// When: seconds since 1970. Libraries read no clock, so the caller says it.
+    pub date_seconds: u32,
+    /// Nanoseconds part of the date.
+    pub date_nanoseconds: u32,
+}
+
+/// Internal snapshots of a format. `which` is an id or, if no snapshot has that id, a name.
+#[async_trait]
+pub trait Snapshots: Send + Sync {
+    /// All of them, in the order of the image.
+    fn list(&self) -> Vec<SnapshotInfo>;
+
+    /// Takes a snapshot of the disk as it is once every write that has begun is done.
+    async fn create(&self, new: &NewSnapshot) -> Result<()>;
+
+    /// Makes the disk what it was when the snapshot was taken. `ENOENT` if there is none.
+    async fn apply(&self, which: &str) -> Result<()>;
+
+    /// Deletes a snapshot. `ENOENT` if there is none.
+    async fn delete(&self, which: &str) -> Result<()>;
+}
+
+/// What a check may change.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub enum Repair {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Space that nothing refers to is given back.
+    Leaks,
+    /// Everything that can be told from what is there.
+    All,
+}
+
+/// What a check found and mended.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub struct CheckReport {
+    /// Errors that are still there.
+    pub corruptions: u64,
+    /// Leaked clusters that are still there.
+    pub leaks: u64,
+    /// Structures that could not be looked at.
+    pub check_errors: u64,
+    /// Errors that were mended.
+    pub corruptions_fixed: u64,
+    /// Leaked clusters that were given back.
+    pub leaks_fixed: u64,
+    /// One past the last byte of the image file that is in use.
+    pub image_end_offset: u64,
+    /// Clusters of the disk.
+    pub total_clusters: u64,
+    /// Of them, those that are allocated.
+    pub allocated_clusters: u64,
+    /// Of those, the ones that do not follow their neighbour in the file.
+    pub fragmented_clusters: u64,
+    /// Of the allocated ones, those that are compressed.
+    pub compressed_clusters: u64,
+}
+
+/// How bad a finding is.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Severity {
+    /// Data is at risk.
+    Corruption,
+    /// Space is lost, nothing else.
+    Leak,
+    /// Something could not be looked at.
+    CheckError,
+    /// A repair was made.
+    Repaired,
+}
+
+/// One thing that a check has to say.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What and where, for people.
+    pub text: String,
+}
+
+/// Consistency check of a format.
+#[async_trait]
+pub trait Check: Send + Sync {
+    /// Checks the image and mends what `repair` allows. Each finding goes to `found` at once, so that
+    /// nothing grows with the damage.
+    async fn check(
+        &self,
+        repair: Repair,
+        found: &(dyn Fn(Finding) + Send + Sync),
+    ) -> Result<CheckReport>;
+}
+
+/// How far a long change of an image is: `done` of `total`, in units of the change's own.
+pub type ProgressSink<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
+
+/// Changes of the format's own options.
+#[async_trait]
+pub trait Amend: Send + Sync {
+    /// Changes what `options` name (`compat`, `size`, ...). Refuses before it changes anything what it
+    /// cannot change.
+    async fn amend(&self, options: Options, progress: ProgressSink<'_>) -> Result<(), OpenError>;
+}
+
+/// Dirty bitmaps that live in the image.
+///
+/// They are loaded into the node's bitmaps when it is opened and stored when it is closed; in between,
+/// the image marks them as in use, so that a crash is seen.
+#[async_trait]
+pub trait PersistentBitmaps: Send + Sync {
+    /// Puts the image's bitmaps into `into`.
+    async fn load(&self, into: &DirtyBitmaps) -> Result<()>;
+
+    /// Writes the persistent ones of `from` to the image, in place of all that it has.
+    async fn store(&self, from: &DirtyBitmaps) -> Result<()>;
+
+    /// Whether a bitmap of this name and granularity could be stored, before it is made.
+    fn can_store(&self, name: &str, granularity: u64) -> Result<()>;
+}
+
+/// Changes of what an image is to others: its backing file, its whole contents.
+#[async_trait]
+pub trait Rebase: Send + Sync {
+    /// Writes another backing file name and format to the header; `None`: no backing file. What the
+    /// node reads does not change until it is opened again.
+    async fn change_backing(
+        &self,
+        name: Option<&str>,
+        format: Option<&str>,
+    ) -> Result<(), OpenError>;
+
+    /// Drops all of the image's own data, so that the backing file shows. Nothing else is lost:
+    /// snapshots, bitmaps and unknown extensions stay.
+    async fn make_empty(&self) -> Result<()>;
+}
+
+/// What an image of a format would need.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub struct Measurement {
+    /// Bytes that the file needs for what is there.
+    pub required: u64,
+    /// Bytes that it can grow to.
+    pub fully_allocated: u64,
+    /// Bytes for the source's bitmaps, where it has any and the format can hold them.
+    pub bitmaps: Option<u64>,
+}

@@ -33,11 +33,13 @@
 
 mod cache;
 pub mod compress;
+pub mod create;
 mod driver;
 pub mod geometry;
 mod info;
 pub mod map;
 mod mapping;
+mod measure;
 mod open;
 mod persist_bitmap;
 mod read;

@@ -7,9 +7,10 @@
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
+use block_core::ability::Measurement;
 use block_core::driver::BlockDriver;
 use block_core::error::Problem;
-use block_core::registry::{DriverFactory, OpenContext};
+use block_core::registry::{CreateOption, DriverFactory, OpenContext};
 use block_core::{ByteRange, Node, OpenError, Options};
 use futures::future::BoxFuture;
 
@@ -23,7 +24,7 @@ use crate::spec::header::{UnverifiedHeader, unsupported};
 use crate::spec::{FORMAT, bad_field};
 use crate::table::{read_table, read_words};
 use crate::units::HostOffset;
-use crate::{persist_bitmap, snapshot};
+use crate::{create, measure, persist_bitmap, snapshot};
 
 /// What the driver cannot do yet.
 pub(crate) const WRITING: &str = "opening for writing";
@@ -74,6 +75,22 @@ impl DriverFactory for Qcow2Factory {
         let data = prepared.data().await?;
         let backing = prepared.backing().await?;
         prepared.finish(data, backing)
+    }
+
+    fn create_options(&self) -> &'static [CreateOption] {
+        create::OPTIONS
+    }
+
+    async fn create(&self, options: Options, context: OpenContext) -> Result<(), OpenError> {
+        create::create(options, context).await
+    }
+
+    async fn measure(
+        &self,
+        options: Options,
+        source: Option<Node>,
+    ) -> Result<Measurement, OpenError> {
+        measure::measure(options, source).await
     }
 }
 

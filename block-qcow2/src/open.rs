@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
+use block_core::ability::Measurement;
 use block_core::budget::MemoryBudget;
 use block_core::driver::BlockDriver;
 use block_core::error::Problem;
 use block_core::range::to_usize;
-use block_core::registry::{DriverFactory, OpenContext};
+use block_core::registry::{CreateOption, DriverFactory, OpenContext};
 use block_core::{ByteRange, Node, OpenError, OpenFlags, Options};
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
@@ -40,7 +41,7 @@ use crate::spec::{FORMAT, bad_field};
 use crate::table::{read_table, read_words};
 use crate::units::HostOffset;
 use crate::writer::{Writer, WriterOptions};
-use crate::{persist_bitmap, snapshot};
+use crate::{create, measure, persist_bitmap, snapshot};
 
 /// Most bytes of inflated clusters that an image keeps, unless one cluster is larger.
 const INFLATED_BYTES: u64 = 256 << 10;
@@ -78,6 +79,22 @@ impl DriverFactory for Qcow2Factory {
         let finished: BoxFuture<'_, _> = Box::pin(prepared.finish(data, backing));
         finished.await
     }
+
+    fn create_options(&self) -> &'static [CreateOption] {
+        create::OPTIONS
+    }
+
+    async fn create(&self, options: Options, context: OpenContext) -> Result<(), OpenError> {
+        create::create(options, context).await
+    }
+
+    async fn measure(
+        &self,
+        options: Options,
+        source: Option<Node>,
+    ) -> Result<Measurement, OpenError> {
+        measure::measure(options, source).await
+    }
 }
 
 fn not_supported(what: &'static str) -> OpenError {
@@ -102,7 +119,9 @@ impl CacheOptions {
         let refcounts = options.peek("refcount-cache-size").map(str::to_owned);
         let refcounts = match refcounts {
             None => None,
-            Some(text) => Options::new().with("refcount-cache-size", text).take_size("refcount-cache-size")?,
+            Some(text) => {
+                Options::new().with("refcount-cache-size", text).take_size("refcount-cache-size")?
+            }
         };
         if let (Some(total), Some(l2)) = (total, l2)
             && l2 > total

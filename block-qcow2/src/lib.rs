@@ -32,6 +32,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+mod check;
 pub mod compress;
 mod driver;
 pub mod geometry;

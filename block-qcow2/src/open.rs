@@ -10,16 +10,18 @@ use async_trait::async_trait;
 use block_core::driver::BlockDriver;
 use block_core::error::Problem;
 use block_core::registry::{DriverFactory, OpenContext};
-use block_core::{ByteRange, Node, OpenError, Options};
+use block_core::{ByteRange, Node, OpenError, OpenFlags, Options};
 use futures::future::BoxFuture;
 
 use crate::cache::{Cache, CacheSize};
 use crate::compress::inflate::Inflater;
 use crate::driver::{Access, Events, Metadata, Qcow2Driver};
 use crate::mapping::{MIN_SLICES, slice_bytes, slice_count};
+use crate::spec::bitmap::Bitmap;
 use crate::spec::extension::{Extensions, text};
 use crate::spec::header::{CryptMethod, HEADER_PREFIX, Header, MAGIC, MAX_BACKING_NAME};
 use crate::spec::header::{UnverifiedHeader, unsupported};
+use crate::spec::snapshot::Snapshot;
 use crate::spec::{FORMAT, bad_field};
 use crate::table::{read_table, read_words};
 use crate::units::HostOffset;
@@ -66,7 +68,8 @@ impl DriverFactory for Qcow2Factory {
         options: Options,
         context: OpenContext,
     ) -> Result<Arc<dyn BlockDriver>, OpenError> {
-        if context.flags.writable {
+        // A check is no guest: it mends the file below, and the node stays read-only.
+        if context.flags.writable && !context.flags.check {
             return Err(not_supported(WRITING));
         }
         // The chain below opens while this waits, so little is kept on the stack meanwhile.
@@ -166,7 +169,7 @@ impl Prepared {
         let references = ReferenceOptions::take(&mut options)?;
         let file = context.open_child(&mut options, "file").await?;
         options.finish()?;
-        let image = Image::read(&file, context.flags.no_io).await?;
+        let image = Image::read(&file, context.flags).await?;
         let slices = slice_cache_size(&image.header, caches, context.budget.limit())?;
         Ok(Box::new(Self { file, image, references, slices, context }))
     }
@@ -255,7 +258,7 @@ struct Image {
 }
 
 impl Image {
-    async fn read(file: &Node, no_io: bool) -> Result<Self, OpenError> {
+    async fn read(file: &Node, flags: OpenFlags) -> Result<Self, OpenError> {
         let start = HostOffset::new(0);
         let prefix = read_table(file, "header", start, HEADER_PREFIX).await?;
         let header = UnverifiedHeader::parse(&prefix)?;
@@ -270,18 +273,17 @@ impl Image {
         };
         let extensions = Extensions::parse(header.extension_area().of(&cluster))?;
         let header = header.verify(&extensions)?;
-        let access = check_encryption(&header, no_io)?;
-        check_layout(&header, &extensions, file.len())?;
+        // A check says itself what is wrong with the tables, and reads no guest data.
+        let access = check_encryption(&header, flags.no_io || flags.check)?;
+        if !flags.check {
+            check_layout(&header, &extensions, file.len())?;
+        }
 
         let needed = header.geometry.l1_entries_for(header.disk_len);
         let l1 = read_words(file, "L1 table", header.l1.offset, needed).await?;
-        let snapshots = snapshot::load(file, header.snapshots).await?;
-        let bitmaps = match extensions.bitmaps {
-            // Without the bit the directory was left behind by a writer that did not know it.
-            Some(bitmaps) if header.features.bitmaps => {
-                persist_bitmap::load(file, header.geometry, bitmaps).await?
-            }
-            _ => Vec::new(),
+        let (snapshots, bitmaps) = match load_lists(file, &header, &extensions).await {
+            Err(_) if flags.check => Default::default(),
+            loaded => loaded?,
         };
         let shown = backing_name.as_deref().map(String::from_utf8_lossy);
         let metadata = Metadata {
@@ -292,6 +294,22 @@ impl Image {
         };
         Ok(Self { header, metadata, backing_name, l1, access })
     }
+}
+
+async fn load_lists(
+    file: &Node,
+    header: &Header,
+    extensions: &Extensions,
+) -> Result<(Vec<Snapshot>, Vec<Bitmap>), OpenError> {
+    let snapshots = snapshot::load(file, header.snapshots).await?;
+    let bitmaps = match extensions.bitmaps {
+        // Without the bit the directory was left behind by a writer that did not know it.
+        Some(bitmaps) if header.features.bitmaps => {
+            persist_bitmap::load(file, header.geometry, bitmaps).await?
+        }
+        _ => Vec::new(),
+    };
+    Ok((snapshots, bitmaps))
 }
 
 fn check_encryption(header: &Header, no_io: bool) -> Result<Access, OpenError> {

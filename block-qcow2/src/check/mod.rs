@@ -9,10 +9,13 @@
 
 mod counts;
 mod extras;
+mod fix;
 mod judge;
 mod layout;
 mod log;
+mod rebuild;
 mod refcounts;
+mod repair;
 mod tables;
 mod walk;
 
@@ -35,10 +38,14 @@ pub(crate) async fn check_image(
     repair: Repair,
     found: &(dyn Fn(Finding) + Send + Sync),
 ) -> Result<CheckReport> {
-    let _ = (data, repair);
+    // What stands in a data file has no refcount: its entries are checked, its bytes never read.
+    let _ = data;
     let layout = Layout::read(file).await?;
-    let walk = Walk::run(file, &layout, Log::new(Some(found))).await?;
-    Ok(walk.log.report)
+    let report = Walk::run(file, &layout, Log::new(Some(found))).await?.log.report;
+    match repair {
+        Repair::Nothing => Ok(report),
+        Repair::Leaks | Repair::All => repair::mend(file, &layout, repair, report, found).await,
+    }
 }
 
 #[async_trait]

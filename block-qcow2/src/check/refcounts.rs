@@ -5,9 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use block_core::ability::Repair;
 use block_core::range::{to_u64, to_usize};
-use block_core::{Node, Result};
+use block_core::{Error, Node, Result};
 
 use crate::check::counts::Counts;
 use crate::check::layout::Layout;
@@ -25,6 +24,8 @@ const WINDOW: u64 = 32 << 10;
 pub(super) struct Blocks {
     /// Where each block starts; 0: there is none.
     pub(super) table: Vec<u64>,
+    /// Clusters that were counted as blocks, whether they can be used or not.
+    pub(super) counted: Vec<u64>,
     /// Blocks that were used last, the latest at the end.
     cache: Vec<(u64, Vec<u8>)>,
 }
@@ -63,6 +64,27 @@ impl Blocks {
         }
         let block = self.cache.last().map(|(_, block)| block.as_slice()).unwrap_or_default();
         Ok(refcount(layout.geometry(), block, place).unwrap_or(0))
+    }
+
+    /// Stores a refcount that fits in a block that exists.
+    pub(super) async fn store(
+        &mut self,
+        file: &Node,
+        layout: &Layout,
+        cluster: u64,
+        value: u64,
+    ) -> Result<()> {
+        self.stored(file, layout, cluster).await?;
+        let per_block = layout.geometry().refcounts_per_block();
+        let (index, place) = (cluster / per_block, cluster % per_block);
+        let start = self.table.get(to_usize(index)).copied().unwrap_or(0);
+        let Some((_, block)) = self.cache.last_mut().filter(|(cached, _)| *cached == index) else {
+            return Err(Error::Invalid);
+        };
+        set_refcount(layout.geometry(), block, place, value).ok_or(Error::Invalid)?;
+        let sector = place * layout.geometry().refcount_bits() / 8 / 512 * 512;
+        let bytes = block.get(to_usize(sector)..to_usize(sector) + 512).unwrap_or_default();
+        write_bytes(file, start + sector, bytes).await
     }
 
     /// The first index from `from` on that has a block or covers a cluster that was counted.
@@ -148,6 +170,7 @@ impl Walk<'_> {
             }
         };
         let mut used = BTreeSet::new();
+        let mut all = Vec::new();
         for (index, entry) in table.iter_mut().enumerate().filter(|(_, entry)| **entry != 0) {
             let raw = *entry;
             *entry = raw & !0x1ff;
@@ -172,12 +195,13 @@ impl Walk<'_> {
                 let cluster = layout.cluster_of(*entry);
                 self.refs.all.add(cluster, 1)?;
                 self.refs.exclusive.add(cluster, 1)?;
+                all.push(cluster);
                 if !used.insert(cluster) {
                     *entry = 0;
                 }
             }
         }
-        self.blocks = Blocks { table, cache: Vec::new() };
+        self.blocks = Blocks { table, counted: all, cache: Vec::new() };
         Ok(())
     }
 
@@ -199,9 +223,7 @@ impl Walk<'_> {
                 });
             } else if stored > counted {
                 log.leak(|| {
-                    format!(
-                        "leaked: cluster {cluster} has refcount {stored} and {counted} references"
-                    )
+                    format!("cluster {cluster} has refcount {stored} and {counted} references")
                 });
             }
             None

@@ -138,6 +138,7 @@ impl<'a> Walk<'a> {
                 let Target::Cluster(offset) = judged.target else { continue };
                 if !self.layout.is_inside(offset) {
                     self.faults.entries = true;
+                    self.faults.unfollowed = true;
                     self.log.corruption(|| {
                         format!("L2 table at {offset:#x} is beyond the end of the file")
                     });
@@ -168,8 +169,11 @@ impl<'a> Walk<'a> {
                         });
                     }
                 }
-                if self.layout.is_inside(offset) && self.refs.exclusive_is_free(self.layout, offset)
-                {
+                // What such an entry should point at looks like a leak.
+                let is_table = self.layout.is_inside(offset)
+                    && self.refs.exclusive_is_free(self.layout, offset);
+                self.faults.unfollowed |= !is_table;
+                if is_table {
                     let guest = index.saturating_mul(self.layout.geometry().l2_coverage());
                     self.walk_l2(offset, Some(guest)).await?;
                 }
@@ -186,6 +190,8 @@ impl<'a> Walk<'a> {
             let offset = cluster << self.layout.geometry().cluster_bits();
             if self.refs.exclusive_is_free(self.layout, offset) {
                 self.walk_l2(offset, None).await?;
+            } else {
+                self.faults.unfollowed = true;
             }
         }
         Ok(())
@@ -243,6 +249,7 @@ impl<'a> Walk<'a> {
         let last = self.layout.cluster_of(start.saturating_add(len - 1));
         if last >= self.layout.clusters {
             self.faults.entries = true;
+            self.faults.unfollowed = true;
             self.log
                 .corruption(|| format!("guest data at {start:#x} is beyond the end of the file"));
             return Ok(());

@@ -121,7 +121,7 @@ fn say(finding: Finding) {
     let text = finding.text;
     match finding.severity {
         Severity::Corruption => eprintln!("ERROR {text}"),
-        Severity::Leak => eprintln!("Leaked {text}"),
+        Severity::Leak => eprintln!("LEAK {text}"),
         Severity::CheckError => eprintln!("ERROR (unreadable) {text}"),
         Severity::Repaired => eprintln!("Repairing {text}"),
     }

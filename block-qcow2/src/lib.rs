@@ -33,6 +33,7 @@
 
 mod alloc;
 mod cache;
+mod check;
 pub mod compress;
 mod cow;
 pub mod create;

@@ -628,7 +628,9 @@ mod tests {
             });
             let node = node(&disk);
             let iov = crate::op::io_vec(&[1; 512], Alignment::ONE, 1);
-            exec.spawn("write", node.write(span(0, 512), iov, RequestFlags::empty())).await.unwrap();
+            exec.spawn("write", node.write(span(0, 512), iov, RequestFlags::empty()))
+                .await
+                .unwrap();
             node.flush().await.unwrap();
             let expect = [
                 (Moment::Arrived(Kind::Write), 2),

@@ -225,8 +225,9 @@ impl DurableModel {
 
     /// A change of the length begins. What is cut off, and what is added, is zero.
     pub fn begin_truncate(&mut self, op: OpId, len: u64) -> Change {
-        let shortest = self.lens.iter().map(|version| version.what).min().unwrap_or(0).min(len);
-        let range = ByteRange::from_bounds(shortest, MAX_LEN).unwrap_or_default();
+        // Lengths change one after the other, so the newest is what the disk has.
+        let now = self.lens.last().map_or(0, |version| version.what);
+        let range = ByteRange::from_bounds(now.min(len), MAX_LEN).unwrap_or_default();
         let change = self.begin_len(range, len);
         self.push(change, range, &Content { op, bytes: Source::Zero }, true);
         change
@@ -336,7 +337,13 @@ impl DurableModel {
     fn begin_len(&mut self, range: ByteRange, len: u64) -> Change {
         let change = self.change(Scope::Len(range));
         let began = self.now;
-        self.lens.push(Version { what: len, change: Some(change), began, ended: None, replaces: true });
+        self.lens.push(Version {
+            what: len,
+            change: Some(change),
+            began,
+            ended: None,
+            replaces: true,
+        });
         change
     }
 
@@ -612,10 +619,10 @@ mod tests {
         let truncate = model.begin_truncate(2, 1024);
         model.end(truncate, Outcome::Done, Stable::Later);
         assert_eq!((model.check(&disk), model.check(&disk[..1024])), (Ok(()), Ok(())));
-        assert_eq!(model.check(&disk[..512]).unwrap_err(), Loss::Len {
-            found: 512,
-            possible: vec![LEN, 1024]
-        });
+        assert_eq!(
+            model.check(&disk[..512]).unwrap_err(),
+            Loss::Len { found: 512, possible: vec![LEN, 1024] }
+        );
         flush(&mut model);
         assert!(matches!(model.check(&disk), Err(Loss::Len { .. })));
         let truncate = model.begin_truncate(3, 2048);
@@ -633,7 +640,10 @@ mod tests {
         let with = |byte| BTreeMap::from([("s".to_owned(), vec![byte; 512])]);
         let gone = BTreeMap::new();
         let create = model.begin_create("s");
-        assert_eq!((model.check_snapshots(&gone), model.check_snapshots(&with(7))), (Ok(()), Ok(())));
+        assert_eq!(
+            (model.check_snapshots(&gone), model.check_snapshots(&with(7))),
+            (Ok(()), Ok(()))
+        );
         model.end_create(create, Outcome::Done, Frozen::filled(512, Source::Zero));
         assert_eq!(model.check_snapshots(&gone), Ok(()));
         flush(&mut model);
@@ -645,7 +655,10 @@ mod tests {
         assert_eq!(model.check_snapshots(&with(0)), Ok(()));
         let delete = model.begin_delete("s");
         model.end(delete, Outcome::Done, Stable::Later);
-        assert_eq!((model.check_snapshots(&gone), model.check_snapshots(&with(0))), (Ok(()), Ok(())));
+        assert_eq!(
+            (model.check_snapshots(&gone), model.check_snapshots(&with(0))),
+            (Ok(()), Ok(()))
+        );
         flush(&mut model);
         assert!(matches!(model.check_snapshots(&with(0)), Err(Loss::SnapshotBack { .. })));
     }

@@ -43,7 +43,7 @@ impl Tap for Liar {
     async fn before(&self, call: &Call) -> Verdict {
         match self.0 {
             Lie::Flush if call.kind == Kind::FlushToDisk => Verdict::Fail(Error::Busy),
-            Lie::Write if call.kind == Kind::Write && call.number % 8 == 0 => {
+            Lie::Write if call.kind == Kind::Write && call.number.is_multiple_of(8) => {
                 Verdict::Fail(Error::Busy)
             }
             _ => Verdict::Pass,

@@ -100,6 +100,52 @@ pub fn l2_entry(geometry: Geometry, raw: u64, bitmap: u64) -> Result<Cluster, Fa
     Ok(Cluster::Plain { host, alloc, zero })
 }
 
+/// Whether an L1 or L2 entry says that what it points at is referenced exactly once.
+pub const fn is_copied(raw: u64) -> bool {
+    raw & COPIED != 0
+}
+
+/// The same entry with the COPIED flag set or cleared.
+#[must_use]
+pub const fn with_copied(raw: u64, copied: Copied) -> u64 {
+    match copied {
+        Copied::Yes => raw | COPIED,
+        Copied::No => raw & !COPIED,
+    }
+}
+
+/// Whether what an entry points at is referenced exactly once.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Copied {
+    /// Once: it may be written in place.
+    Yes,
+    /// Perhaps more than once: a write needs a copy.
+    No,
+}
+
+/// The L1 entry of an L2 table.
+pub const fn encode_l1(table: HostOffset, copied: Copied) -> u64 {
+    with_copied(table.bytes() & OFFSET_MASK, copied)
+}
+
+/// The words of an L2 entry of a cluster that is not compressed; the second one is 0 where entries
+/// are standard. The reverse of [`l2_entry`].
+pub fn encode_plain(
+    geometry: Geometry,
+    host: Option<HostOffset>,
+    alloc: u32,
+    zero: u32,
+    copied: Copied,
+) -> (u64, u64) {
+    let offset = host.map_or(0, |h| h.bytes() & OFFSET_MASK);
+    let copied = if host.is_some() { copied } else { Copied::No };
+    let raw = with_copied(offset, copied);
+    match geometry.l2_format() {
+        L2Format::Standard => (if zero != 0 { raw | ZERO } else { raw }, 0),
+        L2Format::Extended => (raw, u64::from(zero) << 32 | u64::from(alloc)),
+    }
+}
+
 fn compressed_entry(geometry: Geometry, raw: u64, bitmap: u64) -> Result<Cluster, Fault> {
     if geometry.data_location() == DataLocation::DataFile {
         return Err(Fault::new("compressed cluster in an image with a data file", raw));
@@ -188,6 +234,9 @@ mod tests {
                 prop_assert_eq!(alloc & zero, 0);
                 prop_assert!(alloc == 0 || host.is_some());
                 prop_assert!(host.is_none_or(|h| g.offset_in_cluster(h.bytes()) == 0));
+                let copied = if is_copied(raw) { Copied::Yes } else { Copied::No };
+                let (again, bits) = encode_plain(g, host, alloc, zero, copied);
+                prop_assert_eq!(l2_entry(g, again, bits), l2_entry(g, raw, bitmap));
             }
             let _ = l1_entry(g, raw);
         }

@@ -34,6 +34,34 @@ pub fn refcount(geometry: Geometry, block: &[u8], index: u64) -> Option<u64> {
     Some(bytes.iter().fold(0, |sum, b| sum << 8 | u64::from(*b)))
 }
 
+/// Largest refcount that fits.
+pub const fn max_refcount(geometry: Geometry) -> u64 {
+    u64::MAX >> (64 - geometry.refcount_bits())
+}
+
+/// Sets refcount number `index` of a block. `None`, and nothing changed, if the block does not hold
+/// it or the value does not fit.
+#[must_use]
+pub fn set_refcount(geometry: Geometry, block: &mut [u8], index: u64, value: u64) -> Option<()> {
+    if value > max_refcount(geometry) {
+        return None;
+    }
+    let bits = geometry.refcount_bits();
+    if bits < 8 {
+        let per_byte = 8 / bits;
+        let byte = block.get_mut(usize::try_from(index / per_byte).ok()?)?;
+        let shift = (index % per_byte) * bits;
+        let mask = ((1u64 << bits) - 1) << shift;
+        *byte = u8::try_from(u64::from(*byte) & !mask | value << shift).ok()?;
+        return Some(());
+    }
+    let size = usize::try_from(bits / 8).ok()?;
+    let start = usize::try_from(index).ok()?.checked_mul(size)?;
+    let place = block.get_mut(start..start.checked_add(size)?)?;
+    place.copy_from_slice(value.to_be_bytes().get(8 - size..)?);
+    Some(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,6 +85,27 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_set_is_read_and_nothing_else_changes(
+            order in 0u32..=6,
+            block in prop::collection::vec(any::<u8>(), 64),
+            index in 0u64..600,
+            value: u64,
+        ) {
+            let g = geometry(order);
+            let value = value & max_refcount(g);
+            let mut changed = block.clone();
+            let there = refcount(g, &block, index).is_some();
+            prop_assert_eq!(set_refcount(g, &mut changed, index, value).is_some(), there);
+            for n in 0..600 {
+                let expect = refcount(g, &block, n).map(|old| if n == index { value } else { old });
+                prop_assert_eq!(refcount(g, &changed, n), expect);
+            }
+            if order < 6 {
+                prop_assert_eq!(set_refcount(g, &mut changed, 0, max_refcount(g) + 1), None);
+            }
+        }
+
         #[test]
         fn any_block_and_entry(
             order in 0u32..=6,

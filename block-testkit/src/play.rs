@@ -112,6 +112,13 @@ impl Player {
         self
     }
 
+    /// The node has a snapshot already, the newest one.
+    #[must_use]
+    pub fn holding(self, name: &str, frozen: Frozen) -> Self {
+        self.snapshots.lock().push((name.to_owned(), frozen));
+        self
+    }
+
     /// Sends of each operation only what is inside of the disk.
     #[must_use]
     pub fn cutting(mut self) -> Self {
@@ -291,11 +298,8 @@ impl Player {
         let token = self.model.lock().begin_write(range, source);
         let played = self.drive(request).await;
         let outcome = match played {
-            Played::Returned(Ok(())) => Outcome::Done,
-            Played::Returned(Err(
-                Error::Unsupported | Error::OutOfRange { .. } | Error::Invalid | Error::ReadOnly,
-            )) => Outcome::Refused,
-            Played::Returned(Err(_)) => Outcome::Failed,
+            Played::Returned(Err(Error::OutOfRange { .. })) => Outcome::Refused,
+            Played::Returned(result) => outcome(result),
             // It goes on by itself: its range may hold old or new data from here on.
             Played::Dropped => return played,
         };
@@ -315,10 +319,23 @@ impl Player {
 
     async fn truncate(&self, node: &Node, id: OpId, len: u64) -> Result<()> {
         let change = self.durable.as_ref().map(|durable| durable.lock().begin_truncate(id, len));
+        let (lost, token) = {
+            let mut model = self.model.lock();
+            let lost = ByteRange::from_bounds(len, model.len()).unwrap_or_default();
+            (lost, model.begin_write(lost, Source::Zero))
+        };
         let result = node.truncate(len, Exactness::Exact, Prealloc::Off).await;
-        if result.is_ok() {
-            self.model.lock().truncate(len);
+        let mut model = self.model.lock();
+        if result.is_ok() || node.len() == len {
+            model.end_write(token, Outcome::Refused);
+            model.truncate(len);
+        } else {
+            // What was to be cut off may be gone already.
+            let refused = lost.is_empty() || result == Err(Error::Unsupported);
+            let outcome = if refused { Outcome::Refused } else { Outcome::Failed };
+            model.end_write(token, outcome);
         }
+        drop(model);
         self.end(change, result);
         result
     }
@@ -423,7 +440,11 @@ struct Change {
 }
 
 fn outcome(result: Result<()>) -> Outcome {
-    if result.is_ok() { Outcome::Done } else { Outcome::Failed }
+    match result {
+        Ok(()) => Outcome::Done,
+        Err(Error::Unsupported | Error::Invalid | Error::ReadOnly) => Outcome::Refused,
+        Err(_) => Outcome::Failed,
+    }
 }
 
 /// Zeroed memory for `range` of `node`.

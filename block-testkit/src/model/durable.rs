@@ -174,6 +174,14 @@ impl DurableModel {
         model
     }
 
+    /// With a snapshot that is stable.
+    #[must_use]
+    pub fn holding(mut self, name: &str, frozen: Frozen) -> Self {
+        let there = Version::first(Some(Arc::new(frozen)));
+        self.snapshots.insert(name.to_owned(), vec![there]);
+        self
+    }
+
     /// A change of `range` by `op` begins, which leaves `source` there.
     pub fn begin(&mut self, op: OpId, range: ByteRange, source: Source, effect: Effect) -> Change {
         let change = self.change(Scope::Bytes(range));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use block_core::driver::BlockDriver;
 use block_core::graph;
-use block_testkit::campaign::{Campaign, Game, seeded};
+use block_testkit::campaign::{Campaign, Game};
 use block_testkit::disk::mem::{MemConfig, MemDisk, all_capabilities};
 use block_testkit::exec::Exec;
 use block_testkit::model::disk::DiskModel;
@@ -17,7 +17,7 @@ use block_testkit::model::frozen::Frozen;
 use block_testkit::naive::qcow2::make::Made;
 use block_testkit::peer::{ImageDir, Verdict};
 use block_testkit::play::Player;
-use kit::{Complaint, Judged, Setup, World, judge, known, setups, unexpected};
+use kit::{Complaint, Judged, Setup, World, judge, known, ops, setups, unexpected};
 
 /// A file in memory that grows, as tests want it: it tears what overlaps, and discards leave junk.
 fn file(bytes: &[u8], setup: &Setup) -> Arc<MemDisk> {
@@ -96,7 +96,7 @@ fn play(game: &Game<Setup>) -> Result<(Made, Judged), String> {
 
 fn make(setups: &[Setup], seed: u64, most: usize) -> Game<Setup> {
     let setup = setups[kit::index(seed % setups.len() as u64)].clone();
-    let ops = seeded(&setup.space().ops(most), seed);
+    let ops = ops(&setup, seed, most);
     Game { depth: 1 + kit::index(seed / 7 % 8), setup, ops, seed }
 }
 

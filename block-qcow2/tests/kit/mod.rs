@@ -18,8 +18,9 @@ use block_core::options::OpenFlags;
 use block_core::proto::mem::MemDriver;
 use block_core::range::to_usize;
 use block_core::registry::{DriverFactory, OpenContext};
-use block_core::{Alignment, Error, Node, OpenError, Options, Registry};
+use block_core::{Alignment, Error, Node, OpenError, Options, Registry, RequestFlags};
 use block_qcow2::Qcow2Factory;
+use block_testkit::campaign::seeded;
 use block_testkit::model::disk::Source;
 use block_testkit::model::frozen::Frozen;
 use block_testkit::naive::qcow2::make::Made;
@@ -29,7 +30,7 @@ use block_testkit::play::Played;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
-pub use setups::{SNAPSHOT, Setup, setup, setups};
+pub use setups::{Setup, setups};
 
 /// Hands out one driver that is there already.
 struct Given(&'static str, Arc<dyn BlockDriver>);
@@ -172,7 +173,11 @@ pub fn unexpected(setup: &Setup, ops: &[Op], played: &[Played]) -> Vec<String> {
     let may_fail = |op: &Op, error: Error| match op {
         // What an image of this shape cannot do.
         Op::Truncate { .. } => error == Error::Unsupported && setup.shape.version == 2,
-        Op::Snapshot(SnapshotOp::Create) => setup.shape.refcount_order <= 1,
+        Op::Snapshot(SnapshotOp::Create) if setup.shape.refcount_order <= 1 => true,
+        Op::Snapshot(_) => error == Error::Unsupported,
+        Op::Write { flags, .. } if flags.contains(RequestFlags::COMPRESSED) => {
+            error == Error::Unsupported
+        }
         _ => false,
     };
     let failed = ops.iter().zip(played).filter(|(op, played)| match played {
@@ -180,6 +185,17 @@ pub fn unexpected(setup: &Setup, ops: &[Op], played: &[Played]) -> Vec<String> {
         _ => false,
     });
     failed.map(|(op, played)| format!("{op:?}: {played:?}")).collect()
+}
+
+/// Random operations on an image of `setup`, up to `most`. Lengths are whole sectors, as images have them.
+pub fn ops(setup: &Setup, seed: u64, most: usize) -> Vec<Op> {
+    let mut ops = seeded(&setup.space().ops(most), seed);
+    for op in &mut ops {
+        if let Op::Truncate { len } = op {
+            *len = len.next_multiple_of(512);
+        }
+    }
+    ops
 }
 
 /// Keeps the first error that somebody finds.

@@ -32,6 +32,20 @@ use parking_lot::Mutex;
 
 pub use setups::{Setup, setups};
 
+/// A protocol by the name that plain names have. Nothing is opened by it: tests give all files.
+struct NoFiles;
+
+#[async_trait]
+impl DriverFactory for NoFiles {
+    fn name(&self) -> &'static str {
+        "file"
+    }
+
+    async fn open(&self, _: Options, _: OpenContext) -> Result<Arc<dyn BlockDriver>, OpenError> {
+        Err(OpenError::Unsupported { driver: "file", what: "opening a file" })
+    }
+}
+
 /// Hands out one driver that is there already.
 struct Given(&'static str, Arc<dyn BlockDriver>);
 
@@ -83,7 +97,7 @@ impl World {
     /// Opens the image.
     pub fn open_with(&self, flags: OpenFlags) -> BoxFuture<'static, Result<Node, OpenError>> {
         let image = Given("given-image", Arc::clone(&self.image));
-        let mut registry = Registry::new().with(Qcow2Factory).with(RawFactory).with(image);
+        let mut registry = Registry::new().with(Qcow2Factory).with(RawFactory).with(NoFiles).with(image);
         let mut options = self.options.clone();
         options.set("driver", "qcow2");
         options.set("file.driver", "given-image");

@@ -75,7 +75,8 @@ impl DriverFactory for Qcow2Factory {
         let prepared = Prepared::boxed(options, context).await?;
         let data = prepared.data().await?;
         let backing = prepared.backing().await?;
-        prepared.finish(data, backing).await
+        let finished: BoxFuture<'_, _> = Box::pin(prepared.finish(data, backing));
+        finished.await
     }
 }
 

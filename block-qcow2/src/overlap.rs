@@ -10,7 +10,7 @@ use block_core::ByteRange;
 use parking_lot::RwLock;
 use roaring::RoaringTreemap;
 
-use crate::geometry::Geometry;
+use crate::geometry::{DataLocation, Geometry};
 use crate::spec::Fault;
 use crate::units::HostOffset;
 
@@ -115,6 +115,12 @@ impl OverlapMap {
         map
     }
 
+    /// Forgets everything but the header.
+    pub(crate) fn reset(&self) {
+        *self.sets.write() = Sets::default();
+        self.insert(Section::MainHeader, HostOffset::new(0), self.geometry.cluster_size());
+    }
+
     /// Notes that the clusters of `len` bytes at `offset` belong to `section`.
     pub(crate) fn insert(&self, section: Section, offset: HostOffset, len: u64) {
         let Some((first, last)) = self.clusters(offset.bytes(), len) else { return };
@@ -135,9 +141,13 @@ impl OverlapMap {
         sets.guarded.remove_range(first..=last);
     }
 
-    /// Whether guest data may be written to `range` of the file.
+    /// Whether guest data may be written to `range` of the file that it goes to: anywhere in a data
+    /// file, which holds no metadata.
     #[inline]
     pub(crate) fn check_data(&self, range: ByteRange) -> Result<(), Fault> {
+        if self.geometry.data_location() == DataLocation::DataFile {
+            return Ok(());
+        }
         let Some((first, last)) = self.clusters(range.offset(), range.len()) else { return Ok(()) };
         let sets = self.sets.read();
         if first == last && !sets.guarded.contains(first) {
@@ -160,7 +170,7 @@ impl OverlapMap {
         let sets = self.sets.read();
         let others = SECTIONS.iter().filter(|(other, ..)| *other != section);
         let hit = others
-            .flat_map(|(other, ..)| sets.sections[index(*other)].range(first..=last).next())
+            .filter_map(|(other, ..)| first_in(&sets.sections[index(*other)], first, last))
             .next();
         hit.map_or(Ok(()), |cluster| Err(self.fault(&sets, cluster)))
     }
@@ -169,12 +179,13 @@ impl OverlapMap {
     pub(crate) fn check_free(&self, offset: HostOffset, len: u64) -> Result<(), Fault> {
         let Some((first, last)) = self.clusters(offset.bytes(), len) else { return Ok(()) };
         let sets = self.sets.read();
-        let hit = sets.sections.iter().find_map(|set| set.range(first..=last).next());
+        let hit = sets.sections.iter().find_map(|set| first_in(set, first, last));
         match hit {
             None => Ok(()),
-            Some(cluster) => {
-                Err(Fault::new("refcount 0 of metadata at", cluster << self.geometry.cluster_bits()))
-            }
+            Some(cluster) => Err(Fault::new(
+                "refcount 0 of metadata at",
+                cluster << self.geometry.cluster_bits(),
+            )),
         }
     }
 
@@ -190,6 +201,12 @@ impl OverlapMap {
         let what = hit.map_or("write into metadata at", |(_, _, what)| *what);
         Fault::new(what, cluster << self.geometry.cluster_bits())
     }
+}
+
+/// The first cluster of `set` from `first` to `last`, both included.
+fn first_in(set: &RoaringTreemap, first: u64, last: u64) -> Option<u64> {
+    let before = first.checked_sub(1).map_or(0, |before| set.rank(before));
+    if set.rank(last) == before { None } else { set.select(before) }
 }
 
 /// Place in [`SECTIONS`].
@@ -210,7 +227,7 @@ const fn index(section: Section) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::geometry::{DataLocation, L2Format, Version};
+    use crate::geometry::{L2Format, Version};
 
     fn map(guarded: Guarded) -> OverlapMap {
         let location = DataLocation::Image;

@@ -187,7 +187,7 @@ impl NewImage<'_> {
         let word = |index: u64| {
             let host = first.plus(index / words * geometry.cluster_size());
             let entry = encode_plain(geometry, Some(host), subclusters, 0, Copied::Yes);
-            if index % words == 0 { entry.0 } else { entry.1 }
+            if index.is_multiple_of(words) { entry.0 } else { entry.1 }
         };
         let count = disk_len.div_ceil(geometry.cluster_size()) * words;
         self.write_words("L2 table", layout.l2_offset(), count, word).await

@@ -18,6 +18,7 @@ mod info;
 mod interrupt;
 mod json;
 mod map;
+mod measure;
 mod output;
 mod progress;
 mod slots;
@@ -57,6 +58,8 @@ enum Command {
     Info(info::Args),
     /// Show how the contents of an image are stored.
     Map(map::Args),
+    /// Calculate the size that a new image would need.
+    Measure(measure::Args),
 }
 
 /// Runs the command line `args` (program name first), writes to `out` and to standard error, and
@@ -75,6 +78,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
         Command::Create(args) => create::run(&args, out),
         Command::Info(args) => info::run(&args, out),
         Command::Map(args) => map::run(&args, out),
+        Command::Measure(args) => measure::run(&args, out),
     };
     let result = result.and_then(|status| out.finish().map(|()| status));
     match result {
@@ -90,7 +94,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
 
 /// The subcommand that a command line names, or nothing.
 fn command_of(args: &[OsString]) -> &'static str {
-    const NAMES: [&str; 7] = ["bench", "check", "compare", "convert", "create", "info", "map"];
+    const NAMES: [&str; 8] =
+        ["bench", "check", "compare", "convert", "create", "info", "map", "measure"];
     let given = args.get(1).and_then(|arg| arg.to_str()).unwrap_or_default();
     NAMES.into_iter().find(|name| *name == given).unwrap_or_default()
 }

@@ -192,7 +192,7 @@ impl Walk<'_> {
         let sets = [&self.refs.exclusive, &self.refs.l2, &self.refs.compressed];
         let overlapping = sets.into_iter().flat_map(|counts| counts.iter_from(0));
         let over = |(cluster, count): (u64, u64)| self.refs.all.get(cluster).saturating_sub(count);
-        overlapping.map(over).fold(0, u64::saturating_add).min(max)
+        overlapping.map(over).fold(self.faults.too_many, u64::saturating_add).min(max)
     }
 
     /// `count` clusters behind everything that is there.

@@ -46,6 +46,8 @@ pub(super) struct Faults {
     pub(super) snapshots: bool,
     /// The bitmap directory or what it points at.
     pub(super) bitmaps: bool,
+    /// References beyond what refcounts of this width can say.
+    pub(super) too_many: u64,
     /// Something was not followed: what it refers to looks like a leak and may be none.
     pub(super) unfollowed: bool,
 }

@@ -148,6 +148,8 @@ async fn round(mut walk: Walk<'_>) -> Result<Round> {
     let mut spare = walk.spare(copies + snapshots);
     let lacks_room = walk.lacks_blocks(spare);
     if faults.blocks || lacks_room {
+        walk.rewrite(Pass::Untangle, &mut spare).await?;
+        walk.file.flush().await?;
         walk.rebuild(copies + snapshots).await?;
         return Ok(Round::Again);
     }

@@ -31,6 +31,8 @@ pub(super) struct References {
     pub(super) l2: Counts,
     /// Compressed clusters, which may share a cluster with each other.
     pub(super) compressed: Counts,
+    /// L2 tables whose cluster the refcount table claims too, without reason as far as can be seen.
+    disputed: Counts,
     /// L2 tables that were read.
     seen: Counts,
 }
@@ -93,6 +95,7 @@ impl<'a> Walk<'a> {
                 walk.count_l2(l1, "the L1 table of a snapshot").await?;
             }
         }
+        walk.settle_disputes().await?;
         walk.walk_active(active).await?;
         walk.walk_inactive().await?;
         walk.find_overlaps();
@@ -153,6 +156,50 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Where an L1 entry and the refcount structure claim the same cluster, its contents decide: the
+    /// refcounts can be written anew elsewhere, an L2 table cannot.
+    async fn settle_disputes(&mut self) -> Result<()> {
+        let place = self.layout.header.refcount_table;
+        let first = self.layout.cluster_of(place.offset.bytes());
+        let table = first..first.saturating_add(place.count.into());
+        let claimed: Vec<_> = table.chain(self.blocks.counted.iter().copied()).collect();
+        for cluster in claimed {
+            let is_new = self.refs.disputed.get(cluster) == 0 && self.refs.l2.get(cluster) != 0;
+            let offset = cluster << self.layout.geometry().cluster_bits();
+            if is_new && self.looks_like_l2(offset).await? {
+                self.refs.disputed.add(cluster, 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a cluster holds nothing that an L2 table would not, and refers to guest data.
+    async fn looks_like_l2(&self, offset: u64) -> Result<bool> {
+        let geometry = self.layout.geometry();
+        let mut refers = false;
+        let mut reader = TableReader::new(self.file, offset, geometry.cluster_size());
+        while let Some(piece) = reader.next().await? {
+            let mut words = piece.words();
+            while let Some(raw) = words.next() {
+                let bitmap =
+                    if geometry.l2_entry_words() == 2 { words.next().unwrap_or(0) } else { 0 };
+                let judged = self.layout.judge_l2((raw, bitmap), None);
+                let is_sound = match judged.target {
+                    Target::None => true,
+                    // Nothing in a data file is shared.
+                    Target::External => judged.is_copied(),
+                    Target::Cluster(offset) => self.layout.is_inside(offset),
+                    Target::Compressed(payload) => self.layout.is_inside(payload.end() - 1),
+                };
+                if judged.problems[0].is_some() || !is_sound {
+                    return Ok(false);
+                }
+                refers |= judged.target != Target::None;
+            }
+        }
+        Ok(refers)
+    }
+
     /// Walks the L2 tables of the disk in guest order.
     async fn walk_active(&mut self, l1: L1) -> Result<()> {
         let mut reader = TableReader::new(self.file, l1.offset, l1.count * 8);
@@ -172,8 +219,8 @@ impl<'a> Walk<'a> {
                     }
                 }
                 // What such an entry should point at looks like a leak.
-                let is_table = self.layout.is_inside(offset)
-                    && self.refs.exclusive_is_free(self.layout, offset);
+                let is_table =
+                    self.layout.is_inside(offset) && self.refs.may_be_l2(self.layout, offset);
                 self.faults.unfollowed |= !is_table;
                 if is_table {
                     let guest = index.saturating_mul(self.layout.geometry().l2_coverage());
@@ -190,7 +237,7 @@ impl<'a> Walk<'a> {
         while let Some((cluster, _)) = self.refs.l2.next(from) {
             from = cluster + 1;
             let offset = cluster << self.layout.geometry().cluster_bits();
-            if self.refs.exclusive_is_free(self.layout, offset) {
+            if self.refs.may_be_l2(self.layout, offset) {
                 self.walk_l2(offset, None).await?;
             } else {
                 self.faults.unfollowed = true;
@@ -345,8 +392,9 @@ impl<'a> Walk<'a> {
 }
 
 impl References {
-    /// Whether no metadata but L2 tables is in the cluster at `offset`.
-    pub(super) fn exclusive_is_free(&self, layout: &Layout, offset: u64) -> bool {
-        self.exclusive.get(layout.cluster_of(offset)) == 0
+    /// Whether the cluster at `offset` can be taken for an L2 table: no other metadata is in it.
+    pub(super) fn may_be_l2(&self, layout: &Layout, offset: u64) -> bool {
+        let cluster = layout.cluster_of(offset);
+        self.exclusive.get(cluster) == 0 || self.disputed.get(cluster) != 0
     }
 }

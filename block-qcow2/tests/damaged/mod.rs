@@ -24,18 +24,17 @@ pub const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
 /// Creation options of the images.
 pub const SHAPES: [&str; 10] = [
-    "compat=0.10",
+    "compat=0.10,cluster_size=4k",
     "compat=1.1",
     "cluster_size=512",
     "cluster_size=4k,lazy_refcounts=on",
-    "refcount_bits=1",
-    "refcount_bits=2",
-    "refcount_bits=64,cluster_size=4k",
-    "extended_l2=on",
-    "compression_type=zstd",
-    "data_file=data.raw",
+    "cluster_size=4k,refcount_bits=1",
+    "cluster_size=4k,refcount_bits=2",
+    "cluster_size=4k,refcount_bits=64",
+    "cluster_size=16k,extended_l2=on",
+    "cluster_size=4k,compression_type=zstd",
+    "cluster_size=4k,data_file=data.raw",
 ];
-
 /// The same with clusters so large that only a few damages are tried.
 pub const LARGE: &str = "cluster_size=2M";
 
@@ -79,6 +78,8 @@ impl Sample {
             512
         } else if probe("=4k") {
             4096
+        } else if probe("=16k") {
+            16384
         } else if probe("=2M") {
             2 << 20
         } else {
@@ -413,11 +414,11 @@ pub fn damages() -> Vec<Damage> {
             (s.version == 2).then(|| s.change(EMPTY, |_| 1))?;
             Some(Lost::Nothing)
         }),
-        damage("bits in a shared L2 table", ONCE, |s| {
-            let l1 = s.word(s.snapshots);
+        damage("reserved bits in a shared L2 table", ONCE, |s| {
+            let l1 = s.has_snapshots().then(|| s.word(s.snapshots))?;
             let shared = s.word(l1) & OFFSET;
             let at = shared + DATA * s.entry_size;
-            s.has_snapshots().then(|| s.put(at, s.word(at) | 4))?;
+            s.put(at, s.word(at) | 4);
             Some(Lost::Nothing)
         }),
         damage("L1 table of a snapshot too large", Peer::Other("it cannot open it"), |s| {

@@ -48,6 +48,10 @@ pub(super) struct Faults {
     pub(super) snapshots: bool,
     /// The bitmap directory or what it points at.
     pub(super) bitmaps: bool,
+    /// The L1 table's size, which takes in other metadata.
+    pub(super) excess: bool,
+    /// The place of the L1 table contradicts the header's other fields: nothing can be told from it.
+    pub(super) hopeless: bool,
     /// References beyond what refcounts of this width can say.
     pub(super) too_many: u64,
     /// Something was not followed: what it refers to looks like a leak and may be none.
@@ -86,18 +90,19 @@ impl<'a> Walk<'a> {
         walk.load_blocks().await?;
         let l1 = layout.header.l1;
         let active = L1 { offset: l1.offset.bytes(), count: l1.count.into() };
-        walk.refer_exclusive("the L1 table", active.offset, active.count * 8)?;
-        walk.walk_snapshot_table().await?;
-        walk.walk_bitmaps().await?;
+        walk.refer_active(active)?;
         walk.count_l2(active, "the L1 table").await?;
+        walk.walk_snapshot_table().await?;
         for index in 0..walk.snapshots.len() {
             if let Some(l1) = walk.snapshots.get(index).copied() {
                 walk.count_l2(l1, "the L1 table of a snapshot").await?;
             }
         }
+        walk.walk_bitmaps().await?;
         walk.settle_disputes().await?;
         walk.walk_active(active).await?;
         walk.walk_inactive().await?;
+        walk.judge_active(active);
         walk.find_overlaps();
         walk.compare_refcounts().await?;
         Ok(walk)
@@ -123,6 +128,44 @@ impl<'a> Walk<'a> {
             self.refs.exclusive.add(cluster, 1)?;
         }
         Ok(alone)
+    }
+
+    /// Counts the clusters of metadata that the disk can do without. They are not claimed, and this is
+    /// `false`, where they are not in the file or belong to other metadata.
+    pub(super) fn refer_minor(&mut self, what: &str, offset: u64, len: u64) -> Result<bool> {
+        let first = self.layout.cluster_of(offset);
+        let last = self.layout.cluster_of(offset.saturating_add(len.saturating_sub(1)));
+        let is_free =
+            |cluster| self.refs.exclusive.get(cluster) == 0 && self.refs.l2.get(cluster) == 0;
+        let may = last < self.layout.clusters && (first..=last).all(is_free);
+        Ok((may || len == 0) && self.refer_exclusive(what, offset, len)?)
+    }
+
+    /// Counts the clusters of the L1 table of the disk.
+    fn refer_active(&mut self, l1: L1) -> Result<()> {
+        let table = self.layout.header.refcount_table;
+        let start = self.layout.cluster_of(table.offset.bytes());
+        let (first, needed) = self.clusters_of_l1(l1);
+        let other = 0..u64::from(self.layout.extensions.crypto_header.is_some()) + 1;
+        let tables = first < start + u64::from(table.count) && start < needed;
+        self.faults.hopeless = tables || other.contains(&first) || needed > self.layout.clusters;
+        self.refer_exclusive("the L1 table", l1.offset, l1.count * 8)?;
+        Ok(())
+    }
+
+    /// The first cluster of an L1 table, and the end of those that hold what the disk needs.
+    fn clusters_of_l1(&self, l1: L1) -> (u64, u64) {
+        let needed = self.layout.geometry().l1_entries_for(self.layout.header.disk_len);
+        let end = l1.offset.saturating_add(needed.max(1) * 8 - 1);
+        (self.layout.cluster_of(l1.offset), self.layout.cluster_of(end) + 1)
+    }
+
+    /// Whether the entries that the disk does not need stand where something else does.
+    fn judge_active(&mut self, l1: L1) {
+        let (_, needed) = self.clusters_of_l1(l1);
+        let end =
+            self.layout.cluster_of(l1.offset.saturating_add(l1.count * 8).saturating_sub(1)) + 1;
+        self.faults.excess = (needed..end).any(|cluster| self.refs.all.get(cluster) != 1);
     }
 
     /// Counts the references of one L1 table to L2 tables.

@@ -144,7 +144,8 @@ impl Qcow2Driver {
         let cluster = geometry.cluster_alignment();
         let to_the_end = range.end() >= self.disk_len();
         let end = if to_the_end { cluster.round_up(self.disk_len()) } else { range.end() };
-        let whole = ByteRange::from_bounds(range.offset(), end.max(range.offset()))?.shrink(cluster);
+        let whole =
+            ByteRange::from_bounds(range.offset(), end.max(range.offset()))?.shrink(cluster);
         if whole.is_empty() {
             return Err(Error::Unsupported);
         }
@@ -221,7 +222,8 @@ impl Qcow2Driver {
         target: Target,
     ) -> Result<Option<Vec<Kept>>> {
         let geometry = self.geometry();
-        let change = |words: &mut [u64]| retarget(geometry, words, slice.first_entry, range, target);
+        let change =
+            |words: &mut [u64]| retarget(geometry, words, slice.first_entry, range, target);
         let Some(LetGo { dropped, kept }) = self.change_slice(slice, change).await? else {
             return Ok(None);
         };

@@ -12,12 +12,14 @@ use block_core::driver::BlockDriver;
 use block_core::proto::mem::MemDriver;
 use block_core::{Alignment, ByteRange, IoBuf, graph};
 use block_testkit::campaign::{Campaign, Game};
-use block_testkit::disk::CrashDisk;
+use block_testkit::disk::crash::{CrashDisk, Flushes};
+use block_testkit::disk::mem::Discarded;
 use block_testkit::exec::Exec;
 use block_testkit::model::disk::DiskModel;
 use block_testkit::model::durable::DurableModel;
 use block_testkit::model::frozen::Frozen;
 use block_testkit::naive::qcow2::make::Made;
+use block_testkit::op::Op;
 use block_testkit::play::Player;
 use futures::executor::block_on;
 use kit::{Setup, World, judge, known, ops, setups, unexpected};
@@ -39,19 +41,18 @@ struct Camera {
     data: std::sync::Weak<CrashDisk>,
     model: Arc<Mutex<DurableModel>>,
     rng: ChaCha8Rng,
-    /// One moment in this many is taken.
-    one_in: u32,
     shots: Vec<Shot>,
 }
 
 impl Camera {
     fn click(&mut self) {
         let (Some(image), Some(data)) = (self.image.upgrade(), self.data.upgrade()) else { return };
-        if self.shots.len() >= MOST_SHOTS || self.rng.random_range(0..self.one_in) > 0 {
+        let pending = image.pending() + data.pending();
+        if self.shots.len() >= MOST_SHOTS || self.rng.random_range(0..3) > 0 {
             return;
         }
         let model = self.model.lock().clone();
-        let times = if image.pending() + data.pending() > 0 { 3 } else { 1 };
+        let times = pending.min(4).max(1);
         for _ in 0..times {
             let (file, guest) = (image.crash(&mut self.rng), data.crash(&mut self.rng));
             let story = format!("image: {file}\ndata: {guest}");
@@ -62,14 +63,13 @@ impl Camera {
 }
 
 /// Plays the game on disks that can crash, and gives the shots.
-fn shoot(game: &Game<Setup>) -> Result<Vec<Shot>, String> {
+fn shoot(game: &Game<Setup>, flushes: Flushes) -> Result<Vec<Shot>, String> {
     let setup = game.setup.clone();
     let made = setup.make();
     let start = judge(&setup, &made)?;
     let source = known(&start.contents);
     let mut durable = DurableModel::new(setup.shape.size, source.clone(), 512);
-    let mut model = DiskModel::new(setup.shape.size, source);
-    let _ = &mut model;
+    let model = DiskModel::new(setup.shape.size, source);
     let mut snapshots = Vec::new();
     for (name, contents) in &start.snapshots {
         let frozen = Frozen::filled(contents.len() as u64, known(contents));
@@ -77,14 +77,13 @@ fn shoot(game: &Game<Setup>) -> Result<Vec<Shot>, String> {
         snapshots.push((name.clone(), frozen));
     }
     let durable = Arc::new(Mutex::new(durable));
-    let image = CrashDisk::new(made.file);
-    let data = CrashDisk::new(made.data);
+    let disk = |bytes| CrashDisk::with(bytes, Discarded::Zeroes, flushes);
+    let (image, data) = (disk(made.file), disk(made.data));
     let camera = Arc::new(Mutex::new(Camera {
         image: Arc::downgrade(&image),
         data: Arc::downgrade(&data),
         model: Arc::clone(&durable),
         rng: ChaCha8Rng::seed_from_u64(game.seed),
-        one_in: 3,
         shots: Vec::new(),
     }));
     for disk in [&image, &data] {
@@ -147,7 +146,7 @@ fn check(setup: &Setup, shot: &Shot) -> Result<(), String> {
 
 /// Plays a game and looks at all of its shots; how many there were.
 fn play(game: &Game<Setup>) -> Result<u64, String> {
-    let shots = shoot(game)?;
+    let shots = shoot(game, Flushes::Kept)?;
     for shot in &shots {
         check(&game.setup, shot).map_err(|why| format!("{why}\n{}", shot.story))?;
     }
@@ -167,7 +166,12 @@ fn small_setups() -> Vec<Setup> {
 
 fn make(setups: &[Setup], seed: u64, most: usize) -> Game<Setup> {
     let setup = setups[kit::index(seed % setups.len() as u64)].clone();
-    let ops = ops(&setup, seed, most);
+    let mut ops = ops(&setup, seed, most);
+    // Flushes are what it is about.
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    for at in (0..ops.len()).rev().filter(|_| rng.random_range(0..4) == 0) {
+        ops.insert(at, Op::Flush);
+    }
     Game { depth: 1 + kit::index(seed / 5 % 8), setup, ops, seed }
 }
 
@@ -204,5 +208,18 @@ fn soak_crash() {
     println!("crash: seeds {:?}, {} crash images", campaign.seeds(), seen.get());
 }
 
+/// A check that cannot fail checks nothing.
+#[test]
+fn a_disk_whose_flushes_do_nothing_is_caught() {
+    let setups = small_setups();
+    let caught = (0..40).filter(|seed| {
+        let game = make(&setups, *seed, 24);
+        let shots = shoot(&game, Flushes::Lost).unwrap();
+        shots.iter().any(|shot| check(&game.setup, shot).is_err())
+    });
+    let caught = caught.count();
+    assert!(caught > 5, "{caught} of 40");
+}
+
 /// Shots of one game.
-const MOST_SHOTS: usize = 60;
+const MOST_SHOTS: usize = 150;

@@ -8,8 +8,6 @@ mod support;
 use std::sync::Arc;
 
 use block_core::driver::{BlockDriver, NodeEvent};
-use block_core::options::OpenFlags;
-use block_core::proto::mem::MemDriver;
 use block_core::request::status::StatusDetail;
 use block_core::{ByteRange, Error, Node, OpenError};
 use block_testkit::naive;
@@ -17,7 +15,7 @@ use block_testkit::peer::ImageDir;
 use futures::executor::block_on;
 use parking_lot::Mutex;
 use proptest::prelude::*;
-use support::{open_bytes, open_driver, read};
+use support::{open_bytes, read};
 
 // The smallest for which the peer writes a feature name table.
 const CLUSTER: usize = 8192;

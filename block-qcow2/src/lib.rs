@@ -38,6 +38,7 @@ pub mod compress;
 mod cow;
 pub mod create;
 mod driver;
+mod file_len;
 mod gate;
 pub mod geometry;
 mod header_store;

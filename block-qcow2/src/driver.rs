@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use block_core::driver::{BlockDriver, Child, ChildRole, Children, NodeEvent};
 use block_core::ability::Snapshots;
+use block_core::driver::{BlockDriver, Child, ChildRole, Children, NodeEvent};
 use block_core::info::DriverInfo;
 use block_core::request::status::{DriverStatus, StatusDetail};
 use block_core::{

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
+use block_core::ability::{Amend, Check, PersistentBitmaps, Rebase, Snapshots};
 use block_core::driver::{Children, Exactness, NodeEvent, Prealloc, ReopenOptions, ReopenState};
 use block_core::error::{Error, OpenError, Result};
-use block_core::ability::{Amend, Check, PersistentBitmaps, Rebase, Snapshots};
 use block_core::info::DriverInfo;
 use block_core::request::status::{DriverStatus, StatusDetail};
 use block_core::{BlockDriver, BlockLimits, ByteRange, Capabilities, IoVec, Node, RequestFlags};

@@ -182,7 +182,8 @@ async fn convert(
         };
         let node = open_image(&spec, 1).await?;
         nodes.push(node.clone());
-        sources.push(CopySource { len: sector_len(&node), node });
+        let len = sector_len(&node);
+        sources.push(CopySource::new(node, len));
     }
     let total = sources.iter().map(|source| source.len).fold(0, u64::saturating_add);
     let (target, contents) = open_target(args, plan, total).await?;

@@ -260,6 +260,7 @@ impl Image {
         let prefix = read_table(file, "header", start, HEADER_PREFIX).await?;
         let header = UnverifiedHeader::parse(&prefix)?;
         let cluster = read_table(file, "header", start, header.cluster_size()).await?;
+        let header = UnverifiedHeader::parse(&cluster)?;
         let backing_name = match header.backing_name() {
             Some(part) if part.of(&cluster).len() < part.len() => {
                 let problem = Problem::Truncated(file.len());

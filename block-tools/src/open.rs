@@ -144,6 +144,8 @@ pub struct ImageSpec {
     pub detect_zeroes: DetectZeroes,
     /// Decides `flags.force_share` (`-U`).
     pub force_share: bool,
+    /// Opens the backing file that so many images are above writable too.
+    pub writable_backing_depth: Option<usize>,
 }
 
 impl ImageSpec {
@@ -160,6 +162,7 @@ impl ImageSpec {
             discard: DiscardMode::default(),
             detect_zeroes: DetectZeroes::Off,
             force_share: false,
+            writable_backing_depth: None,
         }
     }
 
@@ -227,6 +230,7 @@ pub async fn open(spec: &ImageSpec) -> Result<Node, SpecError> {
 /// [`open`] with a registry, budget and warnings of the caller's. The spec decides the flags.
 pub async fn open_in(mut context: OpenContext, spec: &ImageSpec) -> Result<Node, SpecError> {
     context.flags = spec.open_flags();
+    context.writable_backing_depth = spec.writable_backing_depth;
     let options = spec.node_options()?;
     let probed = options.peek("driver").is_none();
     let node = context.open(options).await?;

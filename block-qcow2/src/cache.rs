@@ -223,6 +223,15 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         }
     }
 
+    /// Forgets the clean entries whose key `keep` does not want.
+    pub(crate) fn retain(&self, keep: impl Fn(u64) -> bool) {
+        let keys: Vec<u64> = {
+            let shelf = self.shelf.read();
+            shelf.slots.iter().map(|slot| slot.key).filter(|key| !keep(*key)).collect()
+        };
+        keys.into_iter().for_each(|key| self.remove(key));
+    }
+
     /// Forgets all entries, changed or not.
     pub(crate) fn clear(&self) {
         let mut flights = self.flights.lock();

@@ -31,21 +31,37 @@
 
 #![forbid(unsafe_code)]
 
+mod alloc;
 mod cache;
 pub mod compress;
+mod cow;
 mod driver;
+mod gate;
 pub mod geometry;
+mod header_store;
+mod inflight;
 mod info;
 pub mod map;
 mod mapping;
+mod metadata_io;
 mod open;
+mod overlap;
 mod persist_bitmap;
+mod plan;
 mod read;
+mod refcounts;
+mod reload;
+mod resize;
 mod snapshot;
 pub mod spec;
 mod status;
 mod table;
+mod tables;
 pub mod units;
+mod write;
+mod writeback;
+mod writer;
+mod zero;
 
 pub use driver::Qcow2Driver;
 pub use open::Qcow2Factory;

@@ -115,6 +115,12 @@ impl OverlapMap {
         map
     }
 
+    /// Forgets everything but the header.
+    pub(crate) fn reset(&self) {
+        *self.sets.write() = Sets::default();
+        self.insert(Section::MainHeader, HostOffset::new(0), self.geometry.cluster_size());
+    }
+
     /// Notes that the clusters of `len` bytes at `offset` belong to `section`.
     pub(crate) fn insert(&self, section: Section, offset: HostOffset, len: u64) {
         let Some((first, last)) = self.clusters(offset.bytes(), len) else { return };
@@ -160,7 +166,7 @@ impl OverlapMap {
         let sets = self.sets.read();
         let others = SECTIONS.iter().filter(|(other, ..)| *other != section);
         let hit = others
-            .flat_map(|(other, ..)| sets.sections[index(*other)].range(first..=last).next())
+            .filter_map(|(other, ..)| first_in(&sets.sections[index(*other)], first, last))
             .next();
         hit.map_or(Ok(()), |cluster| Err(self.fault(&sets, cluster)))
     }
@@ -169,7 +175,7 @@ impl OverlapMap {
     pub(crate) fn check_free(&self, offset: HostOffset, len: u64) -> Result<(), Fault> {
         let Some((first, last)) = self.clusters(offset.bytes(), len) else { return Ok(()) };
         let sets = self.sets.read();
-        let hit = sets.sections.iter().find_map(|set| set.range(first..=last).next());
+        let hit = sets.sections.iter().find_map(|set| first_in(set, first, last));
         match hit {
             None => Ok(()),
             Some(cluster) => {
@@ -190,6 +196,12 @@ impl OverlapMap {
         let what = hit.map_or("write into metadata at", |(_, _, what)| *what);
         Fault::new(what, cluster << self.geometry.cluster_bits())
     }
+}
+
+/// The first cluster of `set` from `first` to `last`, both included.
+fn first_in(set: &RoaringTreemap, first: u64, last: u64) -> Option<u64> {
+    let before = first.checked_sub(1).map_or(0, |before| set.rank(before));
+    if set.rank(last) == before { None } else { set.select(before) }
 }
 
 /// Place in [`SECTIONS`].

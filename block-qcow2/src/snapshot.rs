@@ -9,7 +9,7 @@ use block_core::{Error, Node, OpenError, Result};
 
 use crate::driver::Qcow2Driver;
 use crate::spec::header::Table;
-use crate::spec::snapshot::{FIXED_BYTES, Snapshot, entry_len, parse};
+use crate::spec::snapshot::{FIXED_BYTES, Snapshot, encode, entry_len, parse};
 use crate::table::EntryReader;
 
 /// Largest snapshot table in bytes: a kilobyte for each of as many as there may be.
@@ -25,10 +25,16 @@ pub(crate) async fn load(file: &Node, table: Table) -> Result<Vec<Snapshot>, Ope
     Ok(all)
 }
 
+/// Bytes that the table of these snapshots takes.
+pub(crate) fn table_bytes(snapshots: &[Snapshot]) -> u64 {
+    let entries = snapshots.iter().filter_map(|snapshot| encode(snapshot).ok());
+    entries.map(|bytes| block_core::range::to_u64(bytes.len().next_multiple_of(8))).sum()
+}
+
 #[async_trait]
 impl Snapshots for Qcow2Driver {
     fn list(&self) -> Vec<SnapshotInfo> {
-        self.metadata.snapshots.iter().map(info).collect()
+        self.lists.read().snapshots.iter().map(info).collect()
     }
 
     async fn create(&self, _: &NewSnapshot) -> Result<()> {

@@ -101,7 +101,9 @@ impl CacheOptions {
         let refcounts = options.peek("refcount-cache-size").map(str::to_owned);
         let refcounts = match refcounts {
             None => None,
-            Some(text) => Options::new().with("refcount-cache-size", text).take_size("refcount-cache-size")?,
+            Some(text) => {
+                Options::new().with("refcount-cache-size", text).take_size("refcount-cache-size")?
+            }
         };
         if let (Some(total), Some(l2)) = (total, l2)
             && l2 > total

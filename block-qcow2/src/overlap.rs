@@ -178,9 +178,10 @@ impl OverlapMap {
         let hit = sets.sections.iter().find_map(|set| first_in(set, first, last));
         match hit {
             None => Ok(()),
-            Some(cluster) => {
-                Err(Fault::new("refcount 0 of metadata at", cluster << self.geometry.cluster_bits()))
-            }
+            Some(cluster) => Err(Fault::new(
+                "refcount 0 of metadata at",
+                cluster << self.geometry.cluster_bits(),
+            )),
         }
     }
 

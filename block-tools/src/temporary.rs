@@ -46,8 +46,8 @@ pub(crate) async fn open(context: OpenContext, spec: &ImageSpec) -> Result<Node,
     for (name, value) in below.node_options()?.iter() {
         options.set(format!("backing.{name}"), value);
     }
-    let overlay =
-        OpenContext { flags: OpenFlags { unmap: true, ..OpenFlags::READ_WRITE }, ..context };
+    let mut overlay = context;
+    overlay.flags.writable = true;
     let node = overlay.open(options).await?;
     // Only the open file is left; what its descriptor holds goes when it is closed.
     file.close().map_err(failed)?;

@@ -13,7 +13,7 @@ use crate::spec::snapshot::{FIXED_BYTES, Snapshot, encode, entry_len, parse};
 use crate::table::EntryReader;
 
 /// Largest snapshot table in bytes: a kilobyte for each of as many as there may be.
-const MAX_TABLE_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_TABLE_BYTES: u64 = 64 << 20;
 
 /// Reads the snapshot table.
 pub(crate) async fn load(file: &Node, table: Table) -> Result<Vec<Snapshot>, OpenError> {

@@ -16,10 +16,11 @@ use crate::spec::image_opts;
 use super::backing::{beside, chain, find_in_chain};
 use super::bitmaps::{self, Broken};
 use super::common::{SECTOR, cache_mode, cannot_open, open_image, sector_len, size_argument};
+use super::create::format_of;
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
 use super::progress::{Outcome, Progress};
 use super::source_snapshot;
-use super::target::NewImage;
+use super::target::Target;
 use super::watch::{Rate, Watch};
 use super::{Failure, Output, PROGRAM};
 
@@ -108,16 +109,9 @@ struct Plan<'a> {
     source_cache: CacheMode,
     target_cache: CacheMode,
     /// The backing file that the target gets, or that an existing one has.
-    backing: Option<Backing>,
+    backing: Option<String>,
     bitmaps: Option<Broken>,
     copy: CopyOptions,
-}
-
-/// The backing file of the target.
-struct Backing {
-    name: String,
-    /// Not known for a target that exists.
-    format: Option<String>,
 }
 
 /// Converts.
@@ -228,21 +222,10 @@ fn check_combinations(args: &Args, sources: usize) -> Result<(), Failure> {
 }
 
 /// The backing file that `-B` or `-o` names.
-fn backing(args: &Args) -> Result<Option<Backing>, Failure> {
+fn backing(args: &Args) -> Result<Option<String>, Failure> {
     let mut options = image_opts::parse(&args.target_options.join(",")).map_err(Failure::new)?;
     let given = args.target_backing.clone();
-    let name = given.or_else(|| options.take("backing_file").filter(|_| !args.no_create));
-    let format = args.backing_format.clone().or_else(|| options.take("backing_fmt"));
-    match (name, format) {
-        (None, Some(_)) if !args.no_create => {
-            Err(Failure::new("Backing format cannot be used without backing file"))
-        }
-        (None, _) => Ok(None),
-        (Some(_), None) if !args.no_create => {
-            Err(Failure::new("Use of backing file requires explicit backing format"))
-        }
-        (Some(name), format) => Ok(Some(Backing { name, format })),
-    }
+    Ok(given.or_else(|| options.take("backing_file").filter(|_| !args.no_create)))
 }
 
 /// Opens the images into `nodes` and copies.
@@ -319,7 +302,7 @@ async fn open_sources(
         nodes.push(node.clone());
         let layers = match &plan.backing {
             None => Layers::All,
-            Some(backing) => layers_above(&node, &beside(plan.target, &backing.name)),
+            Some(backing) => layers_above(&node, &beside(plan.target, backing)),
         };
         let len = sector_len(&node);
         sources.push(CopySource { layers, ..CopySource::new(node, len) });
@@ -348,10 +331,8 @@ async fn open_target(
     if args.no_create {
         return open_existing(args, plan, total, nodes).await;
     }
-    let mut new = NewImage::new(plan.target, format, &args.target_options, total)?;
-    if let Some(Backing { name, format: Some(format) }) = &plan.backing {
-        new.set_backing(name, format)?;
-    }
+    let mut new = Target::new(plan.target, format, &args.target_options, total)?;
+    new.set_backing(args.target_backing.as_deref(), args.backing_format.as_deref())?;
     if new.size < total {
         return Err(Failure::new("output file is smaller than input file"));
     }
@@ -372,6 +353,9 @@ async fn open_existing(
     nodes: &mut Vec<Node>,
 ) -> Result<(Node, TargetContents), Failure> {
     let format = args.target_format.as_deref().unwrap_or("raw");
+    if !args.target_image_opts {
+        format_of(format).map_err(Failure::new)?;
+    }
     let spec = ImageSpec {
         format: (!args.target_image_opts).then(|| format.to_owned()),
         image_opts: args.target_image_opts,

@@ -14,7 +14,7 @@ use crate::open::{CacheMode, ImageSpec, block_on};
 
 use super::common::{count_argument, open_image, size_argument};
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
-use super::target::NewImage;
+use super::target::Target;
 use super::{Failure, Output, PROGRAM};
 
 /// Copy a part of one image to another.
@@ -117,7 +117,7 @@ async fn copy_part(
         }
     };
     let target =
-        NewImage::new(output, &args.output_format, &[], len)?.make(CacheMode::WRITEBACK).await?;
+        Target::new(output, &args.output_format, &[], len)?.make(CacheMode::WRITEBACK).await?;
     nodes.push(target.clone());
     if len == 0 {
         return Ok(());

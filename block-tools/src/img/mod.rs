@@ -11,6 +11,7 @@ mod backing;
 mod bench;
 mod bitmap;
 mod bitmaps;
+mod check;
 mod commit;
 mod common;
 mod compare;
@@ -70,6 +71,8 @@ enum Command {
     Snapshot(snapshot::Args),
     /// Run a simple image benchmark.
     Bench(bench::Args),
+    /// Check an image for errors, and mend them.
+    Check(check::Args),
     /// Check if two images have the same contents.
     Compare(compare::Args),
     /// Copy one image, or several joined, to another.
@@ -99,6 +102,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
         Command::Resize(args) => resize::run(&args, out),
         Command::Snapshot(args) => snapshot::run(&args, out),
         Command::Bench(args) => bench::run(&args, out),
+        Command::Check(args) => check::run(&args, out),
         Command::Compare(args) => compare::run(&args, out),
         Command::Convert(args) => convert::run(&args, out),
         Command::Create(args) => create::run(&args, out),
@@ -121,7 +125,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
 fn command_of(args: &[OsString]) -> &'static str {
     const NAMES: &[&str] = &[
         "amend", "bitmap", "commit", "dd", "rebase", "resize", "snapshot", //
-        "bench", "compare", "convert", "create", "info", "map",
+        "bench", "check", "compare", "convert", "create", "info", "map",
     ];
     let given = args.get(1).and_then(|arg| arg.to_str()).unwrap_or_default();
     NAMES.iter().find(|name| **name == given).copied().unwrap_or_default()

@@ -333,9 +333,6 @@ async fn open_target(
     }
     let mut new = Target::new(plan.target, format, &args.target_options, total)?;
     new.set_backing(args.target_backing.as_deref(), args.backing_format.as_deref())?;
-    if new.size < total {
-        return Err(Failure::new("output file is smaller than input file"));
-    }
     let node = new.make(plan.target_cache).await?;
     nodes.push(node.clone());
     let contents = match node.capabilities().has_zero_init && plan.backing.is_none() {

@@ -1,6 +1,5 @@
 //! Making the target of a command that copies: `convert`, `dd`.
 
-use block_core::options::parse_size;
 use block_core::{Node, OpenFlags};
 
 use crate::open::{CacheMode, ImageSpec, open};
@@ -13,12 +12,10 @@ pub(super) struct Target<'a> {
     name: &'a str,
     format: &'a str,
     new: NewImage,
-    /// Length of the disk in bytes.
-    pub(super) size: u64,
 }
 
 impl<'a> Target<'a> {
-    /// The image that the texts of all `-o` describe, of `size` bytes unless they say otherwise.
+    /// The image that the texts of all `-o` describe, of `size` bytes whatever they say.
     pub(super) fn new(
         name: &'a str,
         format: &'a str,
@@ -26,9 +23,8 @@ impl<'a> Target<'a> {
         size: u64,
     ) -> Result<Self, Failure> {
         let mut new = NewImage::new(format, name, texts).map_err(Failure::new)?;
-        let size = new.get("size").and_then(parse_size).unwrap_or(size);
         new.set_size(size);
-        Ok(Self { name, format, new, size })
+        Ok(Self { name, format, new })
     }
 
     /// Names the backing file and its format, unless the format has none.

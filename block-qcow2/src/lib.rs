@@ -53,6 +53,7 @@ mod overlap;
 mod persist_bitmap;
 mod plan;
 mod read;
+mod rebase;
 mod refcounts;
 mod reload;
 mod resize;

@@ -47,14 +47,14 @@ pub trait DriverFactory: Send + Sync + 'static {
         context: OpenContext,
     ) -> Result<Arc<dyn BlockDriver>, OpenError>;
 
-    /// For a format that can be made: the options of [`DriverFactory::create`], in the order in which
-    /// help shows them. Empty: images of it cannot be made.
+    /// For what can be made: the options of [`DriverFactory::create`], in the order in which tools tell
+    /// what they make. Empty: it cannot be made.
     fn create_options(&self) -> &'static [CreateOption] {
         &[]
     }
 
-    /// Makes an empty image: `filename` (or `file.*`, which must exist then), `size`, and what
-    /// [`DriverFactory::create_options`] names. Replaces what the file held.
+    /// Makes an empty image: `filename` (for a format also `file.*`, which must exist then), `size`, and
+    /// what [`DriverFactory::create_options`] names. Replaces what the file held.
     async fn create(&self, options: Options, context: OpenContext) -> Result<(), OpenError> {
         let _ = (options, context);
         Err(OpenError::Unsupported { driver: self.name(), what: "creating an image" })
@@ -79,8 +79,10 @@ pub struct CreateOption {
     pub name: &'static str,
     /// What kind of value it takes: `<size>`, `<bool (on/off)>`, `<str>`, `<num>`.
     pub value: &'static str,
-    /// What it is for, with the default.
+    /// What it is for.
     pub help: &'static str,
+    /// The value that it has where the user gives none, if that is worth telling.
+    pub default: Option<&'static str>,
 }
 
 /// Bytes that a format sees when it is probed.
@@ -168,6 +170,32 @@ impl OpenContext {
         context.open(sub).await
     }
 
+    /// Makes the storage of a new image and opens it for writing: `filename`, which its protocol makes
+    /// empty, or `file.*`, which exists. `options` are what the format has left of its own: one that
+    /// neither takes is refused before anything is made.
+    pub async fn create_file(&self, mut options: Options) -> Result<Node, OpenError> {
+        let writable = OpenFlags { writable: true, ..self.flags };
+        let mut context = Self { flags: writable, opened: None, ..self.clone() };
+        match options.take("filename") {
+            Some(filename) => {
+                options.finish()?;
+                let protocol = self.registry.protocol_of(&filename)?;
+                let new = Options::filename(&filename).with("size", "0");
+                self.registry.get(protocol)?.create(new, context.clone()).await?;
+                context.open(Options::filename(filename).with("driver", protocol)).await
+            }
+            None => {
+                let file = options.take_sub("file");
+                options.finish()?;
+                let mut child = Options::new();
+                for (name, value) in file.iter() {
+                    child.set(format!("file.{name}"), value);
+                }
+                context.open_child(&mut child, "file").await
+            }
+        }
+    }
+
     /// Opens what `name` inside the image `parent` refers to: the backing file (`format` probed if
     /// not given) or a data file. `options` are the user's for this child and override the name.
     pub async fn open_reference(
@@ -198,6 +226,11 @@ impl OpenContext {
 
     /// The path that `name` inside the image `parent` means, if the policy follows it.
     pub fn resolve(&self, parent: &Node, name: &str) -> Result<String, OpenError> {
+        self.resolve_beside(&filename_of(parent).unwrap_or_default(), name)
+    }
+
+    /// The path that `name` means inside an image of the path `image`, if the policy follows it.
+    pub fn resolve_beside(&self, image: &str, name: &str) -> Result<String, OpenError> {
         let refuse = |problem| Err(OpenError::Reference { name: name.to_owned(), problem });
         let plain = name.strip_prefix("file:").unwrap_or(name);
         if plain.is_empty() || has_scheme(plain) || self.policy == ReferencePolicy::Refuse {
@@ -209,8 +242,8 @@ impl OpenContext {
         if self.policy == ReferencePolicy::SameDirectory && !inside {
             return refuse(Problem::NotPlainName);
         }
-        let base = filename_of(parent).unwrap_or_default();
-        let directory = Path::new(&base).parent().unwrap_or(Path::new(""));
+        let image = image.strip_prefix("file:").unwrap_or(image);
+        let directory = Path::new(image).parent().unwrap_or(Path::new(""));
         match directory.join(path).into_os_string().into_string() {
             Ok(path) => Ok(path),
             Err(_) => refuse(Problem::NotText),

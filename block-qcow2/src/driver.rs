@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use block_core::ability::Snapshots;
+use block_core::ability::{Check, Snapshots};
 use block_core::driver::{BlockDriver, Child, ChildRole, Children, Exactness, NodeEvent};
 use block_core::driver::{Prealloc, ReopenOptions, ReopenState};
 use block_core::info::DriverInfo;
@@ -228,8 +228,11 @@ impl BlockDriver for Qcow2Driver {
 
     fn children(&self) -> Children {
         let own_data = self.data.as_ref().is_some_and(|data| !data.same(&self.file));
-        let role =
-            if self.geometry().data_location() == DataLocation::DataFile { ChildRole::Metadata } else { ChildRole::Primary };
+        let role = if self.geometry().data_location() == DataLocation::DataFile {
+            ChildRole::Metadata
+        } else {
+            ChildRole::Primary
+        };
         let file = Self::child("file", role, &self.file);
         let data = self.data.as_ref().filter(|_| own_data);
         let data = data.map(|node| Self::child("data-file", ChildRole::Data, node));
@@ -341,12 +344,7 @@ impl BlockDriver for Qcow2Driver {
         self.after(flushed).await
     }
 
-    async fn truncate(
-        self: Arc<Self>,
-        len: u64,
-        _: Exactness,
-        prealloc: Prealloc,
-    ) -> Result<()> {
+    async fn truncate(self: Arc<Self>, len: u64, _: Exactness, prealloc: Prealloc) -> Result<()> {
         self.check_access()?;
         let resized = Arc::clone(&self).resize(len, prealloc).await;
         self.after(resized).await
@@ -390,6 +388,10 @@ impl BlockDriver for Qcow2Driver {
     }
 
     fn as_snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+
+    fn as_check(&self) -> Option<&dyn Check> {
         Some(self)
     }
 

@@ -33,8 +33,10 @@
 
 mod alloc;
 mod cache;
+mod check;
 pub mod compress;
 mod cow;
+pub mod create;
 mod driver;
 mod gate;
 pub mod geometry;
@@ -43,6 +45,7 @@ mod inflight;
 mod info;
 pub mod map;
 mod mapping;
+mod measure;
 mod metadata_io;
 mod open;
 mod overlap;

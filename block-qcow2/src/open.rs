@@ -9,17 +9,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
+use block_core::ability::{Measurement, Repair};
 use block_core::budget::MemoryBudget;
 use block_core::driver::BlockDriver;
 use block_core::error::Problem;
 use block_core::range::to_usize;
-use block_core::registry::{DriverFactory, OpenContext};
+use block_core::registry::{CreateOption, DriverFactory, OpenContext};
 use block_core::{ByteRange, Node, OpenError, OpenFlags, Options};
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
 
 use crate::alloc::Meta;
 use crate::cache::{Cache, CacheSize};
+use crate::check::check_image;
 use crate::compress::inflate::Inflater;
 use crate::driver::{Access, Events, Lists, Qcow2Driver};
 use crate::gate::Gate;
@@ -40,7 +42,7 @@ use crate::spec::{FORMAT, bad_field};
 use crate::table::{read_table, read_words};
 use crate::units::HostOffset;
 use crate::writer::{Writer, WriterOptions};
-use crate::{persist_bitmap, snapshot};
+use crate::{create, measure, persist_bitmap, snapshot};
 
 /// Most bytes of inflated clusters that an image keeps, unless one cluster is larger.
 const INFLATED_BYTES: u64 = 256 << 10;
@@ -75,7 +77,24 @@ impl DriverFactory for Qcow2Factory {
         let prepared = Prepared::boxed(options, context).await?;
         let data = prepared.data().await?;
         let backing = prepared.backing().await?;
-        prepared.finish(data, backing).await
+        let finished: BoxFuture<'_, _> = Box::pin(prepared.finish(data, backing));
+        finished.await
+    }
+
+    fn create_options(&self) -> &'static [CreateOption] {
+        create::OPTIONS
+    }
+
+    async fn create(&self, options: Options, context: OpenContext) -> Result<(), OpenError> {
+        create::create(options, context).await
+    }
+
+    async fn measure(
+        &self,
+        options: Options,
+        source: Option<Node>,
+    ) -> Result<Measurement, OpenError> {
+        measure::measure(options, source).await
     }
 }
 
@@ -101,7 +120,9 @@ impl CacheOptions {
         let refcounts = options.peek("refcount-cache-size").map(str::to_owned);
         let refcounts = match refcounts {
             None => None,
-            Some(text) => Options::new().with("refcount-cache-size", text).take_size("refcount-cache-size")?,
+            Some(text) => {
+                Options::new().with("refcount-cache-size", text).take_size("refcount-cache-size")?
+            }
         };
         if let (Some(total), Some(l2)) = (total, l2)
             && l2 > total
@@ -175,7 +196,12 @@ impl Prepared {
         let references = ReferenceOptions::take(&mut options)?;
         let file = context.open_child(&mut options, "file").await?;
         options.finish()?;
-        let image = Image::read(&file, context.flags).await?;
+        let mut image = Image::read(&file, context.flags).await?;
+        let writes = context.flags.writable && !context.flags.check && !context.flags.no_io;
+        if writes && image.parts.header.features.dirty {
+            mend(&file).await?;
+            image = Image::read(&file, context.flags).await?;
+        }
         let slices = slice_cache_size(&image.parts.header, caches, context.budget.limit())?;
         Ok(Box::new(Self { file, image, references, slices, writing, context }))
     }
@@ -239,7 +265,9 @@ impl Prepared {
             max_entries: to_usize(INFLATED_BYTES / geometry.cluster_size()).clamp(1, 4),
             min_entries: 1,
         };
-        let writer = match context.flags.writable && !context.flags.no_io {
+        // A check is no guest: it mends the file below, and the node stays read-only.
+        let flags = context.flags;
+        let writer = match flags.writable && !flags.check && !flags.no_io {
             true => Some(make_writer(&file, &image, &writing, &context).await?),
             false => None,
         };
@@ -267,6 +295,17 @@ impl Prepared {
     }
 }
 
+/// Repairs an image that was not closed properly.
+async fn mend(file: &Node) -> Result<(), OpenError> {
+    let request = |error| OpenError::Request { what: "repair of a dirty image", error };
+    let report = check_image(file, None, Repair::All, &|_| ()).await.map_err(request)?;
+    if report.corruptions + report.check_errors > 0 {
+        let problem = Problem::Contradicts("the dirty bit: a repair did not mend them");
+        return Err(bad_field("errors in the image", report.corruptions, problem));
+    }
+    Ok(())
+}
+
 /// Reads what only a writer needs, and refuses images that must not be written.
 async fn make_writer(
     file: &Node,
@@ -276,7 +315,7 @@ async fn make_writer(
 ) -> Result<Writer, OpenError> {
     let header = &image.parts.header;
     let geometry = header.geometry;
-    if header.features.corrupt && !context.flags.check {
+    if header.features.corrupt {
         return Err(bad_field("corrupt bit", 1, Problem::Contradicts("opening for writing")));
     }
     let (discards, freeing, lazy) =
@@ -410,25 +449,40 @@ impl Image {
         };
         let extensions = Extensions::parse(header.extension_area().of(&cluster))?;
         let header = header.verify(&extensions)?;
-        let access = check_encryption(&header, flags.no_io)?;
-        check_layout(&header, &extensions, file.len())?;
+        // A check says itself what is wrong with the tables, and reads no guest data.
+        let access = check_encryption(&header, flags.no_io || flags.check)?;
+        if !flags.check {
+            check_layout(&header, &extensions, file.len())?;
+        }
 
         let needed = match flags.writable {
             true => u64::from(header.l1.count),
             false => header.geometry.l1_entries_for(header.disk_len),
         };
         let l1 = read_words(file, "L1 table", header.l1.offset, needed).await?;
-        let snapshots = snapshot::load(file, header.snapshots).await?;
-        let bitmaps = match extensions.bitmaps {
-            // Without the bit the directory was left behind by a writer that did not know it.
-            Some(bitmaps) if header.features.bitmaps => {
-                persist_bitmap::load(file, header.geometry, bitmaps).await?
-            }
-            _ => Vec::new(),
+        let (snapshots, bitmaps) = match load_lists(file, &header, &extensions).await {
+            Err(_) if flags.check => Default::default(),
+            loaded => loaded?,
         };
         let parts = Parts { header, extensions, backing_name };
         Ok(Self { parts, snapshots, bitmaps, l1, access })
     }
+}
+
+async fn load_lists(
+    file: &Node,
+    header: &Header,
+    extensions: &Extensions,
+) -> Result<(Vec<Snapshot>, Vec<Bitmap>), OpenError> {
+    let snapshots = snapshot::load(file, header.snapshots).await?;
+    let bitmaps = match extensions.bitmaps {
+        // Without the bit the directory was left behind by a writer that did not know it.
+        Some(bitmaps) if header.features.bitmaps => {
+            persist_bitmap::load(file, header.geometry, bitmaps).await?
+        }
+        _ => Vec::new(),
+    };
+    Ok((snapshots, bitmaps))
 }
 
 fn check_encryption(header: &Header, no_io: bool) -> Result<Access, OpenError> {

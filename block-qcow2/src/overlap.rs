@@ -10,7 +10,7 @@ use block_core::ByteRange;
 use parking_lot::RwLock;
 use roaring::RoaringTreemap;
 
-use crate::geometry::Geometry;
+use crate::geometry::{DataLocation, Geometry};
 use crate::spec::Fault;
 use crate::units::HostOffset;
 
@@ -141,9 +141,13 @@ impl OverlapMap {
         sets.guarded.remove_range(first..=last);
     }
 
-    /// Whether guest data may be written to `range` of the file.
+    /// Whether guest data may be written to `range` of the file that it goes to: anywhere in a data
+    /// file, which holds no metadata.
     #[inline]
     pub(crate) fn check_data(&self, range: ByteRange) -> Result<(), Fault> {
+        if self.geometry.data_location() == DataLocation::DataFile {
+            return Ok(());
+        }
         let Some((first, last)) = self.clusters(range.offset(), range.len()) else { return Ok(()) };
         let sets = self.sets.read();
         if first == last && !sets.guarded.contains(first) {
@@ -178,9 +182,10 @@ impl OverlapMap {
         let hit = sets.sections.iter().find_map(|set| first_in(set, first, last));
         match hit {
             None => Ok(()),
-            Some(cluster) => {
-                Err(Fault::new("refcount 0 of metadata at", cluster << self.geometry.cluster_bits()))
-            }
+            Some(cluster) => Err(Fault::new(
+                "refcount 0 of metadata at",
+                cluster << self.geometry.cluster_bits(),
+            )),
         }
     }
 
@@ -222,7 +227,7 @@ const fn index(section: Section) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::geometry::{DataLocation, L2Format, Version};
+    use crate::geometry::{L2Format, Version};
 
     fn map(guarded: Guarded) -> OverlapMap {
         let location = DataLocation::Image;

@@ -557,7 +557,8 @@ impl Refcounts {
             {
                 return reservation;
             }
-            let clean = self.blocks.iter().filter(|(_, b)| b.dirty.is_none() && b.writing.is_none());
+            let clean =
+                self.blocks.iter().filter(|(_, b)| b.dirty.is_none() && b.writing.is_none());
             let oldest = clean.min_by_key(|(_, block)| block.used).map(|(index, _)| *index);
             match oldest.filter(|_| count >= MIN_BLOCKS) {
                 Some(oldest) => {

@@ -165,8 +165,7 @@ impl Qcow2Driver {
                 let data = self.data.as_ref().ok_or(Error::Unsupported)?;
                 data.write_zeroes(host, RequestFlags::empty()).await?;
             }
-            let allocation =
-                Allocation { clusters, write: clusters, fill: clusters, keep: None };
+            let allocation = Allocation { clusters, write: clusters, fill: clusters, keep: None };
             self.link(&allocation, place).await?;
             end = end.max(host.end());
             rest = rest.split_at(clusters.len()).1;

@@ -36,11 +36,7 @@ pub(crate) struct OwnSlice {
 impl Qcow2Driver {
     /// The slice that maps `offset`, in an L2 table that nobody else refers to: made, or copied, if need
     /// be.
-    pub(crate) async fn own_slice(
-        &self,
-        meta: &mut Meta,
-        offset: GuestOffset,
-    ) -> Result<OwnSlice> {
+    pub(crate) async fn own_slice(&self, meta: &mut Meta, offset: GuestOffset) -> Result<OwnSlice> {
         let table = self.own_table(meta, offset).await?;
         Ok(self.slice_of(table, offset))
     }

@@ -188,9 +188,8 @@ impl Qcow2Driver {
         let mut meta = self.writer()?.meta.lock().await;
         let offset = GuestOffset::new(allocation.clusters.offset());
         let slice = self.own_slice(&mut meta, offset).await?;
-        let change = |words: &mut [u64]| {
-            link(geometry, words, slice.first_entry, allocation, place.host)
-        };
+        let change =
+            |words: &mut [u64]| link(geometry, words, slice.first_entry, allocation, place.host);
         for dropped in self.change_slice(slice, change).await? {
             meta.drop_data(dropped, Reason::Other);
         }

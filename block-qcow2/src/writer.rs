@@ -97,7 +97,8 @@ impl WriterOptions {
         unmap: bool,
     ) -> Result<(PassDiscards, Freeing, LazyRefcounts), OpenError> {
         let v2 = geometry.version() == Version::V2;
-        for (set, name) in [(self.lazy, "lazy-refcounts"), (Some(self.no_unref), "discard-no-unref")]
+        for (set, name) in
+            [(self.lazy, "lazy-refcounts"), (Some(self.no_unref), "discard-no-unref")]
         {
             if v2 && set == Some(true) {
                 let problem = Problem::Contradicts("version 2 of the format");

@@ -142,7 +142,8 @@ impl Qcow2Driver {
         let cluster = geometry.cluster_alignment();
         let to_the_end = range.end() >= self.disk_len();
         let end = if to_the_end { cluster.round_up(self.disk_len()) } else { range.end() };
-        let whole = ByteRange::from_bounds(range.offset(), end.max(range.offset()))?.shrink(cluster);
+        let whole =
+            ByteRange::from_bounds(range.offset(), end.max(range.offset()))?.shrink(cluster);
         if whole.is_empty() {
             return Err(Error::Unsupported);
         }
@@ -218,7 +219,8 @@ impl Qcow2Driver {
         target: Target,
     ) -> Result<Vec<Kept>> {
         let geometry = self.geometry();
-        let change = |words: &mut [u64]| retarget(geometry, words, slice.first_entry, range, target);
+        let change =
+            |words: &mut [u64]| retarget(geometry, words, slice.first_entry, range, target);
         let LetGo { dropped, kept } = self.change_slice(slice, change).await?;
         for dropped in dropped {
             meta.drop_data(dropped, Reason::Request);
@@ -250,7 +252,13 @@ fn retarget(
         let to = range.end().min(start + cluster_size) - start;
         let touched = mask(subcluster(geometry, from), subcluster(geometry, to - 1));
         let whole = to - from == cluster_size;
-        let new = retargeted(geometry, old.0, cluster, touched, if whole { target } else { Target::ZeroInPlace });
+        let new = retargeted(
+            geometry,
+            old.0,
+            cluster,
+            touched,
+            if whole { target } else { Target::ZeroInPlace },
+        );
         let Some((words_now, host)) = new else {
             return Err(Fault::new("part of a compressed cluster to be zeroed", old.0));
         };

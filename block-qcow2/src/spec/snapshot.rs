@@ -167,6 +167,19 @@ fn len16(field: &'static str, bytes: &[u8]) -> Result<u16, OpenError> {
     })
 }
 
+/// The bytes of an entry whose extra data ends before the length of the disk, with extra data that
+/// says it. `parsed` is what [`parse`] makes of `bytes`.
+pub(crate) fn with_disk_len(bytes: &[u8], parsed: &Snapshot, disk_len: u64) -> Vec<u8> {
+    let Ok((raw, rest)) = RawEntry::ref_from_prefix(bytes) else {
+        return bytes.to_vec();
+    };
+    let old = usize::try_from(raw.extra_len.get()).unwrap_or(usize::MAX).min(rest.len());
+    let extra = [parsed.vm_state_size.to_be_bytes(), disk_len.to_be_bytes()].concat();
+    let fixed = RawEntry { extra_len: 16.into(), ..*raw };
+    let names = rest.get(old..).unwrap_or_default();
+    [fixed.as_bytes(), &extra, names].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -116,6 +116,11 @@ pub trait Tap: Send + Sync + 'static {
         Verdict::Pass
     }
 
+    /// A parent says what it is about to do.
+    fn event(&self, name: &'static str) {
+        let _ = name;
+    }
+
     /// A request is about to return `result`. It does when this returns.
     async fn after(&self, call: &Call, result: Result<()>) {
         let _ = (call, result);
@@ -295,6 +300,7 @@ impl<T: Tap> BlockDriver for Tapped<T> {
     }
 
     fn event(&self, name: &'static str) {
+        self.tap.event(name);
         self.inner.event(name);
     }
 

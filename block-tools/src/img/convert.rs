@@ -13,7 +13,7 @@ use crate::open::{CacheMode, ImageSpec, block_on, open};
 use crate::spec::SpecError;
 
 use super::common::{SECTOR, cache_mode, cannot_open, open_image, sector_len, size_argument};
-use super::create::{CreateError, check_format, create_raw, parse_options};
+use super::create::{CreateError, NewImage, format_of};
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
 use super::progress::{Outcome, Progress};
 use super::{Failure, Output, PROGRAM};
@@ -37,7 +37,7 @@ pub(super) struct Args {
     /// Cache mode of the source images.
     #[arg(short = 'T', long, value_name = "SRC_CACHE")]
     source_cache: Option<String>,
-    /// Format of the target image: raw.
+    /// Format of the target image (default: raw).
     #[arg(short = 'O', long, value_name = "TGT_FMT", conflicts_with = "target_image_opts")]
     target_format: Option<String>,
     /// The target name is options (needs -n).
@@ -223,14 +223,13 @@ async fn open_target(
     if args.no_create {
         return open_existing(args, plan, total).await;
     }
-    check_format(format).map_err(Failure::new)?;
-    let options = parse_options(&args.target_options).map_err(Failure::new)?;
+    let mut new = NewImage::new(format, name, &args.target_options).map_err(Failure::new)?;
+    new.set_size(total);
     let fail = |error: CreateError| {
         Failure::new(format_args!("{name}: error while converting {format}: {error}"))
     };
-    let prealloc = options.prealloc().map_err(fail)?;
-    create_raw(name, total, prealloc).await.map_err(fail)?;
-    let node = open_raw(plan).await.map_err(|error| fail(error.into()))?;
+    new.create().await.map_err(fail)?;
+    let node = open_made(format, plan).await.map_err(|error| fail(error.into()))?;
     let contents = match node.capabilities().has_zero_init {
         true => TargetContents::Zeroes,
         false => TargetContents::Unknown,
@@ -238,10 +237,10 @@ async fn open_target(
     Ok((node, contents))
 }
 
-/// Opens the raw image that was made.
-async fn open_raw(plan: &Plan<'_>) -> Result<Node, SpecError> {
+/// Opens the image that was made.
+async fn open_made(format: &str, plan: &Plan<'_>) -> Result<Node, SpecError> {
     let spec = ImageSpec {
-        format: Some("raw".to_owned()),
+        format: Some(format.to_owned()),
         flags: OpenFlags::READ_WRITE,
         cache: plan.target_cache,
         ..ImageSpec::new(plan.target)
@@ -257,7 +256,7 @@ async fn open_existing(
 ) -> Result<(Node, TargetContents), Failure> {
     let format = args.target_format.as_deref().unwrap_or("raw");
     if !args.target_image_opts {
-        check_format(format).map_err(Failure::new)?;
+        format_of(format).map_err(Failure::new)?;
     }
     let spec = ImageSpec {
         format: (!args.target_image_opts).then(|| format.to_owned()),

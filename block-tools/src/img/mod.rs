@@ -7,6 +7,7 @@
 //! second interrupt ends the process on the spot.
 
 mod bench;
+mod check;
 mod common;
 mod compare;
 mod convert;
@@ -44,6 +45,8 @@ struct Cli {
 enum Command {
     /// Run a simple image benchmark.
     Bench(bench::Args),
+    /// Check an image for errors, and mend them.
+    Check(check::Args),
     /// Check if two images have the same contents.
     Compare(compare::Args),
     /// Copy one image, or several joined, to another.
@@ -66,6 +69,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
     };
     let result = match cli.command {
         Command::Bench(args) => bench::run(&args, out),
+        Command::Check(args) => check::run(&args, out),
         Command::Compare(args) => compare::run(&args, out),
         Command::Convert(args) => convert::run(&args, out),
         Command::Create(args) => create::run(&args, out),
@@ -86,7 +90,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
 
 /// The subcommand that a command line names, or nothing.
 fn command_of(args: &[OsString]) -> &'static str {
-    const NAMES: [&str; 6] = ["bench", "compare", "convert", "create", "info", "map"];
+    const NAMES: [&str; 7] = ["bench", "check", "compare", "convert", "create", "info", "map"];
     let given = args.get(1).and_then(|arg| arg.to_str()).unwrap_or_default();
     NAMES.into_iter().find(|name| *name == given).unwrap_or_default()
 }

@@ -53,6 +53,7 @@ mod persist_bitmap;
 mod plan;
 mod read;
 mod refcounts;
+mod references;
 mod reload;
 mod resize;
 mod snapshot;

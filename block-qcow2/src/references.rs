@@ -130,7 +130,8 @@ impl Qcow2Driver {
         let shared = meta.refcounts.get(table.bytes() >> geometry.cluster_bits()).await? != 1;
         meta.drop_metadata(table, geometry.cluster_size(), reason);
         // Tables that share one have it at the same place: each is a copy of the other.
-        let active = self.l1_word(index).ok().and_then(|raw| l1_entry(geometry, raw).ok().flatten());
+        let active =
+            self.l1_word(index).ok().and_then(|raw| l1_entry(geometry, raw).ok().flatten());
         if active == Some(table) {
             meta.overlap.insert(Section::ActiveL2, table, geometry.cluster_size());
         } else if shared {

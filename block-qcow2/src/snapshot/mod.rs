@@ -175,7 +175,8 @@ impl Qcow2Driver {
         }
         let len = snapshot.disk_len.unwrap_or(self.disk_len());
         // Other snapshots of version 2 do not say how long the disk was; bitmaps are as long as it is.
-        let fixed = self.geometry().version() == Version::V2 || !self.lists.read().bitmaps.is_empty();
+        let fixed =
+            self.geometry().version() == Version::V2 || !self.lists.read().bitmaps.is_empty();
         if len != self.disk_len() && fixed {
             return Err(Error::Unsupported);
         }

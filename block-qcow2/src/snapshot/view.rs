@@ -70,7 +70,7 @@ pub(crate) async fn read_view(
         Error::Corrupt { what, value } => bad_field(what, value, Problem::Unknown),
         error => OpenError::Request { what: "snapshot L1 table", error },
     };
-    check_l1(file, geometry, found, len).map_err(open_error)?;
+    check_l1(file, geometry, found, len).map_err(|fault| open_error(fault.into()))?;
     let needed = u32::try_from(geometry.l1_entries_for(len)).unwrap_or(u32::MAX);
     Ok((len, l1_of(file, geometry, found, needed).await.map_err(open_error)?))
 }

@@ -55,6 +55,7 @@ mod plan;
 mod read;
 mod rebase;
 mod refcounts;
+mod references;
 mod reload;
 mod resize;
 mod snapshot;

@@ -118,14 +118,7 @@ impl Meta {
 
     /// Gives back what an entry held.
     pub(crate) fn drop_data(&mut self, dropped: Dropped, reason: Reason) {
-        let bits = self.geometry.cluster_bits();
-        let (start, end) = match dropped {
-            Dropped::Cluster(host) => (host.bytes(), host.bytes() + 1),
-            Dropped::Payload(payload) => (payload.offset.bytes(), payload.end()),
-        };
-        let first = start >> bits;
-        let count = (end.saturating_sub(1).max(start) >> bits) - first + 1;
-        self.push_dropped(Freed { run: Run { first, count }, reason });
+        self.push_dropped(Freed { run: run_of(self.geometry, dropped), reason });
     }
 
     /// Gives back `len` bytes of whole clusters that held metadata.
@@ -175,6 +168,17 @@ impl Meta {
         }
         merged(ready)
     }
+}
+
+/// The host clusters that an entry refers to, each once.
+pub(crate) fn run_of(geometry: Geometry, dropped: Dropped) -> Run {
+    let bits = geometry.cluster_bits();
+    let (start, end) = match dropped {
+        Dropped::Cluster(host) => (host.bytes(), host.bytes() + 1),
+        Dropped::Payload(payload) => (payload.offset.bytes(), payload.end()),
+    };
+    let first = start >> bits;
+    Run { first, count: (end.saturating_sub(1).max(start) >> bits) - first + 1 }
 }
 
 /// The same clusters in as few runs as possible. A cluster may be in several: each is one reference.

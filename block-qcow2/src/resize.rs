@@ -197,7 +197,7 @@ impl Qcow2Driver {
 
     /// Drops what the L2 table number `index` maps from guest offset `end` on; all of it, if that is
     /// all that it maps.
-    async fn drop_table(&self, index: u64, end: u64) -> Result<()> {
+    pub(crate) async fn drop_table(&self, index: u64, end: u64) -> Result<()> {
         let geometry = self.geometry();
         let start = index * geometry.l2_coverage();
         let mut meta = self.writer()?.meta.lock().await;

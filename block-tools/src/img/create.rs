@@ -200,12 +200,17 @@ impl NewImage {
         Ok(self.factory.create(options, context).await?)
     }
 
-    fn get(&self, option: &str) -> Option<&str> {
+    /// The value of an option, if it was given.
+    pub(super) fn get(&self, option: &str) -> Option<&str> {
         self.options.peek(option)
     }
 
     /// Sets what `-b` and `-F` say, and checks what is said of the backing file at all.
-    fn set_backing(&mut self, file: Option<&str>, format: Option<&str>) -> Result<(), CreateError> {
+    pub(super) fn set_backing(
+        &mut self,
+        file: Option<&str>,
+        format: Option<&str>,
+    ) -> Result<(), CreateError> {
         for (option, what, value) in
             [("backing_file", "file", file), ("backing_fmt", "file format", format)]
         {

@@ -170,6 +170,16 @@ pub enum OpenError {
         /// What is wrong with it.
         problem: Problem,
     },
+    /// An option has a value that it cannot have, alone or beside the others.
+    #[error("Invalid option '{option}={value}': {problem}")]
+    OptionValue {
+        /// The option's full name.
+        option: &'static str,
+        /// Its value, as a user writes it.
+        value: String,
+        /// What is wrong with it.
+        problem: Problem,
+    },
     /// A name inside an image refers to something that the policy keeps closed.
     #[error("'{name}' inside the image is refused: {problem}")]
     Reference {

@@ -47,14 +47,14 @@ pub trait DriverFactory: Send + Sync + 'static {
         context: OpenContext,
     ) -> Result<Arc<dyn BlockDriver>, OpenError>;
 
-    /// For a format that can be made: the options of [`DriverFactory::create`], in the order in which
-    /// help shows them. Empty: images of it cannot be made.
+    /// For what can be made: the options of [`DriverFactory::create`], in the order in which tools tell
+    /// what they make. Empty: it cannot be made.
     fn create_options(&self) -> &'static [CreateOption] {
         &[]
     }
 
-    /// Makes an empty image: `filename` (or `file.*`, which must exist then), `size`, and what
-    /// [`DriverFactory::create_options`] names. Replaces what the file held.
+    /// Makes an empty image: `filename` (for a format also `file.*`, which must exist then), `size`, and
+    /// what [`DriverFactory::create_options`] names. Replaces what the file held.
     async fn create(&self, options: Options, context: OpenContext) -> Result<(), OpenError> {
         let _ = (options, context);
         Err(OpenError::Unsupported { driver: self.name(), what: "creating an image" })
@@ -79,12 +79,17 @@ pub struct CreateOption {
     pub name: &'static str,
     /// What kind of value it takes: `<size>`, `<bool (on/off)>`, `<str>`, `<num>`.
     pub value: &'static str,
-    /// What it is for, with the default.
+    /// What it is for.
     pub help: &'static str,
+    /// The value that it has where the user gives none, if that is worth telling.
+    pub default: Option<&'static str>,
 }
 
 /// Bytes that a format sees when it is probed.
 pub const PROBE_BYTES: u64 = 2048;
+
+/// The role of a backing file in [`OpenContext::open_reference`].
+pub const BACKING_FILE: &str = "backing file";
 
 /// Which names that stand inside an image (backing file, data file) are followed.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
@@ -111,6 +116,9 @@ pub struct OpenContext {
     pub policy: ReferencePolicy,
     /// How many images are above this one.
     pub depth: usize,
+    /// How many images are above the one backing file that is opened writable; `None`: no backing file
+    /// is, whatever `flags` say. For a commit.
+    pub writable_backing_depth: Option<usize>,
     /// Called with whatever needs saying that is no error: a probed format, a clock that is off.
     pub warn: Arc<dyn Fn(&str) + Send + Sync>,
     /// The `file` child, where probing has already opened it.
@@ -126,6 +134,7 @@ impl OpenContext {
             budget: MemoryBudget::new(DEFAULT_CACHE_BYTES),
             policy: ReferencePolicy::default(),
             depth: 0,
+            writable_backing_depth: None,
             warn: Arc::new(|_| ()),
             opened: None,
         }
@@ -168,6 +177,32 @@ impl OpenContext {
         context.open(sub).await
     }
 
+    /// Makes the storage of a new image and opens it for writing: `filename`, which its protocol makes
+    /// empty, or `file.*`, which exists. `options` are what the format has left of its own: one that
+    /// neither takes is refused before anything is made.
+    pub async fn create_file(&self, mut options: Options) -> Result<Node, OpenError> {
+        let writable = OpenFlags { writable: true, ..self.flags };
+        let mut context = Self { flags: writable, opened: None, ..self.clone() };
+        match options.take("filename") {
+            Some(filename) => {
+                options.finish()?;
+                let protocol = self.registry.protocol_of(&filename)?;
+                let new = Options::filename(&filename).with("size", "0");
+                self.registry.get(protocol)?.create(new, context.clone()).await?;
+                context.open(Options::filename(filename).with("driver", protocol)).await
+            }
+            None => {
+                let file = options.take_sub("file");
+                options.finish()?;
+                let mut child = Options::new();
+                for (name, value) in file.iter() {
+                    child.set(format!("file.{name}"), value);
+                }
+                context.open_child(&mut child, "file").await
+            }
+        }
+    }
+
     /// Opens what `name` inside the image `parent` refers to: the backing file (`format` probed if
     /// not given) or a data file. `options` are the user's for this child and override the name.
     pub async fn open_reference(
@@ -188,7 +223,10 @@ impl OpenContext {
         if let (None, Some(format)) = (options.peek("driver"), format) {
             options.set("driver", format);
         }
-        let context = Self { depth: self.depth + 1, opened: None, ..self.clone() };
+        let mut context = Self { depth: self.depth + 1, opened: None, ..self.clone() };
+        if role == BACKING_FILE {
+            context.flags.writable = self.writable_backing_depth == Some(context.depth);
+        }
         context.open(options).await.map_err(|source| OpenError::Child {
             role,
             name: name.to_owned(),
@@ -198,6 +236,11 @@ impl OpenContext {
 
     /// The path that `name` inside the image `parent` means, if the policy follows it.
     pub fn resolve(&self, parent: &Node, name: &str) -> Result<String, OpenError> {
+        self.resolve_beside(&filename_of(parent).unwrap_or_default(), name)
+    }
+
+    /// The path that `name` means inside an image of the path `image`, if the policy follows it.
+    pub fn resolve_beside(&self, image: &str, name: &str) -> Result<String, OpenError> {
         let refuse = |problem| Err(OpenError::Reference { name: name.to_owned(), problem });
         let plain = name.strip_prefix("file:").unwrap_or(name);
         if plain.is_empty() || has_scheme(plain) || self.policy == ReferencePolicy::Refuse {
@@ -209,8 +252,8 @@ impl OpenContext {
         if self.policy == ReferencePolicy::SameDirectory && !inside {
             return refuse(Problem::NotPlainName);
         }
-        let base = filename_of(parent).unwrap_or_default();
-        let directory = Path::new(&base).parent().unwrap_or(Path::new(""));
+        let image = image.strip_prefix("file:").unwrap_or(image);
+        let directory = Path::new(image).parent().unwrap_or(Path::new(""));
         match directory.join(path).into_os_string().into_string() {
             Ok(path) => Ok(path),
             Err(_) => refuse(Problem::NotText),

@@ -1,7 +1,9 @@
 //! A cache of things that are read from the image by their place in it: L2 slices, inflated clusters.
 //!
-//! Invariants: entries times `entry_bytes` is at most the budget's share that was taken for them; a
-//! thing that several requests miss at once is loaded once; no lock is held across an await.
+//! Invariants: clean entries times `entry_bytes` are at most the budget's share that was taken for
+//! them; a thing that several requests miss at once is loaded once; no lock is held across an await;
+//! an entry that was changed stays until it was written back ([`Cache::clean`]), even over the budget,
+//! so whoever changes entries looks at [`Cache::is_crowded`] first.
 //!
 //! Lock order: `flights` before `shelf`. A hit takes `shelf` for reading only.
 
@@ -63,6 +65,8 @@ struct Shelf<V> {
     slots: Vec<Slot<V>>,
     /// Where the clock looks next.
     hand: usize,
+    /// How many slots are dirty.
+    dirty: usize,
 }
 
 struct Slot<V> {
@@ -70,6 +74,10 @@ struct Slot<V> {
     value: V,
     /// Looked at since the clock last came by.
     used: AtomicBool,
+    /// Changed and not written back.
+    dirty: bool,
+    /// Here only because it is dirty: there was no room for it.
+    surplus: bool,
     _reservation: Option<Reservation>,
 }
 
@@ -86,7 +94,7 @@ pub(crate) struct CacheSize {
 
 impl<V: Clone + Send + Sync + 'static> Cache<V> {
     pub(crate) fn new(size: CacheSize, budget: Arc<MemoryBudget>) -> Self {
-        let shelf = Shelf { index: Map::default(), slots: Vec::new(), hand: 0 };
+        let shelf = Shelf { index: Map::default(), slots: Vec::new(), hand: 0, dirty: 0 };
         Self {
             shelf: RwLock::new(shelf),
             flights: Mutex::new(Map::default()),
@@ -145,8 +153,98 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         loaded
     }
 
+    /// Changes the entry of `key` and marks it dirty. If it was evicted since, it is `loaded` that is
+    /// changed and put on the shelf, whatever the budget says.
+    pub(crate) fn modify<R>(&self, key: u64, loaded: V, change: impl FnOnce(&mut V) -> R) -> R {
+        let mut shelf = self.shelf.write();
+        let index = match shelf.index.get(&key) {
+            // Gone before the change: a value that is shared twice would be copied.
+            Some(&index) => {
+                drop(loaded);
+                index
+            }
+            None => {
+                let reservation = self.budget.reserve_minimum(self.entry_bytes);
+                shelf.push(key, loaded, Some(reservation));
+                let index = shelf.slots.len() - 1;
+                shelf.slots[index].surplus = true;
+                index
+            }
+        };
+        let slot = &mut shelf.slots[index];
+        let newly = !std::mem::replace(&mut slot.dirty, true);
+        *slot.used.get_mut() = true;
+        let result = change(&mut slot.value);
+        shelf.dirty += usize::from(newly);
+        result
+    }
+
+    /// The dirty entries.
+    pub(crate) fn dirty(&self) -> Vec<(u64, V)> {
+        let shelf = self.shelf.read();
+        let dirty = shelf.slots.iter().filter(|slot| slot.dirty);
+        dirty.map(|slot| (slot.key, slot.value.clone())).collect()
+    }
+
+    /// Says that the entry of `key` was written back, if it is still `is_written`.
+    pub(crate) fn clean(&self, key: u64, is_written: impl FnOnce(&V) -> bool) {
+        let mut shelf = self.shelf.write();
+        let Some(&index) = shelf.index.get(&key) else { return };
+        let Some(slot) = shelf.slots.get_mut(index) else { return };
+        if slot.dirty && is_written(&slot.value) {
+            slot.dirty = false;
+            let surplus = slot.surplus;
+            shelf.dirty -= 1;
+            // What was kept over the limit for its changes' sake goes now.
+            if surplus {
+                shelf.remove_slot(index);
+            }
+        }
+    }
+
+    /// Whether so many entries are dirty that they should be written back before more are.
+    pub(crate) fn is_crowded(&self) -> bool {
+        let shelf = self.shelf.read();
+        shelf.dirty > 0 && shelf.dirty >= shelf.slots.len().max(self.max_entries / 4) / 2
+    }
+
+    /// Whether there is a dirty entry.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.shelf.read().dirty > 0
+    }
+
+    /// Forgets the entry of `key`, changed or not, and any load of it that is under way.
+    pub(crate) fn remove(&self, key: u64) {
+        let mut flights = self.flights.lock();
+        flights.remove(&key);
+        let mut shelf = self.shelf.write();
+        if let Some(&index) = shelf.index.get(&key) {
+            shelf.remove_slot(index);
+        }
+    }
+
+    /// Forgets the clean entries whose key `keep` does not want.
+    pub(crate) fn retain(&self, keep: impl Fn(u64) -> bool) {
+        let keys: Vec<u64> = {
+            let shelf = self.shelf.read();
+            shelf.slots.iter().map(|slot| slot.key).filter(|key| !keep(*key)).collect()
+        };
+        keys.into_iter().for_each(|key| self.remove(key));
+    }
+
+    /// Forgets all entries, changed or not.
+    pub(crate) fn clear(&self) {
+        let mut flights = self.flights.lock();
+        flights.clear();
+        let mut shelf = self.shelf.write();
+        *shelf = Shelf { index: Map::default(), slots: Vec::new(), hand: 0, dirty: 0 };
+    }
+
     fn insert(&self, key: u64, value: V) {
         let mut shelf = self.shelf.write();
+        if shelf.index.contains_key(&key) {
+            return;
+        }
         let count = shelf.slots.len();
         let reservation = if count < self.min_entries {
             self.minimum.get_or_init(|| {
@@ -162,17 +260,33 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             shelf.replace(key, value);
             return;
         };
-        shelf.index.insert(key, count);
-        shelf.slots.push(Slot {
-            key,
-            value,
-            used: AtomicBool::new(true),
-            _reservation: reservation,
-        });
+        shelf.push(key, value, reservation);
     }
 }
 
 impl<V> Shelf<V> {
+    fn push(&mut self, key: u64, value: V, reservation: Option<Reservation>) {
+        self.index.insert(key, self.slots.len());
+        let used = AtomicBool::new(true);
+        self.slots.push(Slot {
+            key,
+            value,
+            used,
+            dirty: false,
+            surplus: false,
+            _reservation: reservation,
+        });
+    }
+
+    fn remove_slot(&mut self, index: usize) {
+        let removed = self.slots.swap_remove(index);
+        self.index.remove(&removed.key);
+        self.dirty -= usize::from(removed.dirty);
+        if let Some(moved) = self.slots.get(index) {
+            self.index.insert(moved.key, index);
+        }
+    }
+
     /// Puts the entry in the place of one that was not used lately; nowhere if there is no place.
     fn replace(&mut self, key: u64, value: V) {
         // One round clears every mark, so that the second finds a place.
@@ -182,7 +296,7 @@ impl<V> Shelf<V> {
             let Some(slot) = self.slots.get_mut(hand) else {
                 return;
             };
-            if std::mem::take(slot.used.get_mut()) {
+            if slot.dirty || std::mem::take(slot.used.get_mut()) {
                 continue;
             }
             self.index.remove(&slot.key);
@@ -254,6 +368,27 @@ mod tests {
     }
 
     #[test]
+    fn what_was_changed_stays_until_it_is_written_back() {
+        let cache = cache(2, 0, 1000);
+        (0..4).for_each(|key| cache.modify(key, key, |value| *value += 100));
+        (10..30).for_each(|key| assert_eq!(load(&cache, key), key * 2));
+        assert!(cache.is_crowded());
+        let mut dirty = cache.dirty();
+        dirty.sort_unstable();
+        assert_eq!(dirty, [(0, 100), (1, 101), (2, 102), (3, 103)]);
+        // Changed again after it was written: still dirty.
+        cache.modify(3, 0, |value| *value += 100);
+        for (key, written) in dirty {
+            cache.clean(key, |value| *value == written);
+        }
+        assert_eq!(cache.dirty(), [(3, 203)]);
+        assert_eq!(cache.shelf.read().slots.len(), 1, "surplus entries are gone");
+        cache.clean(3, |_| true);
+        assert!(!cache.is_dirty() && !cache.is_crowded());
+        assert_eq!(cache.budget.used(), 0);
+    }
+
+    #[test]
     fn concurrent_misses_load_once_and_errors_are_not_kept() {
         let cache = cache(4, 0, 1000);
         let loads = AtomicUsize::new(0);
@@ -294,6 +429,12 @@ mod tests {
             let cache = cache(max, max / 3, budget);
             for key in keys {
                 prop_assert_eq!(load(&cache, key), key * 2);
+                if key % 7 == 0 {
+                    cache.modify(key, key * 2, |_| ());
+                    cache.clean(key, |_| true);
+                } else if key % 5 == 0 {
+                    cache.remove(key);
+                }
                 let shelf = cache.shelf.read();
                 prop_assert_eq!(shelf.index.len(), shelf.slots.len());
                 prop_assert!(shelf.slots.len() <= max.max(max / 3));

@@ -1,48 +1,64 @@
 //! The driver: what `block-core` asks, and which module answers.
 //!
-//! Invariants: nothing here is written, so that the tables in memory never differ from the file;
-//! no lock is held while guest data moves; a read of one run whose L2 slice is cached costs one
-//! lookup and goes straight to the child.
+//! Invariants: no lock is held while guest data moves; a read of one run whose L2 slice is cached
+//! costs one lookup and goes straight to the child, and so does a write to where data is already;
+//! every request to a writable image holds a pass of the gate from before its lookup to its end.
 //!
 //! Not here: opening ([`crate::open`]), the mapping, the plan of a read, block status.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
-use block_core::ability::{Check, Snapshots};
-use block_core::driver::{BlockDriver, Child, ChildRole, Children, NodeEvent};
+use block_core::ability::{Check, Rebase, Snapshots};
+use block_core::driver::{BlockDriver, Child, ChildRole, Children, Exactness, NodeEvent};
+use block_core::driver::{Prealloc, ReopenOptions, ReopenState};
 use block_core::info::DriverInfo;
 use block_core::request::status::{DriverStatus, StatusDetail};
 use block_core::{
-    BlockLimits, ByteRange, Capabilities, Error, IoVec, Node, OwnedBuf, RequestFlags,
+    Alignment, BlockLimits, ByteRange, Capabilities, Error, IoVec, Node, OwnedBuf, RequestFlags,
 };
-use block_core::{OpenError, Result};
+use block_core::{OpenError, Result, Support};
+use futures::future::BoxFuture;
+use parking_lot::RwLock;
 
 use crate::cache::Cache;
 use crate::compress::inflate::Inflater;
+use crate::gate::{Gate, Pass};
+use crate::geometry::{DataLocation, Geometry, GeometryCell};
+use crate::header_store::HeaderStore;
+use crate::inflight::Allocations;
 use crate::map::Kind;
 use crate::mapping::Slice;
+use crate::snapshot::Selector;
 use crate::spec::Fault;
 use crate::spec::bitmap::Bitmap;
-use crate::spec::extension::Extensions;
-use crate::spec::header::Header;
 use crate::spec::snapshot::Snapshot;
 use crate::units::GuestOffset;
+use crate::writeback::Extent;
+use crate::writer::Writer;
 
-/// An open qcow2 image, for reading.
+/// An open qcow2 image.
 ///
-/// Made by [`Qcow2Factory`](crate::Qcow2Factory). Writing is not there yet, and opening for writing
-/// is refused.
+/// Made by [`Qcow2Factory`](crate::Qcow2Factory).
 pub struct Qcow2Driver {
+    /// Itself, for abilities that run requests of their own.
+    pub(crate) this: Weak<Self>,
     pub(crate) file: Node,
     /// Where guest data is: `file`, or an external data file. `None` if that was kept closed.
     pub(crate) data: Option<Node>,
     pub(crate) backing: Option<Node>,
-    pub(crate) header: Header,
-    pub(crate) metadata: Metadata,
-    /// The L1 entries that the disk needs, as they stand in the file.
-    pub(crate) l1: Vec<u64>,
+    pub(crate) header: HeaderStore,
+    /// The header's, where every request finds it.
+    pub(crate) geometry: GeometryCell,
+    /// The header's disk length, or that of the snapshot that is open.
+    pub(crate) disk_len: AtomicU64,
+    /// The snapshot that is open in place of the active disk.
+    pub(crate) view: Option<Selector>,
+    pub(crate) lists: RwLock<Lists>,
+    /// The L1 table: all of it if the image is writable, else what the disk needs. Changed under the
+    /// metadata lock only; held for a look or a change of a word.
+    pub(crate) l1: RwLock<Vec<u64>>,
     pub(crate) slices: Cache<Slice>,
     /// Inflated clusters, so that small reads do not inflate one again and again.
     pub(crate) clusters: Cache<Arc<OwnedBuf>>,
@@ -51,13 +67,17 @@ pub struct Qcow2Driver {
     /// Whether the file holds less than the refcounts claim; worked out when first needed.
     pub(crate) preallocated: OnceLock<bool>,
     pub(crate) events: Events,
+    /// What requests pass. Not used by images that are only read.
+    pub(crate) gate: Gate,
+    pub(crate) allocations: Allocations,
+    pub(crate) writer: Option<Writer>,
+    /// Of an image with a writer: whether it was reopened for reading only.
+    pub(crate) read_only: AtomicBool,
 }
 
-/// What the image says of itself besides the tables.
+/// Lists of the image besides its tables.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Metadata {
-    pub(crate) backing_name: Option<String>,
-    pub(crate) extensions: Extensions,
+pub(crate) struct Lists {
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) bitmaps: Vec<Bitmap>,
 }
@@ -92,6 +112,35 @@ impl Events {
 }
 
 impl Qcow2Driver {
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.geometry.load()
+    }
+
+    pub(crate) fn disk_len(&self) -> u64 {
+        self.disk_len.load(Ordering::Acquire)
+    }
+
+    /// Tells the file what is about to be done.
+    pub(crate) fn event(&self, name: &'static str) {
+        self.file.driver().event(name);
+    }
+
+    /// The state for writing; an error if the image is open for reading.
+    pub(crate) fn writer(&self) -> Result<&Writer> {
+        match &self.writer {
+            Some(writer) if !self.read_only.load(Ordering::Acquire) => Ok(writer),
+            _ => Err(Error::ReadOnly),
+        }
+    }
+
+    /// Enters the gate, where somebody could change what a request relies on.
+    async fn enter(&self) -> Option<Pass<'_>> {
+        match self.writer {
+            Some(_) => Some(self.gate.enter().await),
+            None => None,
+        }
+    }
+
     /// Names the header and the options give to what it stands on.
     fn child(name: &'static str, role: ChildRole, node: &Node) -> Child {
         let node = node.clone();
@@ -143,12 +192,15 @@ impl BlockDriver for Qcow2Driver {
     }
 
     fn len(&self) -> u64 {
-        self.header.disk_len
+        self.disk_len()
     }
 
     fn limits(&self) -> BlockLimits {
+        let geometry = self.geometry();
         let own = BlockLimits {
-            opt_transfer: Some(self.header.geometry.cluster_size()),
+            opt_transfer: Some(geometry.cluster_size()),
+            pwrite_zeroes_alignment: Alignment::new(geometry.subcluster_size()),
+            pdiscard_alignment: Some(geometry.cluster_alignment()),
             ..BlockLimits::default()
         };
         let nodes = [self.data.as_ref(), self.backing.as_ref()];
@@ -158,17 +210,34 @@ impl BlockDriver for Qcow2Driver {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::default()
+        if self.writer.is_none() {
+            return Capabilities::default();
+        }
+        Capabilities {
+            write_fua: Support::Emulated,
+            write_zeroes: Support::Native,
+            zeroes_fua: Support::Emulated,
+            zeroes_may_unmap: Support::Native,
+            zeroes_no_fallback: Support::Native,
+            discard: Support::Native,
+            compressed_write: Support::None,
+            truncate: Support::Native,
+            grows_on_write: false,
+            has_zero_init: self.backing.is_none(),
+        }
     }
 
     fn is_read_only(&self) -> bool {
-        true
+        self.writer().is_err()
     }
 
     fn children(&self) -> Children {
         let own_data = self.data.as_ref().is_some_and(|data| !data.same(&self.file));
-        let role =
-            if self.header.features.data_file { ChildRole::Metadata } else { ChildRole::Primary };
+        let role = if self.geometry().data_location() == DataLocation::DataFile {
+            ChildRole::Metadata
+        } else {
+            ChildRole::Primary
+        };
         let file = Self::child("file", role, &self.file);
         let data = self.data.as_ref().filter(|_| own_data);
         let data = data.map(|node| Self::child("data-file", ChildRole::Data, node));
@@ -183,6 +252,10 @@ impl BlockDriver for Qcow2Driver {
 
     fn read_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
         self.check_access().ok()?;
+        let _pass = match self.writer {
+            Some(_) => Some(self.gate.try_enter()?),
+            None => None,
+        };
         match self.one_kind(range)? {
             Kind::Data(host) => {
                 let (node, range) = inside(&self.data, host.bytes(), range.len())?;
@@ -200,8 +273,19 @@ impl BlockDriver for Qcow2Driver {
         }
     }
 
+    fn write_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
+        self.check_access().ok()?;
+        let writer = self.writer().ok()?;
+        let _pass = self.gate.try_enter()?;
+        let (host, node) = self.in_place_at_once(range)?;
+        // Damage is told by the long way.
+        writer.overlap.check_data(host).ok()?;
+        node.write_now(host, iov)
+    }
+
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
         self.check_access()?;
+        let _pass = self.enter().await;
         match self.one_kind(range) {
             Some(Kind::Data(host)) => {
                 if let Some((node, range)) = inside(&self.data, host.bytes(), range.len()) {
@@ -216,20 +300,46 @@ impl BlockDriver for Qcow2Driver {
             _ => {}
         }
         // Boxed, so that the future of the short way above stays small.
-        let read: futures::future::BoxFuture<'static, _> = Box::pin(self.read(range, iov));
-        read.await
+        let read: BoxFuture<'static, _> = Box::pin(Arc::clone(&self).read(range, iov));
+        let read = read.await;
+        self.after(read).await
     }
 
-    async fn pwritev(self: Arc<Self>, _: ByteRange, _: IoVec, _: RequestFlags) -> Result<()> {
-        Err(Error::ReadOnly)
+    async fn pwritev(
+        self: Arc<Self>,
+        range: ByteRange,
+        iov: IoVec,
+        flags: RequestFlags,
+    ) -> Result<()> {
+        self.check_access()?;
+        let writer = self.writer()?;
+        if flags.contains(RequestFlags::COMPRESSED) {
+            return Err(Error::Unsupported);
+        }
+        let _pass = self.gate.enter().await;
+        if let Some((host, node)) = self.in_place_at_once(range) {
+            writer.overlap.check_data(host).map_err(|f| self.fault(f))?;
+            return node.write(host, iov, RequestFlags::empty()).await;
+        }
+        let write: BoxFuture<'static, _> = Box::pin(Arc::clone(&self).write(range, iov));
+        let written = write.await;
+        self.after(written).await
     }
 
-    async fn pwrite_zeroes(self: Arc<Self>, _: ByteRange, _: RequestFlags) -> Result<()> {
-        Err(Error::ReadOnly)
+    async fn pwrite_zeroes(self: Arc<Self>, range: ByteRange, flags: RequestFlags) -> Result<()> {
+        self.check_access()?;
+        self.writer()?;
+        let _pass = self.gate.enter().await;
+        let zeroed = Arc::clone(&self).zero(range, flags).await;
+        self.after(zeroed).await
     }
 
-    async fn pdiscard(self: Arc<Self>, _: ByteRange) -> Result<()> {
-        Err(Error::ReadOnly)
+    async fn pdiscard(self: Arc<Self>, range: ByteRange) -> Result<()> {
+        self.check_access()?;
+        self.writer()?;
+        let _pass = self.gate.enter().await;
+        let discarded = Arc::clone(&self).discard(range).await;
+        self.after(discarded).await
     }
 
     async fn block_status(
@@ -237,25 +347,59 @@ impl BlockDriver for Qcow2Driver {
         range: ByteRange,
         detail: StatusDetail,
     ) -> Result<DriverStatus> {
-        self.status(range, detail).await
+        let _pass = self.enter().await;
+        Arc::clone(&self).status(range, detail).await
+    }
+
+    async fn flush_to_os(self: Arc<Self>) -> Result<()> {
+        if self.writer().is_err() {
+            return Ok(());
+        }
+        let flushed = self.write_back(Extent::Flush).await;
+        self.after(flushed).await
+    }
+
+    async fn truncate(self: Arc<Self>, len: u64, _: Exactness, prealloc: Prealloc) -> Result<()> {
+        self.check_access()?;
+        let resized = Arc::clone(&self).resize(len, prealloc).await;
+        self.after(resized).await
+    }
+
+    async fn close(self: Arc<Self>) -> Result<()> {
+        match self.writer() {
+            Ok(_) => self.finish_writing().await,
+            Err(_) => Ok(()),
+        }
     }
 
     async fn reopen_prepare(
         self: Arc<Self>,
-        options: &block_core::driver::ReopenOptions,
-    ) -> Result<block_core::driver::ReopenState, OpenError> {
-        let what = match (options.read_only, options.direct, options.no_flush) {
-            (Some(false), ..) => crate::open::WRITING,
-            (None | Some(true), None, None) => return Ok(Box::new(())),
-            _ => "reopening the file below",
-        };
-        let driver = crate::spec::FORMAT;
-        Err(OpenError::Unsupported { driver, what })
+        options: &ReopenOptions,
+    ) -> Result<ReopenState, OpenError> {
+        if options.read_only == Some(false) && self.writer.is_none() {
+            // What writing needs was not read when the image was opened.
+            let (driver, what) = (crate::spec::FORMAT, "reopening for writing");
+            return Err(OpenError::Unsupported { driver, what });
+        }
+        if options.read_only == Some(true) && self.writer().is_ok() {
+            let done = self.finish_writing().await;
+            let what = "write-back before reopen";
+            done.map_err(|error| OpenError::Request { what, error })?;
+        }
+        // Page cache and flushes are the file's business.
+        Ok(Box::new(*options))
     }
 
-    /// Not there yet: tables stay as they were read when the image was opened.
+    fn reopen_commit(&self, state: ReopenState) {
+        if let Ok(options) = state.downcast::<ReopenOptions>()
+            && let Some(read_only) = options.read_only
+        {
+            self.read_only.store(read_only, Ordering::Release);
+        }
+    }
+
     async fn invalidate_cache(self: Arc<Self>) -> Result<()> {
-        Err(Error::Unsupported)
+        self.reload().await
     }
 
     fn as_snapshots(&self) -> Option<&dyn Snapshots> {
@@ -263,6 +407,10 @@ impl BlockDriver for Qcow2Driver {
     }
 
     fn as_check(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+
+    fn as_rebase(&self) -> Option<&dyn Rebase> {
         Some(self)
     }
 

@@ -3,6 +3,8 @@
 //! Invariants: `9 <= cluster_bits <= 21` (at least 14 with extended L2 entries), `refcount_order <= 6`.
 //! So a cluster is at most 2 MiB, an L2 table maps at most 2^39 bytes, and no shift here overflows.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use block_core::error::Problem;
 use block_core::{Alignment, OpenError};
 
@@ -45,6 +47,37 @@ pub enum DataLocation {
     Image,
     /// In an external data file, whose first cluster is at offset 0.
     DataFile,
+}
+
+/// A geometry that changes while it is read: amending changes version and refcount width, and
+/// nothing else. Reading it costs one plain load.
+#[derive(Debug)]
+pub(crate) struct GeometryCell {
+    fixed: Geometry,
+    /// `refcount_order * 2 + (version == V3)`.
+    changing: AtomicU32,
+}
+
+impl GeometryCell {
+    pub(crate) fn new(geometry: Geometry) -> Self {
+        Self { fixed: geometry, changing: AtomicU32::new(Self::pack(geometry)) }
+    }
+
+    #[inline]
+    pub(crate) fn load(&self) -> Geometry {
+        let changing = self.changing.load(Ordering::Relaxed);
+        let version = if changing & 1 == 1 { Version::V3 } else { Version::V2 };
+        Geometry { version, refcount_order: changing >> 1, ..self.fixed }
+    }
+
+    /// Takes over version and refcount width. Called while no request is inside.
+    pub(crate) fn store(&self, geometry: Geometry) {
+        self.changing.store(Self::pack(geometry), Ordering::Relaxed);
+    }
+
+    fn pack(geometry: Geometry) -> u32 {
+        geometry.refcount_order << 1 | u32::from(geometry.version == Version::V3)
+    }
 }
 
 /// Sizes of an image and the arithmetic on them.

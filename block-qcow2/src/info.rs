@@ -2,26 +2,30 @@
 
 use block_core::info::{DriverInfo, InfoValue};
 
-use crate::driver::Qcow2Driver;
+use crate::driver::{Lists, Qcow2Driver};
 use crate::geometry::{L2Format, Version};
+use crate::header_store::Parts;
 use crate::spec::bitmap::Bitmap;
 use crate::spec::header::CryptMethod;
 
 pub(crate) fn of(driver: &Qcow2Driver) -> DriverInfo {
-    let (header, metadata) = (&driver.header, &driver.metadata);
-    DriverInfo {
-        cluster_size: Some(header.geometry.cluster_size()),
-        backing_filename: metadata.backing_name.clone(),
-        backing_format: metadata.extensions.backing_format.clone(),
-        dirty: header.features.dirty,
-        encrypted: header.crypt_method != CryptMethod::None,
-        specific: specific(driver),
-        ..DriverInfo::default()
-    }
+    let lists = driver.lists.read();
+    driver.header.with(|parts| {
+        let name = parts.backing_name.as_deref().map(String::from_utf8_lossy);
+        DriverInfo {
+            cluster_size: Some(parts.header.geometry.cluster_size()),
+            backing_filename: name.map(|name| name.into_owned()),
+            backing_format: parts.extensions.backing_format.clone(),
+            dirty: parts.header.features.dirty,
+            encrypted: parts.header.crypt_method != CryptMethod::None,
+            specific: specific(parts, &lists),
+            ..DriverInfo::default()
+        }
+    })
 }
 
-fn specific(driver: &Qcow2Driver) -> Vec<(&'static str, InfoValue)> {
-    let (header, metadata) = (&driver.header, &driver.metadata);
+fn specific(parts: &Parts, lists: &Lists) -> Vec<(&'static str, InfoValue)> {
+    let header = &parts.header;
     let (features, geometry) = (header.features, header.geometry);
     let v3 = geometry.version() == Version::V3;
     let text = |text: &str| InfoValue::Text(text.to_owned());
@@ -31,8 +35,8 @@ fn specific(driver: &Qcow2Driver) -> Vec<(&'static str, InfoValue)> {
     ];
     if v3 {
         all.push(("lazy-refcounts", InfoValue::Bool(features.lazy_refcounts)));
-        if !metadata.bitmaps.is_empty() {
-            let bitmaps = metadata.bitmaps.iter().map(bitmap).collect();
+        if !lists.bitmaps.is_empty() {
+            let bitmaps = lists.bitmaps.iter().map(bitmap).collect();
             all.push(("bitmaps", InfoValue::List(bitmaps)));
         }
     }
@@ -46,7 +50,7 @@ fn specific(driver: &Qcow2Driver) -> Vec<(&'static str, InfoValue)> {
         all.push(("encrypt", InfoValue::Map(vec![("format", text(format))])));
     }
     if v3 {
-        if let (true, Some(name)) = (features.data_file, &metadata.extensions.data_file) {
+        if let (true, Some(name)) = (features.data_file, &parts.extensions.data_file) {
             all.push(("data-file", text(name)));
         }
         if features.data_file {

@@ -31,22 +31,43 @@
 
 #![forbid(unsafe_code)]
 
+mod alloc;
 mod cache;
 mod check;
 pub mod compress;
+mod cow;
+pub mod create;
 mod driver;
+mod file_len;
+mod gate;
 pub mod geometry;
+mod header_store;
+mod inflight;
 mod info;
 pub mod map;
 mod mapping;
+mod measure;
+mod metadata_io;
 mod open;
+mod overlap;
 mod persist_bitmap;
+mod plan;
 mod read;
+mod rebase;
+mod refcounts;
+mod references;
+mod reload;
+mod resize;
 mod snapshot;
 pub mod spec;
 mod status;
 mod table;
+mod tables;
 pub mod units;
+mod write;
+mod writeback;
+mod writer;
+mod zero;
 
 pub use driver::Qcow2Driver;
 pub use open::Qcow2Factory;

@@ -39,7 +39,7 @@ impl Qcow2Driver {
         offset: GuestOffset,
         len: u64,
     ) -> Option<Result<Extent, Fault>> {
-        let geometry = self.header.geometry;
+        let geometry = self.geometry();
         match self.place(offset) {
             Err(fault) => Some(Err(fault)),
             Ok(Place::Nowhere(room)) => Some(Ok(unallocated(len.min(room)))),
@@ -51,7 +51,7 @@ impl Qcow2Driver {
 
     /// The extent at `offset`, of at most `len` bytes (at least one).
     pub(crate) async fn extent(&self, offset: GuestOffset, len: u64) -> Result<Extent> {
-        let geometry = self.header.geometry;
+        let geometry = self.geometry();
         let place = self.place(offset).map_err(|f| self.fault(f))?;
         let (at, first_entry) = match place {
             Place::Nowhere(room) => return Ok(unallocated(len.min(room))),
@@ -68,9 +68,9 @@ impl Qcow2Driver {
     /// Looks the L1 entry up.
     #[inline]
     fn place(&self, offset: GuestOffset) -> Result<Place, Fault> {
-        let geometry = self.header.geometry;
+        let geometry = self.geometry();
         let index = geometry.l1_index(offset);
-        let raw = self.l1.get(to_usize(index)).copied();
+        let raw = self.l1.read().get(to_usize(index)).copied();
         let raw = raw.ok_or(Fault::new("L1 index", index))?;
         let coverage = geometry.l2_coverage();
         let Some(table) = l1_entry(geometry, raw)? else {
@@ -83,7 +83,7 @@ impl Qcow2Driver {
         Ok(Place::Slice { at: table.plus(slice * slice_bytes), first_entry: slice << slice_bits })
     }
 
-    async fn load_slice(&self, at: HostOffset) -> Result<Slice> {
+    pub(crate) async fn load_slice(&self, at: HostOffset) -> Result<Slice> {
         let range = ByteRange::new(at.bytes(), self.slices.entry_bytes());
         let range = range.ok().filter(|range| range.end() <= self.file.len());
         let beyond = Fault::new("L2 table beyond the end of the file", at.bytes());

@@ -4,51 +4,58 @@
 //! with `no_io` neither the data file nor the backing file is opened, whatever the image says; an
 //! image that cannot be served whole is refused here, not at the first request that meets the reason.
 
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
+use block_core::ability::{Measurement, Repair};
+use block_core::budget::MemoryBudget;
 use block_core::driver::BlockDriver;
 use block_core::error::Problem;
-use block_core::registry::{DriverFactory, OpenContext};
+use block_core::range::to_usize;
+use block_core::registry::{CreateOption, DriverFactory, OpenContext};
 use block_core::{ByteRange, Node, OpenError, OpenFlags, Options};
 use futures::future::BoxFuture;
+use parking_lot::RwLock;
+use roaring::RoaringTreemap;
 
+use crate::alloc::Meta;
 use crate::cache::{Cache, CacheSize};
+use crate::check::check_image;
 use crate::compress::inflate::Inflater;
-use crate::driver::{Access, Events, Metadata, Qcow2Driver};
+use crate::driver::{Access, Events, Lists, Qcow2Driver};
+use crate::gate::Gate;
+use crate::geometry::GeometryCell;
+use crate::header_store::{HeaderStore, Parts};
+use crate::inflight::Allocations;
 use crate::mapping::{MIN_SLICES, slice_bytes, slice_count};
+use crate::overlap::{Guarded, OverlapMap, Section};
+use crate::refcounts::Refcounts;
+use crate::snapshot::Selector;
 use crate::spec::bitmap::Bitmap;
+use crate::spec::entry::l1_entry;
 use crate::spec::extension::{Extensions, text};
 use crate::spec::header::{CryptMethod, HEADER_PREFIX, Header, MAGIC, MAX_BACKING_NAME};
-use crate::spec::header::{UnverifiedHeader, unsupported};
+use crate::spec::header::{MAX_L1_BYTES, UnverifiedHeader, unsupported};
+use crate::spec::refcount::table_entry;
 use crate::spec::snapshot::Snapshot;
 use crate::spec::{FORMAT, bad_field};
 use crate::table::{read_table, read_words};
 use crate::units::HostOffset;
-use crate::{persist_bitmap, snapshot};
-
-/// What the driver cannot do yet.
-pub(crate) const WRITING: &str = "opening for writing";
+use crate::writer::{Writer, WriterOptions};
+use crate::{create, measure, persist_bitmap, snapshot};
 
 /// Most bytes of inflated clusters that an image keeps, unless one cluster is larger.
 const INFLATED_BYTES: u64 = 256 << 10;
 
 /// Options of the format that ask for what this driver does not do.
-const NOT_IMPLEMENTED: [&str; 10] = [
-    "lazy-refcounts",
-    "pass-discard-request",
-    "pass-discard-snapshot",
-    "pass-discard-other",
-    "discard-no-unref",
-    "overlap-check",
-    "refcount-cache-size",
-    "cache-clean-interval",
-    "encrypt.format",
-    "encrypt.key-secret",
-];
+const NOT_IMPLEMENTED: [&str; 3] = ["cache-clean-interval", "encrypt.format", "encrypt.key-secret"];
 
-/// Opens `qcow2` images, for reading: `file`, `backing`, `data-file`, `l2-cache-size`,
-/// `l2-cache-entry-size`, `cache-size`.
+/// Opens and makes `qcow2` images. Options of opening: `file`, `backing`, `data-file`,
+/// `l2-cache-size`, `l2-cache-entry-size`, `refcount-cache-size`, `cache-size`, `lazy-refcounts`,
+/// `pass-discard-request`, `pass-discard-snapshot`, `pass-discard-other`, `discard-no-unref`,
+/// `overlap-check` (and `overlap-check.*`), `snapshot` (or `snapshot.id`, `snapshot.name`).
 pub struct Qcow2Factory;
 
 #[async_trait]
@@ -68,15 +75,28 @@ impl DriverFactory for Qcow2Factory {
         options: Options,
         context: OpenContext,
     ) -> Result<Arc<dyn BlockDriver>, OpenError> {
-        // A check is no guest: it mends the file below, and the node stays read-only.
-        if context.flags.writable && !context.flags.check {
-            return Err(not_supported(WRITING));
-        }
         // The chain below opens while this waits, so little is kept on the stack meanwhile.
         let prepared = Prepared::boxed(options, context).await?;
         let data = prepared.data().await?;
         let backing = prepared.backing().await?;
-        prepared.finish(data, backing)
+        let finished: BoxFuture<'_, _> = Box::pin(prepared.finish(data, backing));
+        finished.await
+    }
+
+    fn create_options(&self) -> &'static [CreateOption] {
+        create::OPTIONS
+    }
+
+    async fn create(&self, options: Options, context: OpenContext) -> Result<(), OpenError> {
+        create::create(options, context).await
+    }
+
+    async fn measure(
+        &self,
+        options: Options,
+        source: Option<Node>,
+    ) -> Result<Measurement, OpenError> {
+        measure::measure(options, source).await
     }
 }
 
@@ -99,13 +119,20 @@ impl CacheOptions {
         }
         let total = options.take_size("cache-size")?;
         let l2 = options.take_size("l2-cache-size")?;
+        let refcounts = options.peek("refcount-cache-size").map(str::to_owned);
+        let refcounts = match refcounts {
+            None => None,
+            Some(text) => {
+                Options::new().with("refcount-cache-size", text).take_size("refcount-cache-size")?
+            }
+        };
         if let (Some(total), Some(l2)) = (total, l2)
             && l2 > total
         {
             return Err(bad_option("l2-cache-size", Problem::Above(total)));
         }
         Ok(Self {
-            l2_cache_bytes: l2.or(total),
+            l2_cache_bytes: l2.or(total.map(|total| total.saturating_sub(refcounts.unwrap_or(0)))),
             slice_bytes: options.take_size("l2-cache-entry-size")?,
         })
     }
@@ -145,6 +172,8 @@ struct Prepared {
     image: Image,
     references: ReferenceOptions,
     slices: CacheSize,
+    writing: WriterOptions,
+    view: Option<Selector>,
     context: OpenContext,
 }
 
@@ -166,18 +195,31 @@ impl Prepared {
 
     async fn new(mut options: Options, mut context: OpenContext) -> Result<Box<Self>, OpenError> {
         let caches = CacheOptions::take(&mut options)?;
+        let writing = WriterOptions::take(&mut options)?;
         let references = ReferenceOptions::take(&mut options)?;
+        let view = Selector::take(&mut options)?;
+        if view.is_some() && context.flags.writable {
+            return Err(bad_option("snapshot", Problem::Contradicts("opening for writing")));
+        }
         let file = context.open_child(&mut options, "file").await?;
         options.finish()?;
-        let image = Image::read(&file, context.flags).await?;
-        let slices = slice_cache_size(&image.header, caches, context.budget.limit())?;
-        Ok(Box::new(Self { file, image, references, slices, context }))
+        let mut image = Image::read(&file, context.flags).await?;
+        let writes = context.flags.writable && !context.flags.check && !context.flags.no_io;
+        if writes && image.parts.header.features.dirty {
+            mend(&file).await?;
+            image = Image::read(&file, context.flags).await?;
+        }
+        if let Some(view) = &view {
+            image.look_at(&file, view).await?;
+        }
+        let slices = slice_cache_size(&image.parts.header, caches, context.budget.limit())?;
+        Ok(Box::new(Self { file, image, references, slices, writing, view, context }))
     }
 
     /// The node that holds guest data; `None` if it is a data file that stays closed.
     async fn open_data(&self) -> Result<Option<Node>, OpenError> {
         let given = &self.references.data_file;
-        if !self.image.header.features.data_file {
+        if !self.image.parts.header.features.data_file {
             if !given.is_empty() {
                 let problem = Problem::Contradicts("an image without a data file");
                 return Err(bad_option("data-file", problem));
@@ -187,7 +229,7 @@ impl Prepared {
         if self.context.flags.no_io {
             return Ok(None);
         }
-        let name = self.image.metadata.extensions.data_file.as_deref();
+        let name = self.image.parts.extensions.data_file.as_deref();
         if name.is_none() && given.is_empty() {
             return Err(bad_option("data-file", Problem::Missing));
         }
@@ -203,66 +245,222 @@ impl Prepared {
 
     async fn open_backing(&self) -> Result<Option<Node>, OpenError> {
         let given = &self.references.backing;
-        let wanted = self.image.backing_name.is_some() || !given.is_empty();
+        let wanted = self.image.parts.backing_name.is_some() || !given.is_empty();
         let flags = self.context.flags;
         if !wanted || self.references.no_backing || flags.no_io || flags.no_backing {
             return Ok(None);
         }
-        let name = match &self.image.backing_name {
+        let name = match &self.image.parts.backing_name {
             Some(name) => text("backing file name", name, MAX_BACKING_NAME)?,
             None => String::new(),
         };
-        let format = self.image.metadata.extensions.backing_format.as_deref();
+        let format = self.image.parts.extensions.backing_format.as_deref();
         let given = given.clone();
-        let opened = self.context.open_reference("backing file", &self.file, &name, format, given);
+        let mut context = self.context.clone();
+        context.flags.writable = false;
+        let opened = context.open_reference("backing file", &self.file, &name, format, given);
         opened.await.map(Some)
     }
 
-    fn finish(
+    async fn finish(
         self: Box<Self>,
         data: Option<Node>,
         backing: Option<Node>,
     ) -> Result<Arc<dyn BlockDriver>, OpenError> {
-        let Self { file, image, slices, context, .. } = *self;
-        let cluster_size = image.header.geometry.cluster_size();
+        let Self { file, image, slices, writing, view, context, .. } = *self;
+        let header = &image.parts.header;
+        let (geometry, disk_len) = (header.geometry, image.disk_len);
+        let compression = header.compression;
         let clusters = CacheSize {
-            entry_bytes: cluster_size,
-            max_entries: block_core::range::to_usize(INFLATED_BYTES / cluster_size).clamp(1, 4),
+            entry_bytes: geometry.cluster_size(),
+            max_entries: to_usize(INFLATED_BYTES / geometry.cluster_size()).clamp(1, 4),
             min_entries: 1,
         };
-        Ok(Arc::new(Qcow2Driver {
-            inflater: Inflater::new(file.clone(), image.header.compression, cluster_size),
+        // A check is no guest: it mends the file below, and the node stays read-only.
+        let flags = context.flags;
+        let writer = match flags.writable && !flags.check && !flags.no_io {
+            true => Some(make_writer(&file, &image, &writing, &context).await?),
+            false => None,
+        };
+        let lists = Lists { snapshots: image.snapshots, bitmaps: image.bitmaps };
+        Ok(Arc::new_cyclic(|this| Qcow2Driver {
+            this: this.clone(),
+            inflater: Inflater::new(file.clone(), compression, geometry.cluster_size()),
             slices: Cache::new(slices, Arc::clone(&context.budget)),
             clusters: Cache::new(clusters, Arc::clone(&context.budget)),
+            header: HeaderStore::new(file.clone(), image.parts),
             file,
             data,
             backing,
-            header: image.header,
-            metadata: image.metadata,
-            l1: image.l1,
+            geometry: GeometryCell::new(geometry),
+            disk_len: AtomicU64::new(disk_len),
+            view,
+            lists: RwLock::new(lists),
+            l1: RwLock::new(image.l1),
             access: image.access,
             preallocated: OnceLock::new(),
             events: Events::default(),
+            gate: Gate::default(),
+            allocations: Allocations::default(),
+            writer,
+            read_only: AtomicBool::new(false),
         }))
     }
 }
 
+/// Repairs an image that was not closed properly.
+async fn mend(file: &Node) -> Result<(), OpenError> {
+    let request = |error| OpenError::Request { what: "repair of a dirty image", error };
+    let report = check_image(file, None, Repair::All, &|_| ()).await.map_err(request)?;
+    if report.corruptions + report.check_errors > 0 {
+        let problem = Problem::Contradicts("the dirty bit: a repair did not mend them");
+        return Err(bad_field("errors in the image", report.corruptions, problem));
+    }
+    Ok(())
+}
+
+/// Reads what only a writer needs, and refuses images that must not be written.
+async fn make_writer(
+    file: &Node,
+    image: &Image,
+    options: &WriterOptions,
+    context: &OpenContext,
+) -> Result<Writer, OpenError> {
+    let header = &image.parts.header;
+    let geometry = header.geometry;
+    if header.features.corrupt {
+        return Err(bad_field("corrupt bit", 1, Problem::Contradicts("opening for writing")));
+    }
+    let (discards, freeing, lazy) =
+        options.apply(geometry, header.features.lazy_refcounts, context.flags.unmap)?;
+    let overlap = Arc::new(OverlapMap::new(geometry, options.guarded));
+    note_metadata(file, image, &overlap, options.guarded).await?;
+    let meta = read_meta(file, image, options, Arc::clone(&overlap), &context.budget).await?;
+    Ok(Writer {
+        meta: futures::lock::Mutex::new(meta),
+        writeback: futures::lock::Mutex::default(),
+        overlap,
+        discards,
+        freeing,
+        lazy,
+        marked_corrupt: AtomicBool::new(false),
+        options: options.clone(),
+        budget: Arc::clone(&context.budget),
+    })
+}
+
+/// Enters all metadata but the refcount structure, which enters itself.
+pub(crate) async fn note_metadata(
+    file: &Node,
+    image: &Image,
+    overlap: &OverlapMap,
+    guarded: Guarded,
+) -> Result<(), OpenError> {
+    let header = &image.parts.header;
+    let geometry = header.geometry;
+    overlap.insert(Section::ActiveL1, header.l1.offset, u64::from(header.l1.count) * 8);
+    let tables = image.l1.iter().filter_map(|raw| l1_entry(geometry, *raw).ok().flatten());
+    let active: RoaringTreemap = tables.map(|t| t.bytes() >> geometry.cluster_bits()).collect();
+    for table in &active {
+        let table = HostOffset::new(table << geometry.cluster_bits());
+        overlap.insert(Section::ActiveL2, table, geometry.cluster_size());
+    }
+    let table_bytes = snapshot::stored_bytes(file, header.snapshots).await?;
+    overlap.insert(Section::SnapshotTable, header.snapshots.offset, table_bytes);
+    for snapshot in &image.snapshots {
+        let l1 = snapshot.l1;
+        overlap.insert(Section::InactiveL1, l1.offset, u64::from(l1.count) * 8);
+        if guarded.has(Section::InactiveL2) {
+            let count = u64::from(l1.count).min(MAX_L1_BYTES / 8);
+            for raw in read_words(file, "snapshot L1 table", l1.offset, count).await? {
+                // A shared table is an active one.
+                if let Ok(Some(table)) = l1_entry(geometry, raw)
+                    && !active.contains(table.bytes() >> geometry.cluster_bits())
+                {
+                    overlap.insert(Section::InactiveL2, table, geometry.cluster_size());
+                }
+            }
+        }
+    }
+    if let Some(bitmaps) = image.parts.extensions.bitmaps.filter(|_| header.features.bitmaps) {
+        let (offset, len) = (bitmaps.directory_offset, bitmaps.directory_size);
+        overlap.insert(Section::BitmapDirectory, offset, len);
+    }
+    Ok(())
+}
+
+/// Reads the refcount table; the blocks are read when they are needed.
+pub(crate) async fn read_meta(
+    file: &Node,
+    image: &Image,
+    options: &WriterOptions,
+    overlap: Arc<OverlapMap>,
+    budget: &Arc<MemoryBudget>,
+) -> Result<Meta, OpenError> {
+    let header = &image.parts.header;
+    let geometry = header.geometry;
+    let table = header.refcount_table;
+    let words = u64::from(table.count) * (geometry.cluster_size() / 8);
+    let entries = read_words(file, "refcount table", table.offset, words).await?;
+    for raw in &entries {
+        table_entry(geometry, *raw)
+            .map_err(|fault| bad_field(fault.what, fault.value, Problem::Unknown))?;
+    }
+    let cache_bytes = options.refcount_cache_bytes.unwrap_or(budget.limit() / 4);
+    let mut refcounts = Refcounts::new(
+        file.clone(),
+        geometry,
+        Arc::clone(&overlap),
+        Arc::clone(budget),
+        table.offset,
+        entries,
+        cache_bytes,
+    );
+    let own = refcounts.get(0).await.map_err(|error| {
+        let what = "refcount of the header's cluster";
+        OpenError::Request { what, error }
+    })?;
+    if own == 0 {
+        // The first allocation would overwrite the header.
+        return Err(bad_field("refcount of the header's cluster", 0, Problem::Zero));
+    }
+    let fresh_from = if file.capabilities().has_zero_init {
+        geometry.cluster_alignment().round_up(file.len())
+    } else {
+        u64::MAX
+    };
+    Ok(Meta {
+        refcounts,
+        dirty_l1: BTreeSet::new(),
+        unlinked: HashSet::new(),
+        dropped: Vec::new(),
+        written: Vec::new(),
+        limbo: VecDeque::new(),
+        fresh_from,
+        grown_to: None,
+        geometry,
+        overlap,
+    })
+}
+
 /// Everything that the image file says, checked.
-struct Image {
-    header: Header,
-    metadata: Metadata,
-    /// As it stands in the image: opening the file needs text, showing it does not.
-    backing_name: Option<Vec<u8>>,
-    l1: Vec<u64>,
-    access: Access,
+pub(crate) struct Image {
+    pub(crate) parts: Parts,
+    pub(crate) snapshots: Vec<Snapshot>,
+    pub(crate) bitmaps: Vec<Bitmap>,
+    pub(crate) l1: Vec<u64>,
+    pub(crate) disk_len: u64,
+    pub(crate) access: Access,
 }
 
 impl Image {
-    async fn read(file: &Node, flags: OpenFlags) -> Result<Self, OpenError> {
+    pub(crate) async fn read(file: &Node, flags: OpenFlags) -> Result<Self, OpenError> {
         let start = HostOffset::new(0);
         let prefix = read_table(file, "header", start, HEADER_PREFIX).await?;
         let header = UnverifiedHeader::parse(&prefix)?;
         let cluster = read_table(file, "header", start, header.cluster_size()).await?;
+        // Once more, with the fields that a longer header has.
+        let header = UnverifiedHeader::parse(&cluster)?;
         let backing_name = match header.backing_name() {
             Some(part) if part.of(&cluster).len() < part.len() => {
                 let problem = Problem::Truncated(file.len());
@@ -279,20 +477,27 @@ impl Image {
             check_layout(&header, &extensions, file.len())?;
         }
 
-        let needed = header.geometry.l1_entries_for(header.disk_len);
+        let needed = match flags.writable {
+            true => u64::from(header.l1.count),
+            false => header.geometry.l1_entries_for(header.disk_len),
+        };
         let l1 = read_words(file, "L1 table", header.l1.offset, needed).await?;
         let (snapshots, bitmaps) = match load_lists(file, &header, &extensions).await {
             Err(_) if flags.check => Default::default(),
             loaded => loaded?,
         };
-        let shown = backing_name.as_deref().map(String::from_utf8_lossy);
-        let metadata = Metadata {
-            backing_name: shown.map(|name| name.into_owned()),
-            extensions,
-            snapshots,
-            bitmaps,
-        };
-        Ok(Self { header, metadata, backing_name, l1, access })
+        let disk_len = header.disk_len;
+        let parts = Parts { header, extensions, backing_name };
+        Ok(Self { parts, snapshots, bitmaps, l1, disk_len, access })
+    }
+
+    /// Takes the disk of a snapshot in place of the active one.
+    pub(crate) async fn look_at(&mut self, file: &Node, view: &Selector) -> Result<(), OpenError> {
+        let header = &self.parts.header;
+        let (geometry, active_len) = (header.geometry, header.disk_len);
+        let view = snapshot::read_view(file, geometry, &self.snapshots, view, active_len).await?;
+        (self.disk_len, self.l1) = view;
+        Ok(())
     }
 }
 

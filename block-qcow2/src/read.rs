@@ -53,7 +53,7 @@ struct Plan {
 impl Qcow2Driver {
     /// Reads `range`, whatever it is made of. Bytes beyond the end of the disk become zeroes.
     pub(crate) async fn read(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
-        let inside = range.intersect(ByteRange::up_to(self.header.disk_len));
+        let inside = range.intersect(ByteRange::up_to(self.disk_len()));
         let (len, whole) = (to_usize(inside.len()), to_usize(range.len()));
         iov.fill(len, whole - len, 0);
         let mut plan = Plan {
@@ -181,7 +181,7 @@ impl Plan {
         if !self.is_whole(range, skip) {
             return Ok(Piece::PartOfCluster { payload, skip, iov });
         }
-        let cluster_size = self.driver.header.geometry.cluster_size();
+        let cluster_size = self.driver.geometry().cluster_size();
         let mut group = Group::of(Wanted { payload, iov });
         while let Some(run) = self.next_run().await? {
             match run.kind {
@@ -202,9 +202,8 @@ impl Plan {
 
     /// Whether a run is all that the disk has of its cluster.
     fn is_whole(&self, range: ByteRange, skip: u64) -> bool {
-        let header = &self.driver.header;
-        let to_the_end = range.end() == header.disk_len;
-        skip == 0 && (range.len() == header.geometry.cluster_size() || to_the_end)
+        let to_the_end = range.end() == self.driver.disk_len();
+        skip == 0 && (range.len() == self.driver.geometry().cluster_size() || to_the_end)
     }
 
     /// The next run, merged with those that continue it.

@@ -22,7 +22,7 @@ impl Qcow2Driver {
         range: ByteRange,
         detail: StatusDetail,
     ) -> Result<DriverStatus> {
-        let inside = range.intersect(ByteRange::up_to(self.header.disk_len));
+        let inside = range.intersect(ByteRange::up_to(self.disk_len()));
         if inside.is_empty() {
             return Ok(DriverStatus::zero(range.len()));
         }
@@ -67,7 +67,7 @@ impl Qcow2Driver {
     }
 
     async fn find_preallocation(&self) -> Result<bool> {
-        let geometry = self.header.geometry;
+        let geometry = self.geometry();
         let Some(held) = actual_size(&self.file) else {
             return Ok(false);
         };
@@ -78,7 +78,7 @@ impl Qcow2Driver {
         if in_file < enough {
             return Ok(false);
         }
-        let table = self.header.refcount_table;
+        let table = self.header.with(|parts| parts.header.refcount_table);
         let bytes = u64::from(table.count) * geometry.cluster_size();
         let table = self.read_within_file(table.offset, bytes).await?;
         let (mut claimed, mut first) = (0, 0);

@@ -2,8 +2,12 @@
 //! deadlock is a test failure.
 //!
 //! [`Exec::run`] polls one main future and every task that it spawns, on the calling thread. Nothing
-//! here looks at the clock or at another thread, so one seed gives one order of polls. Time passes
-//! only when no task is ready: then the clock jumps to the next timer.
+//! here looks at the clock, so one seed gives one order of polls. Time passes only when no task is
+//! ready: then the clock jumps to the next timer.
+//!
+//! A driver may have threads of its own (to inflate clusters). Where no task is ready and no timer is
+//! set, the executor gives them a moment to wake somebody before it says that nobody can go on; what
+//! they wake comes in the order in which they do.
 //!
 //! The executor is the thread's current spawner while it runs, so a request that a task dropped is a
 //! task of this executor too. Such tasks inherit the *label* of the task that dropped them, which
@@ -24,7 +28,7 @@ use std::time::Duration;
 use block_core::io::exec::{EnterGuard, Spawn, enter};
 use futures::channel::oneshot;
 use futures::future::{BoxFuture, FutureExt};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -33,6 +37,9 @@ const MOST_POLLS: u64 = 20_000_000;
 
 /// One poll in this many goes to a task that nobody woke, because futures must bear that.
 const SPURIOUS: u32 = 32;
+
+/// How long other threads may take before a run is stuck.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 thread_local! {
     static LABEL: Cell<Option<u64>> = const { Cell::new(None) };
@@ -90,6 +97,8 @@ struct Shared {
     seed: u64,
     /// Guards everything; not held while a task is polled or a waker runs.
     state: Mutex<State>,
+    /// A task became ready.
+    woken: Condvar,
 }
 
 struct State {
@@ -124,6 +133,7 @@ impl Wake for TaskWaker {
         let mut state = self.shared.state.lock();
         if state.tasks.contains_key(&self.id) && !state.ready.contains(&self.id) {
             state.ready.push(self.id);
+            self.shared.woken.notify_one();
         }
     }
 }
@@ -141,7 +151,8 @@ impl Exec {
             next_timer: 0,
             polls: 0,
         };
-        Self { shared: Arc::new(Shared { seed, state: Mutex::new(state) }) }
+        let (state, woken) = (Mutex::new(state), Condvar::new());
+        Self { shared: Arc::new(Shared { seed, state, woken }) }
     }
 
     /// Runs the future that `main` makes, and everything that it spawns, to the end.
@@ -248,9 +259,20 @@ impl Exec {
                 Next::Poll(id) => self.shared.poll(id),
                 Next::Timer(waker) => waker.wake(),
                 Next::Done => return Ok(()),
+                Next::Stuck if self.woken_from_outside() => {}
                 Next::Stuck => return Err(self.stuck()),
             }
         }
+    }
+
+    /// Whether a thread wakes a task within [`PATIENCE`].
+    fn woken_from_outside(&self) -> bool {
+        let mut state = self.shared.state.lock();
+        if state.polls >= MOST_POLLS {
+            return false;
+        }
+        let nobody = |state: &mut State| state.ready.is_empty();
+        !self.shared.woken.wait_while_for(&mut state, nobody, PATIENCE).timed_out()
     }
 
     fn stuck(&self) -> Stuck {

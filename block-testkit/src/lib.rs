@@ -1,15 +1,17 @@
 //! Models, fault disks and a deterministic executor for testing block drivers.
 //!
 //! [`exec`] runs requests in an order that a seed chooses. [`op`] makes requests whose bytes tell who
-//! wrote them, [`play`] sends them to a node, and [`model`] judges what comes back. [`disk`] has the
-//! drivers below: one that checks and tears, and taps that record, hold and fail what passes.
-//! [`golden`] compares text with files. [`naive`] reads and checks formats slowly, from their
-//! description alone; [`peer`] asks the field's own tools.
+//! wrote them, [`play`] sends them to a node, and [`model`] judges what comes back. [`campaign`] plays
+//! many games by seeds, and makes small what fails. [`disk`] has the drivers below: ones that check,
+//! tear and crash, and taps that record, hold and fail what passes. [`golden`] compares text with files.
+//! [`naive`] reads, checks and makes formats slowly, from their description alone; [`peer`] asks the
+//! field's own tools.
 //!
 //! A test that uses this crate lives in `tests/` of its crate, because this crate depends on it.
 
 #![forbid(unsafe_code)]
 
+pub mod campaign;
 pub mod disk;
 pub mod exec;
 pub mod golden;

@@ -8,6 +8,7 @@ use std::fmt;
 
 use block_core::{Alignment, ByteRange, IoBuf, IoVec, RequestFlags};
 use proptest::prelude::*;
+use proptest::strategy::Union;
 
 /// Number of an operation in a test; zero stands for what was there before.
 pub type OpId = u32;
@@ -53,10 +54,26 @@ pub enum Op {
         /// New length in bytes.
         len: u64,
     },
+    /// Take, apply or delete an internal snapshot.
+    Snapshot(SnapshotOp),
+    /// Close the node and open it again.
+    Reopen,
+}
+
+/// What is done with an internal snapshot. Numbers choose among those that are there, the oldest first
+/// and going round; where there is none, nothing is done.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum SnapshotOp {
+    /// Take one.
+    Create,
+    /// Make the disk what it was.
+    Apply(usize),
+    /// Delete one.
+    Delete(usize),
 }
 
 impl Op {
-    /// The bytes it is about; empty for a flush, and for a truncate.
+    /// The bytes it is about; empty for what has no range.
     pub fn range(&self) -> ByteRange {
         match self {
             Self::Read { range }
@@ -64,7 +81,45 @@ impl Op {
             | Self::WriteZeroData { range }
             | Self::Zero { range, .. }
             | Self::Discard { range } => *range,
-            Self::Flush | Self::Truncate { .. } => ByteRange::default(),
+            Self::Flush | Self::Truncate { .. } | Self::Snapshot(_) | Self::Reopen => {
+                ByteRange::default()
+            }
+        }
+    }
+
+    /// The operation without what is beyond the first `len` bytes.
+    #[must_use]
+    pub fn within(mut self, len: u64) -> Self {
+        match &mut self {
+            Self::Read { range }
+            | Self::Write { range, .. }
+            | Self::WriteZeroData { range }
+            | Self::Zero { range, .. }
+            | Self::Discard { range } => *range = range.intersect(ByteRange::up_to(len)),
+            Self::Flush | Self::Truncate { .. } | Self::Snapshot(_) | Self::Reopen => {}
+        }
+        if self.range().is_empty() { self.at_zero() } else { self }
+    }
+
+    /// With its range, which is empty, at the start of the disk.
+    fn at_zero(mut self) -> Self {
+        if let Self::Read { range }
+        | Self::Write { range, .. }
+        | Self::WriteZeroData { range }
+        | Self::Zero { range, .. }
+        | Self::Discard { range } = &mut self
+        {
+            *range = ByteRange::default();
+        }
+        self
+    }
+
+    /// Whether nothing else may be in flight meanwhile. Taking a snapshot may run beside writes.
+    pub fn is_alone(&self) -> bool {
+        match self {
+            Self::Truncate { .. } | Self::Reopen => true,
+            Self::Snapshot(op) => *op != SnapshotOp::Create,
+            _ => false,
         }
     }
 }
@@ -81,6 +136,10 @@ impl fmt::Debug for Op {
             Self::Discard { range } => write!(f, "discard {range}"),
             Self::Flush => write!(f, "flush"),
             Self::Truncate { len } => write!(f, "truncate {len:#x}"),
+            Self::Snapshot(SnapshotOp::Create) => write!(f, "snapshot"),
+            Self::Snapshot(SnapshotOp::Apply(n)) => write!(f, "apply {n}"),
+            Self::Snapshot(SnapshotOp::Delete(n)) => write!(f, "delete {n}"),
+            Self::Reopen => write!(f, "reopen"),
         }
     }
 }
@@ -139,6 +198,32 @@ pub struct OpSpace {
     pub zero_flags: RequestFlags,
     /// Whether there are discards.
     pub discards: Discards,
+    /// Longest disk that truncates make; `None`: there are none.
+    pub truncates: Option<u64>,
+    /// Whether there are snapshots.
+    pub snapshots: Snapshots,
+    /// Whether the node is closed and opened again now and then.
+    pub reopens: Reopens,
+    /// Bytes of a cluster, where whole clusters are written compressed now and then.
+    pub compressed: Option<u64>,
+}
+
+/// Whether random operations have snapshots.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Snapshots {
+    /// None.
+    Never,
+    /// Now and then.
+    Sometimes,
+}
+
+/// Whether random operations close the node and open it again.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Reopens {
+    /// They do not.
+    Never,
+    /// Now and then.
+    Sometimes,
 }
 
 /// Whether random operations have discards.
@@ -160,6 +245,10 @@ impl OpSpace {
             write_flags: RequestFlags::FUA,
             zero_flags: RequestFlags::FUA | RequestFlags::MAY_UNMAP,
             discards: Discards::Never,
+            truncates: None,
+            snapshots: Snapshots::Never,
+            reopens: Reopens::Never,
+            compressed: None,
         }
     }
 
@@ -197,19 +286,49 @@ impl OpSpace {
             let flags = RequestFlags::from_bits_truncate(bits) & zero_flags;
             Op::Zero { range, flags }
         });
-        let discards = self.discards;
-        let discard = self.range().prop_map(move |range| match discards {
-            Discards::Never => Op::Read { range },
-            Discards::Sometimes => Op::Discard { range },
+        let mut kinds = vec![
+            (8, self.range().prop_map(|range| Op::Read { range }).boxed()),
+            (10, write.boxed()),
+            (2, self.range().prop_map(|range| Op::WriteZeroData { range }).boxed()),
+            (4, zero.boxed()),
+            (2, Just(Op::Flush).boxed()),
+        ];
+        let discard = self.range();
+        kinds.push(match self.discards {
+            Discards::Never => (4, discard.prop_map(|range| Op::Read { range }).boxed()),
+            Discards::Sometimes => (4, discard.prop_map(|range| Op::Discard { range }).boxed()),
         });
-        prop_oneof![
-            4 => self.range().prop_map(|range| Op::Read { range }),
-            5 => write,
-            1 => self.range().prop_map(|range| Op::WriteZeroData { range }),
-            2 => zero,
-            2 => discard,
-            1 => Just(Op::Flush),
-        ]
+        kinds.extend(self.rare());
+        Union::new_weighted(kinds)
+    }
+
+    /// The operations that not every disk has, with their weights.
+    fn rare(&self) -> Vec<(u32, BoxedStrategy<Op>)> {
+        let mut kinds = Vec::new();
+        if let Some(len) = self.truncates {
+            let space = Self { len, ..self.clone() };
+            kinds.push((2, space.offset().prop_map(|len| Op::Truncate { len }).boxed()));
+        }
+        if self.snapshots == Snapshots::Sometimes {
+            let snapshot = prop_oneof![
+                3 => Just(SnapshotOp::Create),
+                2 => any::<u8>().prop_map(|n| SnapshotOp::Apply(n.into())),
+                2 => any::<u8>().prop_map(|n| SnapshotOp::Delete(n.into())),
+            ];
+            kinds.push((2, snapshot.prop_map(Op::Snapshot).boxed()));
+        }
+        if self.reopens == Reopens::Sometimes {
+            kinds.push((1, Just(Op::Reopen).boxed()));
+        }
+        if let Some(cluster) = self.compressed.and_then(Alignment::new) {
+            let (flags, disk) = (RequestFlags::COMPRESSED, ByteRange::up_to(self.len));
+            let write = self.range().prop_map(move |range| {
+                let range = range.expand(cluster).intersect(disk);
+                Op::Write { range, flags, buffers: 1 }
+            });
+            kinds.push((3, write.boxed()));
+        }
+        kinds
     }
 
     /// Up to `most` operations.

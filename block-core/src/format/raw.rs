@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 
+use crate::ability::Measurement;
 use crate::buf::{IoBuf, IoVec};
 use crate::driver::{
     BlockDriver, Child, ChildRole, Children, Exactness, Prealloc, ReopenOptions, ReopenState,
@@ -19,7 +20,7 @@ use crate::limits::BlockLimits;
 use crate::node::Node;
 use crate::options::Options;
 use crate::range::{Alignment, ByteRange, MAX_LEN, to_usize};
-use crate::registry::{DriverFactory, OpenContext, PROBE_BYTES, Registry};
+use crate::registry::{CreateOption, DriverFactory, OpenContext, PROBE_BYTES, Registry};
 use crate::request::status::{DriverStatus, StatusDetail};
 
 /// A raw image.
@@ -125,6 +126,14 @@ impl BlockDriver for RawDriver {
         self.file.read_now(self.in_file(range).ok()?, iov)
     }
 
+    fn write_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
+        // The guard of a guessed image has to look at the head first.
+        if self.guard.is_some() && range.offset() < PROBE_BYTES {
+            return None;
+        }
+        self.file.write_now(self.in_file(range).ok()?, iov)
+    }
+
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
         self.file.read(self.in_file(range)?, iov).await
     }
@@ -218,5 +227,57 @@ impl DriverFactory for RawFactory {
             writing: futures::lock::Mutex::new(()),
         });
         Ok(Arc::new(driver))
+    }
+
+    fn create_options(&self) -> &'static [CreateOption] {
+        const SIZE: CreateOption = CreateOption {
+            name: "size",
+            value: "<size>",
+            help: "Virtual disk size",
+            default: None,
+        };
+        &[SIZE]
+    }
+
+    /// The file is all there is to make: its protocol's options are options here.
+    async fn create(&self, mut options: Options, context: OpenContext) -> Result<(), OpenError> {
+        let len = take_len(&mut options)?;
+        if let Some(filename) = options.peek("filename") {
+            let protocol = context.registry.protocol_of(filename)?;
+            options.set("size", len.to_string());
+            return context.registry.get(protocol)?.create(options, context.clone()).await;
+        }
+        let file = context.create_file(options).await?;
+        let request = |error| OpenError::Request { what: "length of the image", error };
+        file.truncate(0, Exactness::AtLeast, Prealloc::Off).await.map_err(request)?;
+        file.truncate(len, Exactness::AtLeast, Prealloc::Off).await.map_err(request)?;
+        file.close().await.map_err(request)
+    }
+
+    async fn measure(
+        &self,
+        mut options: Options,
+        source: Option<Node>,
+    ) -> Result<Measurement, OpenError> {
+        if let Some(source) = source {
+            options.set("size", source.len().to_string());
+        }
+        let len = take_len(&mut options)?;
+        options.take("preallocation");
+        options.finish()?;
+        Ok(Measurement { required: len, fully_allocated: len, bitmaps: None })
+    }
+}
+
+/// The length of a new image, in whole sectors.
+fn take_len(options: &mut Options) -> Result<u64, OpenError> {
+    let option = "size";
+    match options.take_size(option)? {
+        None => Err(OpenError::Option { option: option.to_owned(), problem: Problem::Missing }),
+        Some(len) if len > MAX_LEN => {
+            let (value, problem) = (len.to_string(), Problem::Above(MAX_LEN));
+            Err(OpenError::OptionValue { option, value, problem })
+        }
+        Some(len) => Ok(Alignment::SECTOR.round_up(len)),
     }
 }

@@ -55,6 +55,16 @@ impl Check for Qcow2Driver {
         repair: Repair,
         found: &(dyn Fn(Finding) + Send + Sync),
     ) -> Result<CheckReport> {
-        check_image(&self.file, self.data.as_ref(), repair, found).await
+        let (file, data) = (&self.file, self.data.as_ref());
+        if self.writer().is_err() {
+            return check_image(file, data, repair, found).await;
+        }
+        let _exclusive = self.gate.exclusive().await;
+        self.settle_all().await?;
+        let report = check_image(file, data, repair, found).await;
+        if repair != Repair::Nothing {
+            self.read_again().await?;
+        }
+        report
     }
 }

@@ -58,6 +58,8 @@ pub struct Bitmap {
     pub table_offset: HostOffset,
     /// Entries of its table.
     pub table_size: u32,
+    /// Extra data, which may be ignored: an entry whose extra data must not be is refused.
+    pub extra: Vec<u8>,
 }
 
 impl BitmapsExtension {
@@ -109,7 +111,7 @@ pub fn parse(bytes: &[u8]) -> Result<Bitmap, OpenError> {
     let (raw, rest) = RawEntry::ref_from_prefix(bytes).map_err(|_| truncated())?;
     check(raw)?;
     let extra = usize::try_from(raw.extra_len.get()).map_err(|_| truncated())?;
-    let rest = rest.get(extra..).ok_or_else(truncated)?;
+    let (extra, rest) = rest.split_at_checked(extra).ok_or_else(truncated)?;
     let name = rest.get(..raw.name_len.get().into()).ok_or_else(truncated)?;
     if name.is_empty() {
         return Err(bad_field("bitmap name length", 0, Problem::Zero));
@@ -122,7 +124,40 @@ pub fn parse(bytes: &[u8]) -> Result<Bitmap, OpenError> {
         auto: flags & AUTO != 0,
         table_offset: HostOffset::new(raw.table_offset.get()),
         table_size: raw.table_size.get(),
+        extra: extra.to_vec(),
     })
+}
+
+/// The entry of `bitmap`, padding included. Fails if it would not be read back.
+pub fn encode(bitmap: &Bitmap) -> Result<Vec<u8>, OpenError> {
+    if !bitmap.granularity.is_power_of_two() {
+        return Err(bad_field("bitmap granularity", bitmap.granularity, Problem::NotPowerOfTwo));
+    }
+    let extra_len = to_u64(bitmap.extra.len());
+    let too_long = |_| {
+        let problem = Problem::Above(MAX_DIRECTORY_BYTES);
+        bad_field("bitmap extra data size", extra_len, problem)
+    };
+    let name_len = to_u64(bitmap.name.len());
+    let long_name = |_| bad_field("bitmap name", name_len, Problem::Above(MAX_NAME));
+    let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+    let flags = flag(bitmap.in_use, IN_USE)
+        | flag(bitmap.auto, AUTO)
+        | flag(!bitmap.extra.is_empty(), EXTRA_DATA_COMPATIBLE);
+    let raw = RawEntry {
+        table_offset: bitmap.table_offset.bytes().into(),
+        table_size: bitmap.table_size.into(),
+        flags: flags.into(),
+        kind: TYPE_DIRTY_TRACKING,
+        // A logarithm of 64 bits fits.
+        granularity_bits: u8::try_from(bitmap.granularity.ilog2()).unwrap_or(u8::MAX),
+        name_len: u16::try_from(name_len).map_err(long_name)?.into(),
+        extra_len: u32::try_from(extra_len).map_err(too_long)?.into(),
+    };
+    let mut bytes = [raw.as_bytes(), &bitmap.extra, bitmap.name.as_bytes()].concat();
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    parse(&bytes)?;
+    Ok(bytes)
 }
 
 fn check(raw: &RawEntry) -> Result<(), OpenError> {
@@ -197,11 +232,45 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_would_not_be_read_back_is_not_written() {
+        let good = parse(&entry(|_| ())).unwrap();
+        let cases = [
+            (Bitmap { granularity: 3, ..good.clone() }, "bitmap granularity is 0x3"),
+            (Bitmap { granularity: 256, ..good.clone() }, "bitmap granularity bits is 0x8"),
+            (Bitmap { name: String::new(), ..good.clone() }, "bitmap name length is 0x0"),
+            (Bitmap { name: "a".repeat(1024), ..good.clone() }, "bitmap name is 0x400"),
+            (Bitmap { name: "a".repeat(65536), ..good.clone() }, "bitmap name is 0x10000"),
+            (Bitmap { table_size: u32::MAX, ..good }, "bitmap table size"),
+        ];
+        for (bitmap, expect) in cases {
+            let err = encode(&bitmap).unwrap_err().to_string();
+            assert!(err.contains(expect), "expected {expect:?} in {err:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
             let _ = entry_len(&bytes);
             let _ = parse(&bytes);
+        }
+
+        #[test]
+        fn what_is_written_is_read_the_same(
+            name in "[a-z\u{e4}]{1,40}",
+            bits in 9u32..=31,
+            (in_use, auto) in any::<(bool, bool)>(),
+            table_offset: u64,
+            table_size in 0..=MAX_TABLE_ENTRIES,
+            extra in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let (granularity, table_offset) = (1 << bits, HostOffset::new(table_offset));
+            let bitmap =
+                Bitmap { name, granularity, in_use, auto, table_offset, table_size, extra };
+            let bytes = encode(&bitmap).unwrap();
+            prop_assert_eq!(entry_len(&bytes).unwrap(), Some(bytes.len()));
+            prop_assert_eq!(parse(&bytes).unwrap(), bitmap);
         }
     }
 }

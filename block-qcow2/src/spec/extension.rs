@@ -3,6 +3,8 @@
 //!
 //! Not here: what the numbers of the bitmaps extension point at ([`super::bitmap`]).
 
+use std::borrow::Cow;
+
 use block_core::OpenError;
 use block_core::error::Problem;
 use block_core::range::to_u64;
@@ -22,7 +24,9 @@ const DATA_FILE_NAME: u32 = 0x4441_5441;
 /// Longest name of a backing format.
 const MAX_FORMAT_NAME: u64 = 15;
 /// Longest name of a data file.
-const MAX_DATA_FILE_NAME: u64 = 1023;
+pub const MAX_DATA_FILE_NAME: u64 = 1023;
+/// Longest name of a feature bit.
+pub const MAX_FEATURE_NAME: usize = 46;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -37,7 +41,7 @@ const _: () = assert!(size_of::<RawExtension>() == 8);
 struct RawFeatureName {
     kind: u8,
     bit: u8,
-    name: [u8; 46],
+    name: [u8; MAX_FEATURE_NAME],
 }
 const _: () = assert!(size_of::<RawFeatureName>() == 48);
 
@@ -68,6 +72,28 @@ pub enum FeatureKind {
     Compatible,
     /// Writers that do not know it must clear it.
     Autoclear,
+    /// A set that this version does not know.
+    Unknown(u8),
+}
+
+impl FeatureKind {
+    const fn of(raw: u8) -> Self {
+        match raw {
+            0 => Self::Incompatible,
+            1 => Self::Compatible,
+            2 => Self::Autoclear,
+            other => Self::Unknown(other),
+        }
+    }
+
+    const fn raw(self) -> u8 {
+        match self {
+            Self::Incompatible => 0,
+            Self::Compatible => 1,
+            Self::Autoclear => 2,
+            Self::Unknown(raw) => raw,
+        }
+    }
 }
 
 /// An entry of the feature name table.
@@ -77,8 +103,25 @@ pub struct FeatureName {
     pub kind: FeatureKind,
     /// Number of the bit.
     pub bit: u8,
-    /// Its name; not checked to be text by the format, so what is not is replaced.
-    pub name: String,
+    /// Its name up to the first NUL, at most [`MAX_FEATURE_NAME`] bytes. The format does not say that
+    /// it is text.
+    pub name: Vec<u8>,
+}
+
+/// The names of all bits that this version knows.
+pub fn known_feature_names() -> Vec<FeatureName> {
+    let known = [
+        (FeatureKind::Incompatible, 0, "dirty bit"),
+        (FeatureKind::Incompatible, 1, "corrupt bit"),
+        (FeatureKind::Incompatible, 2, "external data file"),
+        (FeatureKind::Incompatible, 3, "compression type"),
+        (FeatureKind::Incompatible, 4, "extended L2 entries"),
+        (FeatureKind::Compatible, 0, "lazy refcounts"),
+        (FeatureKind::Autoclear, 0, "bitmaps"),
+        (FeatureKind::Autoclear, 1, "raw external data"),
+    ];
+    let entry = |(kind, bit, name): (_, _, &str)| FeatureName { kind, bit, name: name.into() };
+    known.into_iter().map(entry).collect()
 }
 
 /// The bitmaps extension: where the bitmap directory is.
@@ -175,24 +218,79 @@ impl Extensions {
     }
 
     /// Name of a feature bit, if the image gives one.
-    pub fn feature_name(&self, kind: FeatureKind, bit: u32) -> Option<&str> {
+    pub fn feature_name(&self, kind: FeatureKind, bit: u32) -> Option<Cow<'_, str>> {
         let found = self.feature_names.iter().find(|f| f.kind == kind && u32::from(f.bit) == bit);
-        found.map(|f| f.name.as_str()).filter(|n| !n.is_empty())
+        found.filter(|f| !f.name.is_empty()).map(|f| String::from_utf8_lossy(&f.name))
+    }
+
+    /// The extension area: every extension, padded, and the end marker. Unknown ones come last, in
+    /// their order. Refuses what [`Extensions::parse`] would not read back.
+    pub fn encode(&self) -> Result<Vec<u8>, OpenError> {
+        let mut area = Vec::new();
+        if let Some(name) = &self.backing_format {
+            text("backing format", name.as_bytes(), MAX_FORMAT_NAME)?;
+            push(&mut area, BACKING_FORMAT, name.as_bytes())?;
+        }
+        if let Some(name) = &self.data_file {
+            text("data file name", name.as_bytes(), MAX_DATA_FILE_NAME)?;
+            push(&mut area, DATA_FILE_NAME, name.as_bytes())?;
+        }
+        if let Some((offset, len)) = self.crypto_header {
+            let raw = RawCryptoHeader { offset: offset.bytes().into(), len: len.into() };
+            push(&mut area, CRYPTO_HEADER, raw.as_bytes())?;
+        }
+        if !self.feature_names.is_empty() {
+            let names: Result<Vec<_>, _> =
+                self.feature_names.iter().map(FeatureName::raw).collect();
+            push(&mut area, FEATURE_NAMES, names?.as_bytes())?;
+        }
+        if let Some(bitmaps) = &self.bitmaps {
+            let raw = RawBitmaps {
+                count: bitmaps.count.into(),
+                reserved: bitmaps.reserved.into(),
+                directory_size: bitmaps.directory_size.into(),
+                directory_offset: bitmaps.directory_offset.bytes().into(),
+            };
+            push(&mut area, BITMAPS, raw.as_bytes())?;
+        }
+        for extension in &self.unknown {
+            push(&mut area, extension.kind, &extension.data)?;
+        }
+        push(&mut area, END, &[])?;
+        Ok(area)
     }
 }
 
-/// The table's whole entries; entries of a set that does not exist are skipped.
+/// Appends an extension and its padding.
+fn push(area: &mut Vec<u8>, kind: u32, data: &[u8]) -> Result<(), OpenError> {
+    let len = u32::try_from(data.len()).map_err(|_| {
+        let (len, problem) = (to_u64(data.len()), Problem::Above(u32::MAX.into()));
+        bad_field("header extension length", len, problem)
+    })?;
+    area.extend_from_slice(RawExtension { kind: kind.into(), len: len.into() }.as_bytes());
+    area.extend_from_slice(data);
+    area.resize(area.len().next_multiple_of(8), 0);
+    Ok(())
+}
+
+impl FeatureName {
+    fn raw(&self) -> Result<RawFeatureName, OpenError> {
+        let mut name = [0; MAX_FEATURE_NAME];
+        let Some(place) = name.get_mut(..self.name.len()) else {
+            let problem = Problem::Above(to_u64(MAX_FEATURE_NAME));
+            return Err(bad_field("feature name", to_u64(self.name.len()), problem));
+        };
+        place.copy_from_slice(&self.name);
+        Ok(RawFeatureName { kind: self.kind.raw(), bit: self.bit, name })
+    }
+}
+
+/// The table's whole entries.
 fn feature_names(data: &[u8]) -> impl Iterator<Item = FeatureName> {
     data.chunks_exact(size_of::<RawFeatureName>()).filter_map(|chunk| {
         let raw = RawFeatureName::ref_from_bytes(chunk).ok()?;
-        let kind = match raw.kind {
-            0 => FeatureKind::Incompatible,
-            1 => FeatureKind::Compatible,
-            2 => FeatureKind::Autoclear,
-            _ => return None,
-        };
         let name = raw.name.split(|b| *b == 0).next().unwrap_or_default();
-        Some(FeatureName { kind, bit: raw.bit, name: String::from_utf8_lossy(name).into_owned() })
+        Some(FeatureName { kind: FeatureKind::of(raw.kind), bit: raw.bit, name: name.to_vec() })
     })
 }
 
@@ -252,7 +350,7 @@ mod tests {
         assert_eq!(all.backing_format.as_deref(), Some("raw"));
         assert_eq!(all.data_file.as_deref(), Some("data.raw"));
         assert_eq!(all.crypto_header, Some((HostOffset::new(0x1_0000), 9)));
-        assert_eq!(all.feature_name(FeatureKind::Incompatible, 5), Some("many"));
+        assert_eq!(all.feature_name(FeatureKind::Incompatible, 5).as_deref(), Some("many"));
         assert_eq!(all.feature_name(FeatureKind::Compatible, 5), None);
         let kept = [(0x1234_5678, b"xyz".to_vec())];
         let kept = kept.map(|(kind, data)| UnknownExtension { kind, data });
@@ -274,22 +372,50 @@ mod tests {
         check(&extension(DATA_FILE_NAME, b"a\0b"), "data file name is 0x3: is not valid text");
     }
 
+    #[test]
+    fn what_would_not_be_read_back_is_not_written() {
+        let long =
+            |name: FeatureName| Extensions { feature_names: vec![name], ..Default::default() };
+        let name = FeatureName { kind: FeatureKind::Compatible, bit: 0, name: vec![b'a'; 47] };
+        let cases = [
+            (long(name), "feature name is 0x2f"),
+            (
+                Extensions { backing_format: Some("a".repeat(16)), ..Default::default() },
+                "backing format is 0x10",
+            ),
+            (
+                Extensions { data_file: Some("a\0".to_owned()), ..Default::default() },
+                "data file name is 0x2: is not valid text",
+            ),
+        ];
+        for (extensions, expect) in cases {
+            let err = extensions.encode().unwrap_err().to_string();
+            assert!(err.contains(expect), "{err}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
-            let _ = Extensions::parse(&bytes);
+            if let Ok(all) = Extensions::parse(&bytes) {
+                let encoded = all.encode().unwrap();
+                prop_assert_eq!(encoded.len() % 8, 0);
+                prop_assert_eq!(Extensions::parse(&encoded).unwrap(), all);
+            }
         }
 
         #[test]
         fn any_lengths_of_known_kinds(
-            kinds in prop::collection::vec((0usize..6, 0usize..64), 0..6),
+            kinds in prop::collection::vec((0usize..7, 0usize..64), 0..6),
         ) {
-            let all = [0, BACKING_FORMAT, FEATURE_NAMES, BITMAPS, CRYPTO_HEADER, DATA_FILE_NAME];
+            let all = [0, BACKING_FORMAT, FEATURE_NAMES, BITMAPS, CRYPTO_HEADER, DATA_FILE_NAME, 9];
             let area: Vec<_> = kinds
                 .iter()
                 .flat_map(|(kind, len)| extension(all[*kind], &vec![b'x'; *len]))
                 .collect();
-            let _ = Extensions::parse(&area);
+            if let Ok(all) = Extensions::parse(&area) {
+                prop_assert_eq!(Extensions::parse(&all.encode().unwrap()).unwrap(), all);
+            }
         }
     }
 }

@@ -4,7 +4,8 @@
 //! Invariants of a [`Header`]: the L1 table has at most [`MAX_L1_BYTES`] and covers the disk; the
 //! refcount table has 1 byte to [`MAX_REFCOUNT_TABLE_BYTES`]; at most [`MAX_SNAPSHOTS`] snapshots;
 //! every table offset is a multiple of the cluster size and every table ends below 2^63; no
-//! incompatible feature is set that [`Features`] does not name.
+//! incompatible feature is set that [`Features`] does not name. What this version does not know (bits,
+//! bytes after the known fields) is kept, so that a rewrite loses nothing; `encode.rs` writes it.
 //!
 //! Not here: whether the tables lie inside of the file (the header does not know its length).
 
@@ -19,6 +20,8 @@ use crate::geometry::{MAX_CLUSTER_BITS, MIN_CLUSTER_BITS};
 use crate::spec::extension::{Extensions, FeatureKind};
 use crate::spec::{FORMAT, bad_field};
 use crate::units::HostOffset;
+
+mod encode;
 
 /// First four bytes of an image.
 pub const MAGIC: [u8; 4] = *b"QFI\xfb";
@@ -37,6 +40,8 @@ pub const MAX_BACKING_NAME: u64 = 1023;
 const V2_LEN: u32 = 72;
 /// Bytes of the shortest version 3 header.
 const V3_MIN_LEN: u32 = 104;
+/// Bytes of a version 3 header as far as its fields are known.
+const V3_KNOWN_LEN: u32 = 112;
 /// No table ends beyond this offset.
 const MAX_TABLE_END: u64 = 1 << 63;
 
@@ -130,6 +135,8 @@ const KNOWN_INCOMPATIBLE: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE |
 const LAZY_REFCOUNTS: u64 = 1 << 0;
 const AUTOCLEAR_BITMAPS: u64 = 1 << 0;
 const AUTOCLEAR_RAW_DATA_FILE: u64 = 1 << 1;
+const KNOWN_COMPATIBLE: u64 = LAZY_REFCOUNTS;
+const KNOWN_AUTOCLEAR: u64 = AUTOCLEAR_BITMAPS | AUTOCLEAR_RAW_DATA_FILE;
 
 /// A table of the image: where it is and how many entries it has.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -184,6 +191,7 @@ pub struct UnverifiedHeader {
     autoclear: u64,
     refcount_order: u32,
     compression_type: u8,
+    additional: Vec<u8>,
 }
 
 /// A header that was checked as far as that is possible without the rest of the file.
@@ -205,10 +213,20 @@ pub struct Header {
     pub refcount_table: Table,
     /// The snapshot table, counted in snapshots.
     pub snapshots: Table,
+    /// Compatible bits that [`Features`] does not name.
+    pub unknown_compatible: u64,
+    /// Autoclear bits that [`Features`] does not name. Whoever opens the image for writing clears them.
+    pub unknown_autoclear: u64,
+    /// Where the backing file name stands in the first cluster.
+    pub backing_name: Option<Part>,
+    /// The bytes from the compression type's padding to the end of the header: 7 of padding, then
+    /// fields that are not known. Empty if the header is of version 2 or ends before them.
+    pub additional: Vec<u8>,
 }
 
 impl UnverifiedHeader {
-    /// Parses the first bytes of an image ([`HEADER_PREFIX`], or all there are).
+    /// Parses the first bytes of an image: [`HEADER_PREFIX`] for the fields, the first cluster for what
+    /// a rewrite must keep as well.
     pub fn parse(bytes: &[u8]) -> Result<Self, OpenError> {
         let Ok((raw, rest)) = RawHeader::ref_from_prefix(bytes) else {
             return Err(too_short(bytes, V2_LEN));
@@ -227,7 +245,7 @@ impl UnverifiedHeader {
             let Ok((v3, rest)) = RawHeaderV3::ref_from_prefix(rest) else {
                 return Err(too_short(bytes, V3_MIN_LEN));
             };
-            header.add_v3(v3, rest.first().copied().unwrap_or(0))?;
+            header.add_v3(v3, rest)?;
         }
         header.backing_name = backing_name(raw, header.header_length, header.cluster_size())?;
         Ok(header)
@@ -262,10 +280,12 @@ impl UnverifiedHeader {
             autoclear: 0,
             refcount_order: 4,
             compression_type: 0,
+            additional: Vec::new(),
         })
     }
 
-    fn add_v3(&mut self, raw: &RawHeaderV3, compression_type: u8) -> Result<(), OpenError> {
+    /// Takes the fields of version 3 and what follows them in the header, as far as `rest` has it.
+    fn add_v3(&mut self, raw: &RawHeaderV3, rest: &[u8]) -> Result<(), OpenError> {
         let len = raw.header_length.get();
         let problem = if len < V3_MIN_LEN {
             Some(Problem::Below(V3_MIN_LEN.into()))
@@ -285,8 +305,11 @@ impl UnverifiedHeader {
         self.autoclear = raw.autoclear.get();
         self.refcount_order = raw.refcount_order.get();
         // A header that ends before the field means the default.
-        if len > V3_MIN_LEN {
-            self.compression_type = compression_type;
+        let more = usize::try_from(len - V3_MIN_LEN).unwrap_or(usize::MAX);
+        let more = rest.get(..more).unwrap_or(rest);
+        if let Some((compression_type, additional)) = more.split_first() {
+            self.compression_type = *compression_type;
+            self.additional = additional.to_vec();
         }
         Ok(())
     }
@@ -336,6 +359,10 @@ impl UnverifiedHeader {
             l1: self.l1,
             refcount_table: self.refcount_table,
             snapshots: self.snapshots,
+            unknown_compatible: self.compatible & !KNOWN_COMPATIBLE,
+            unknown_autoclear: self.autoclear & !KNOWN_AUTOCLEAR,
+            backing_name: self.backing_name,
+            additional: self.additional,
         })
     }
 
@@ -345,7 +372,7 @@ impl UnverifiedHeader {
             let names = (0..64).filter(|bit| unknown & (1 << bit) != 0).map(|bit| match extensions
                 .feature_name(FeatureKind::Incompatible, bit)
             {
-                Some(name) => name.to_owned(),
+                Some(name) => name.into_owned(),
                 None => format!("incompatible bit {bit}"),
             });
             return Err(unsupported(names.collect::<Vec<_>>().join(", ")));

@@ -13,6 +13,8 @@ use crate::units::HostOffset;
 
 /// Most bytes of extra data in an entry.
 pub const MAX_EXTRA_BYTES: u32 = 1024;
+/// Instruction count of an entry that has none.
+const NO_COUNT: u64 = u64::MAX;
 /// Bytes of the fixed part of an entry.
 pub const FIXED_BYTES: usize = size_of::<RawEntry>();
 
@@ -62,6 +64,10 @@ pub struct Snapshot {
     pub disk_len: Option<u64>,
     /// Instruction count, where the entry has one.
     pub instruction_count: Option<u64>,
+    /// Id and name as they stand in the entry, if one of them is not text: a rewrite keeps them.
+    pub not_text: Option<(Vec<u8>, Vec<u8>)>,
+    /// Extra data after what is known.
+    pub unknown_extra: Vec<u8>,
 }
 
 /// Bytes of the entry that starts with these, padding included; `None` if they are not even its
@@ -99,6 +105,7 @@ pub fn parse(bytes: &[u8]) -> Result<Snapshot, OpenError> {
         let bytes = extra.get(index * 8..index * 8 + 8)?;
         Some(U64::ref_from_bytes(bytes).ok()?.get())
     };
+    let is_text = std::str::from_utf8(id).is_ok() && std::str::from_utf8(name).is_ok();
     Ok(Snapshot {
         l1: Table { offset: HostOffset::new(raw.l1_table_offset.get()), count: raw.l1_size.get() },
         id: String::from_utf8_lossy(id).into_owned(),
@@ -108,7 +115,55 @@ pub fn parse(bytes: &[u8]) -> Result<Snapshot, OpenError> {
         vm_clock_nanoseconds: raw.vm_clock_nanoseconds.get(),
         vm_state_size: field(0).unwrap_or_else(|| raw.vm_state_size.get().into()),
         disk_len: field(1),
-        instruction_count: field(2).filter(|count| *count != u64::MAX),
+        instruction_count: field(2).filter(|count| *count != NO_COUNT),
+        not_text: (!is_text).then(|| (id.to_vec(), name.to_vec())),
+        unknown_extra: extra.get(size_of::<RawExtra>()..).unwrap_or_default().to_vec(),
+    })
+}
+
+/// The entry of `snapshot`, padding included. It has the extra data that is known as soon as it knows
+/// the length of the disk, as version 3 demands. Fails if a length does not fit its field.
+pub fn encode(snapshot: &Snapshot) -> Result<Vec<u8>, OpenError> {
+    let as_text = (snapshot.id.as_bytes(), snapshot.name.as_bytes());
+    let raw = snapshot.not_text.as_ref().map(|(id, name)| (id.as_slice(), name.as_slice()));
+    let (id, name) = raw.unwrap_or(as_text);
+    let extra = extra_of(snapshot);
+    let entry = RawEntry {
+        l1_table_offset: snapshot.l1.offset.bytes().into(),
+        l1_size: snapshot.l1.count.into(),
+        id_len: len16("snapshot id length", id)?.into(),
+        name_len: len16("snapshot name length", name)?.into(),
+        date_seconds: snapshot.date_seconds.into(),
+        date_nanoseconds: snapshot.date_nanoseconds.into(),
+        vm_clock_nanoseconds: snapshot.vm_clock_nanoseconds.into(),
+        // A state that is too large for this field stands in the extra data.
+        vm_state_size: u32::try_from(snapshot.vm_state_size).unwrap_or(0).into(),
+        extra_len: u32::try_from(extra.len()).unwrap_or(u32::MAX).into(),
+    };
+    let mut bytes = [entry.as_bytes(), &extra, id, name].concat();
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    // Refuses extra data that is too long.
+    entry_len(&bytes)?;
+    Ok(bytes)
+}
+
+fn extra_of(snapshot: &Snapshot) -> Vec<u8> {
+    let Some(disk_len) = snapshot.disk_len else {
+        let is_large = snapshot.vm_state_size > u32::MAX.into();
+        return if is_large { snapshot.vm_state_size.to_be_bytes().to_vec() } else { Vec::new() };
+    };
+    let known = RawExtra {
+        vm_state_size: snapshot.vm_state_size.into(),
+        disk_size: disk_len.into(),
+        instruction_count: snapshot.instruction_count.unwrap_or(NO_COUNT).into(),
+    };
+    [known.as_bytes(), &snapshot.unknown_extra].concat()
+}
+
+fn len16(field: &'static str, bytes: &[u8]) -> Result<u16, OpenError> {
+    u16::try_from(bytes.len()).map_err(|_| {
+        let len = block_core::range::to_u64(bytes.len());
+        bad_field(field, len, Problem::Above(u16::MAX.into()))
     })
 }
 
@@ -162,6 +217,23 @@ mod tests {
     }
 
     #[test]
+    fn lengths_that_do_not_fit_are_not_written() {
+        let good = parse(&entry(&[0; 24], "1", "name")).unwrap();
+        let cases = [
+            (Snapshot { id: "i".repeat(65536), ..good.clone() }, "snapshot id length is 0x10000"),
+            (
+                Snapshot { name: "n".repeat(65536), ..good.clone() },
+                "snapshot name length is 0x10000",
+            ),
+            (Snapshot { unknown_extra: vec![0; 1001], ..good }, "extra data size is 0x401"),
+        ];
+        for (snapshot, expect) in cases {
+            let err = encode(&snapshot).unwrap_err().to_string();
+            assert!(err.contains(expect), "{err}");
+        }
+    }
+
+    #[test]
     fn lengths_are_bounded_and_padded() {
         assert_eq!(entry_len(&entry(&[], "1", "ab")), Ok(Some(48)));
         assert_eq!(entry_len(&[0; 39]), Ok(None));
@@ -174,6 +246,21 @@ mod tests {
         fn any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
             let _ = entry_len(&bytes);
             let _ = parse(&bytes);
+        }
+
+        #[test]
+        fn what_is_read_is_written_the_same(
+            mut fixed in prop::collection::vec(any::<u8>(), 40),
+            extra in prop::collection::vec(any::<u8>(), 0..64),
+            id in prop::collection::vec(any::<u8>(), 0..8),
+            name in prop::collection::vec(any::<u8>(), 0..32),
+        ) {
+            fixed[12..16].copy_from_slice(&[0, u8::try_from(id.len()).unwrap(), 0, u8::try_from(name.len()).unwrap()]);
+            fixed[36..40].copy_from_slice(&u32::try_from(extra.len()).unwrap().to_be_bytes());
+            let snapshot = parse(&[fixed, extra, id, name].concat()).unwrap();
+            let bytes = encode(&snapshot).unwrap();
+            prop_assert_eq!(entry_len(&bytes).unwrap(), Some(bytes.len()));
+            prop_assert_eq!(parse(&bytes).unwrap(), snapshot);
         }
     }
 }

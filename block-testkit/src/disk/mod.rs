@@ -1,8 +1,9 @@
 //! Drivers for tests: [`mem`] checks what arrives and tears writes; the taps sit on any driver and
 //! see every request of its node: [`record`] notes them, [`hold`] stops them, [`fault`] fails them,
-//! [`watch`] reports them to [`model::overlap`](crate::model::overlap). [`verify`] mirrors two nodes,
-//! [`overlay`] is a layer over a backing file.
+//! [`watch`] reports them to [`model::overlap`](crate::model::overlap). [`crash`] says what is left
+//! when the power goes. [`verify`] mirrors two nodes, [`overlay`] is a layer over a backing file.
 
+pub mod crash;
 pub mod fault;
 pub mod hold;
 pub mod mem;
@@ -12,5 +13,6 @@ pub mod tap;
 pub mod verify;
 pub mod watch;
 
+pub use crash::{CrashDisk, CrashImage};
 pub use mem::{MemConfig, MemDisk};
 pub use tap::{Call, Kind, Tap, Tapped, Verdict};

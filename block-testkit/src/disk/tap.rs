@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
+use block_core::ability::{Amend, Check, PersistentBitmaps, Rebase, Snapshots};
 use block_core::driver::{Children, Exactness, NodeEvent, Prealloc, ReopenOptions, ReopenState};
 use block_core::error::{Error, OpenError, Result};
-use block_core::ability::{Amend, Check, PersistentBitmaps, Rebase, Snapshots};
 use block_core::info::DriverInfo;
 use block_core::request::status::{DriverStatus, StatusDetail};
 use block_core::{BlockDriver, BlockLimits, ByteRange, Capabilities, IoVec, Node, RequestFlags};
@@ -114,6 +114,11 @@ pub trait Tap: Send + Sync + 'static {
     async fn before(&self, call: &Call) -> Verdict {
         let _ = call;
         Verdict::Pass
+    }
+
+    /// A parent says what it is about to do.
+    fn event(&self, name: &'static str) {
+        let _ = name;
     }
 
     /// A request is about to return `result`. It does when this returns.
@@ -295,6 +300,7 @@ impl<T: Tap> BlockDriver for Tapped<T> {
     }
 
     fn event(&self, name: &'static str) {
+        self.tap.event(name);
         self.inner.event(name);
     }
 

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use block_core::ByteRange;
 
+use super::frozen::Frozen;
 use crate::op::{OpId, content};
 
 /// Where a byte comes from.
@@ -32,7 +33,7 @@ pub enum Source {
 }
 
 impl Source {
-    fn allows(&self, offset: u64, byte: u8) -> bool {
+    pub(super) fn allows(&self, offset: u64, byte: u8) -> bool {
         match self {
             Self::Op(id) => content(*id, offset) == byte,
             Self::Zero => byte == 0,
@@ -235,6 +236,25 @@ impl DiskModel {
     /// The read has failed, or nobody saw what it gave.
     pub fn drop_read(&mut self, token: Token) {
         self.reads.remove(&token);
+    }
+
+    /// The read of the whole disk has ended and gave a snapshot: what may be in it.
+    pub fn end_snapshot(&mut self, token: Token) -> Frozen {
+        self.now += 1;
+        let read = self.reads.remove(&token);
+        let pieces = read.map(|read| read.possible).unwrap_or_default();
+        Frozen::new(self.len, pieces)
+    }
+
+    /// Makes the disk what a snapshot holds, while nothing is in flight.
+    pub fn restore(&mut self, frozen: &Frozen) {
+        self.now += 1;
+        self.len = frozen.len();
+        let sources = |sources: Vec<Source>| {
+            let possible = |source| Possible { source, token: None, ended: Some(0) };
+            sources.into_iter().map(possible).collect()
+        };
+        self.segments = frozen.segments().into_iter().map(|(at, of)| (at, sources(of))).collect();
     }
 
     /// Checks bytes that were read while nothing else was going on.

@@ -2,4 +2,6 @@
 
 pub mod bitmap;
 pub mod disk;
+pub mod durable;
+pub mod frozen;
 pub mod overlap;

@@ -1,16 +1,18 @@
-//! `create`: a new raw image. `convert` makes its target here too.
+//! `create`: a new image. `convert` makes its target here too.
 //!
-//! Invariant: a file that somebody else has open as an image is not changed.
+//! Invariants: a file that somebody else has open as an image is not changed; a name that will stand in
+//! the image is looked at the way it will be when the image is opened.
 
+use std::fmt::{self, Write as _};
 use std::io::Write;
-use std::path::Path;
+use std::sync::Arc;
 
-use block_core::driver::Prealloc;
-use block_core::proto::file;
-use block_core::range::{Alignment, MAX_LEN};
-use block_core::{OpenError, Options};
+use block_core::error::Problem;
+use block_core::options::parse_size;
+use block_core::registry::{CreateOption, DriverFactory, OpenContext};
+use block_core::{OpenError, OpenFlags, Options, graph};
 
-use crate::open::{block_on, registry};
+use crate::open::{ImageSpec, block_on, open, registry};
 use crate::spec::{SpecError, image_opts};
 
 use super::common::size_argument;
@@ -26,17 +28,30 @@ pub(super) struct Args {
     /// Format of the new image.
     #[arg(short, long, value_name = "FMT", default_value = "raw")]
     format: String,
-    /// Options of the format: size, preallocation (off, falloc, full).
+    /// Options of the format (-o help lists them).
     #[arg(short, long, value_name = "FMT_OPTS")]
     options: Vec<String>,
-    /// File to create, which is overwritten if it exists, and size of the disk, with an optional
-    /// suffix (b, k, M, G, T, P, E: multiples of 1024).
+    /// Backing file of the new image.
+    #[arg(short, long, value_name = "BACKING_FILE")]
+    backing: Option<String>,
+    /// Format of the backing file.
+    #[arg(short = 'F', long, alias = "backing-fmt", value_name = "BACKING_FMT")]
+    backing_format: Option<String>,
+    /// Do not open the backing file, which may be missing.
+    #[arg(short = 'u', long)]
+    backing_unsafe: bool,
+    /// File to create, which is overwritten if it exists, and size of the disk (default: that of the
+    /// backing file), with an optional suffix (b, k, M, G, T, P, E: multiples of 1024).
     #[arg(value_name = "FILENAME [SIZE]", allow_negative_numbers = true)]
     files: Vec<String>,
 }
 
 /// Creates the image.
 pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
+    if wants_help(&args.options) {
+        let name = args.files.first().map(String::as_str);
+        return print_help(&args.format, name, out).map_err(Failure::new);
+    }
     let (name, size) = match args.files.as_slice() {
         [] => return Err(Failure::usage("create", "Expecting image file name")),
         [name] => (name, None),
@@ -45,47 +60,56 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
             return Err(Failure::usage("create", format_args!("Unexpected argument: {more}")));
         }
     };
-    let fail = |error: CreateError| Failure::new(format_args!("{name}: {error}"));
     let max = u64::try_from(i64::MAX).unwrap_or(u64::MAX);
     let size = match size {
         Some(text) => Some(size_argument("image size", text, 0, max)?),
         None => None,
     };
-    check_format(&args.format).map_err(fail)?;
-    let mut options = parse_options(&args.options).map_err(fail)?;
-    if let Some(size) = size {
-        if options.size.is_some() {
-            return Err(fail(CreateError::TwoSizes));
-        }
-        options.size = Some(size);
-    }
-    let size = options.size.ok_or(CreateError::NoSize).map_err(fail)?;
-    if size > MAX_LEN {
-        return Err(fail(CreateError::TooLarge(args.format.clone())));
-    }
+    let fail = |error: CreateError| Failure::new(format_args!("{name}: {error}"));
+    let new = prepare(args, name, size).map_err(fail)?;
     if !args.quiet {
-        write!(out, "Formatting '{name}', fmt={} size={size}", args.format)?;
-        if let Some(preallocation) = &options.preallocation {
-            write!(out, " preallocation={preallocation}")?;
-        }
-        writeln!(out)?;
+        writeln!(out, "{new}")?;
     }
-    let prealloc = options.prealloc().map_err(fail)?;
-    block_on(create_raw(name, size, prealloc)).map_err(|error| match error {
-        CreateError::Open(SpecError::Open(OpenError::File { error, .. })) => {
-            Failure::new(format_args!("{name}: Could not create '{name}': {error}"))
+    block_on(new.create()).map_err(|error| match error {
+        CreateError::Open(SpecError::Open(OpenError::File { path, error })) => {
+            let path = path.display();
+            Failure::new(format_args!("{name}: Could not create '{path}': {error}"))
         }
         other => fail(other),
     })?;
     Ok(0)
 }
 
+fn prepare(args: &Args, name: &str, size: Option<u64>) -> Result<NewImage, CreateError> {
+    let mut new = NewImage::new(&args.format, name, &args.options)?;
+    if let Some(size) = size {
+        if new.get("size").is_some() {
+            return Err(CreateError::TwoSizes);
+        }
+        new.set_size(size);
+    }
+    new.set_backing(args.backing.as_deref(), args.backing_format.as_deref())?;
+    if !args.backing_unsafe && new.get("backing_file").is_some() {
+        let len = block_on(new.backing_len())?;
+        if new.get("size").is_none() {
+            new.set_size(len);
+        }
+    }
+    match new.get("size") {
+        Some(_) => Ok(new),
+        None => Err(CreateError::NoSize),
+    }
+}
+
 /// Why an image could not be made.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CreateError {
-    /// A format that can be read, but not made.
-    #[error("Format '{0}' can be read, but images of it cannot be made or written yet (use raw)")]
-    ReadOnlyFormat(String),
+    /// A format whose images cannot be made.
+    #[error("Format driver '{0}' does not support image creation")]
+    NoCreation(&'static str),
+    /// A protocol whose files cannot be made.
+    #[error("Protocol driver '{0}' does not support image creation")]
+    NoProtocolCreation(&'static str),
     /// A format that nobody knows.
     #[error("Unknown file format '{0}'")]
     UnknownFormat(String),
@@ -95,72 +119,232 @@ pub(super) enum CreateError {
     /// An option with a value that it cannot have.
     #[error("invalid parameter value: {0}")]
     OptionValue(String),
+    /// An option that takes numbers.
+    #[error("Parameter '{0}' expects a number")]
+    NotNumber(&'static str),
+    /// An option that takes numbers of bytes.
+    #[error("Parameter '{0}' expects a non-negative number below 2^64")]
+    NotSize(&'static str),
+    /// An option that is on or off.
+    #[error("Parameter '{0}' expects 'on' or 'off'")]
+    NotBool(&'static str),
     /// `SIZE` beside `-o size=`.
     #[error("The image size must be specified only once")]
     TwoSizes,
     /// Neither.
     #[error("Image creation needs a size parameter")]
     NoSize,
-    /// Longer than any disk.
-    #[error("The image size is too large for file format '{0}'")]
-    TooLarge(String),
+    /// `-b` or `-F` for a format that knows nothing of it.
+    #[error("Backing {0} not supported for file format '{1}'")]
+    NoBacking(&'static str, &'static str),
+    /// A backing file whose format would have to be guessed.
+    #[error("Backing file specified without backing format")]
+    NoBackingFormat,
+    /// A backing format alone.
+    #[error("Backing format cannot be used without backing file")]
+    NoBackingFile,
+    /// An image on top of itself.
+    #[error("Error: Trying to create an image with the same filename as the backing file")]
+    OwnBacking,
+    /// The backing file cannot be opened.
+    #[error("{0}\nCould not open backing image.")]
+    Backing(SpecError),
     /// The options cannot be read, or the file cannot be made.
     #[error(transparent)]
     Open(#[from] SpecError),
 }
 
-/// Fails unless images of this format can be made.
-pub(super) fn check_format(format: &str) -> Result<(), CreateError> {
-    match format {
-        "raw" => Ok(()),
-        known if registry().get(known).is_ok() => {
-            Err(CreateError::ReadOnlyFormat(known.to_owned()))
+impl From<OpenError> for CreateError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::OptionValue { value, problem: Problem::Unknown, .. } => {
+                Self::OptionValue(value)
+            }
+            other => Self::Open(other.into()),
         }
-        unknown => Err(CreateError::UnknownFormat(unknown.to_owned())),
     }
 }
 
-/// Options of `-o` for raw images.
-#[derive(Default)]
-pub(super) struct RawOptions {
-    /// `size`, in bytes.
-    pub(super) size: Option<u64>,
-    preallocation: Option<String>,
+/// The format `name`, if there is one.
+pub(super) fn format_of(name: &str) -> Result<Arc<dyn DriverFactory>, CreateError> {
+    let found = registry().get(name).cloned();
+    found.map_err(|_| CreateError::UnknownFormat(name.to_owned()))
 }
 
-impl RawOptions {
-    /// How much is allocated at once.
-    pub(super) fn prealloc(&self) -> Result<Prealloc, CreateError> {
-        Ok(match self.preallocation.as_deref() {
-            None | Some("off") => Prealloc::Off,
-            Some("falloc") => Prealloc::Falloc,
-            Some("full") => Prealloc::Full,
-            Some(other) => return Err(CreateError::OptionValue(other.to_owned())),
-        })
+/// An image that is to be made.
+pub(super) struct NewImage {
+    name: String,
+    factory: Arc<dyn DriverFactory>,
+    known: Vec<CreateOption>,
+    options: Options,
+}
+
+impl NewImage {
+    /// The image `name` of this format, with the options of all `-o`.
+    pub(super) fn new(format: &str, name: &str, texts: &[String]) -> Result<Self, CreateError> {
+        let factory = format_of(format)?;
+        let known = known_options(&*factory, Some(name))?;
+        let options = parse_options(&known, texts)?;
+        Ok(Self { name: name.to_owned(), factory, known, options })
+    }
+
+    /// Sets the length of the disk in bytes.
+    pub(super) fn set_size(&mut self, size: u64) {
+        self.options.set("size", size.to_string());
+    }
+
+    /// Makes it, in place of what the file held.
+    pub(super) async fn create(&self) -> Result<(), CreateError> {
+        let context = OpenContext::new(registry(), OpenFlags::READ_WRITE);
+        let options = self.options.clone().with("filename", &*self.name);
+        Ok(self.factory.create(options, context).await?)
+    }
+
+    /// The value of an option, if it was given.
+    pub(super) fn get(&self, option: &str) -> Option<&str> {
+        self.options.peek(option)
+    }
+
+    /// Sets what `-b` and `-F` say, and checks what is said of the backing file at all.
+    pub(super) fn set_backing(
+        &mut self,
+        file: Option<&str>,
+        format: Option<&str>,
+    ) -> Result<(), CreateError> {
+        for (option, what, value) in
+            [("backing_file", "file", file), ("backing_fmt", "file format", format)]
+        {
+            let Some(value) = value else { continue };
+            if self.known.iter().all(|known| known.name != option) {
+                return Err(CreateError::NoBacking(what, self.factory.name()));
+            }
+            self.options.set(option, value);
+        }
+        match (self.get("backing_file"), self.get("backing_fmt")) {
+            (None, None) => Ok(()),
+            (None, Some(_)) => Err(CreateError::NoBackingFile),
+            (Some(file), _) if file == self.name => Err(CreateError::OwnBacking),
+            (Some(_), None) => Err(CreateError::NoBackingFormat),
+            (Some(_), Some(format)) => format_of(format).map(drop),
+        }
+    }
+
+    /// Length of the backing file, which must open.
+    async fn backing_len(&self) -> Result<u64, CreateError> {
+        let file = self.get("backing_file").unwrap_or_default();
+        let context = OpenContext::new(registry(), OpenFlags::READ_ONLY);
+        let path = context
+            .resolve_beside(&self.name, file)
+            .map_err(|error| CreateError::Backing(error.into()))?;
+        let format = self.get("backing_fmt").map(str::to_owned);
+        let node = open(&ImageSpec { format, ..ImageSpec::new(path) })
+            .await
+            .map_err(CreateError::Backing)?;
+        let len = node.len();
+        let closed = graph::close(&node).await;
+        closed.map_err(|error| OpenError::Request { what: "closing the backing file", error })?;
+        Ok(len)
     }
 }
 
-/// Reads the values of all `-o`.
-pub(super) fn parse_options(texts: &[String]) -> Result<RawOptions, CreateError> {
-    let mut options: Options = image_opts::parse(&texts.join(","))?;
-    let parsed = RawOptions {
-        size: options.take_size("size").map_err(SpecError::from)?,
-        preallocation: options.take("preallocation"),
+impl fmt::Display for NewImage {
+    /// What is being made, in one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Formatting '{}', fmt={}", self.name, self.factory.name())?;
+        for option in &self.known {
+            if let Some(value) = self.get(option.name).or(option.default) {
+                write!(f, " {}={value}", option.name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The options of a format, and those of the protocol of `name` that the format does not have itself.
+pub(super) fn known_options(
+    factory: &dyn DriverFactory,
+    name: Option<&str>,
+) -> Result<Vec<CreateOption>, CreateError> {
+    let mut known = factory.create_options().to_vec();
+    if known.is_empty() {
+        return Err(CreateError::NoCreation(factory.name()));
+    }
+    let Some(name) = name else { return Ok(known) };
+    let registry = registry();
+    let protocol = registry.get(registry.protocol_of(name)?)?;
+    if protocol.create_options().is_empty() {
+        return Err(CreateError::NoProtocolCreation(protocol.name()));
+    }
+    for option in protocol.create_options() {
+        if known.iter().all(|own| own.name != option.name) {
+            known.push(*option);
+        }
+    }
+    Ok(known)
+}
+
+/// Reads the values of all `-o`, numbers in one way of writing them.
+pub(super) fn parse_options(
+    known: &[CreateOption],
+    texts: &[String],
+) -> Result<Options, CreateError> {
+    let given = image_opts::parse(&texts.join(","))?;
+    let mut options = Options::new();
+    for (name, text) in given.iter() {
+        let unknown = || CreateError::UnknownOption(name.to_owned());
+        let option = known.iter().find(|option| option.name == name).ok_or_else(unknown)?;
+        options.set(name, value_of(option, text)?);
+    }
+    Ok(options)
+}
+
+fn value_of(option: &CreateOption, text: &str) -> Result<String, CreateError> {
+    let name = option.name;
+    match option.value {
+        "<size>" => Ok(parse_size(text).ok_or(CreateError::NotSize(name))?.to_string()),
+        "<num>" => {
+            let value = match text.strip_prefix("0x") {
+                Some(hex) => u64::from_str_radix(hex, 16).ok(),
+                None => text.parse().ok(),
+            };
+            Ok(value.ok_or(CreateError::NotNumber(name))?.to_string())
+        }
+        "<str>" => Ok(text.to_owned()),
+        _ => {
+            let is_bool = Options::new().with(name, text).take_bool(name).is_ok();
+            if is_bool { Ok(text.to_owned()) } else { Err(CreateError::NotBool(name)) }
+        }
+    }
+}
+
+/// Whether one of the `-o` asks for a list of options.
+fn wants_help(texts: &[String]) -> bool {
+    texts.iter().flat_map(|text| text.split(',')).any(|item| matches!(item, "help" | "?"))
+}
+
+/// Lists the options of a format, with those of the protocol of `name`.
+fn print_help(format: &str, name: Option<&str>, out: &mut Output) -> Result<u8, CreateError> {
+    let factory = format_of(format)?;
+    let mut known = known_options(&*factory, name)?;
+    known.sort_by_key(|option| option.name);
+    let mut text = match name {
+        Some(_) => "Supported options:\n".to_owned(),
+        None => format!("Supported {format} options:\n"),
     };
-    match options.iter().next() {
-        None => Ok(parsed),
-        Some((name, _)) => Err(CreateError::UnknownOption(name.to_owned())),
+    for option in known {
+        let named = format!("{}={}", option.name, option.value);
+        // Writing to a text does not fail.
+        let _ = writeln!(text, "  {named:<22} - {}", option.help);
     }
-}
-
-/// Makes a raw image of `size` bytes that reads as zeroes, in place of what `name` held. A device keeps
-/// its length, which must suffice, and its contents.
-pub(super) async fn create_raw(
-    name: &str,
-    size: u64,
-    prealloc: Prealloc,
-) -> Result<(), CreateError> {
-    let path = Path::new(name.strip_prefix("file:").unwrap_or(name));
-    let size = Alignment::SECTOR.round_up(size);
-    Ok(file::create(path, size, prealloc).await.map_err(SpecError::from)?)
+    if name.is_none() {
+        text.push_str(
+            "\nThe protocol level may support further options.\n\
+             Specify the target filename to include those options.\n",
+        );
+    }
+    out.write_all(text.as_bytes()).map_err(|error| {
+        let (what, error) = ("standard output", error.into());
+        CreateError::from(OpenError::Request { what, error })
+    })?;
+    Ok(0)
 }

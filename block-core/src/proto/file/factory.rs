@@ -1,6 +1,6 @@
 //! Options of `file` and `host_device`: `filename`, `aio`, `locking`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,11 +9,11 @@ use super::FileDriver;
 use super::lock::{Claims, ImageLock, Locking};
 use super::reopen::claims_of;
 use super::source::{Access, FileKind, Source, refused};
-use crate::driver::BlockDriver;
+use crate::driver::{BlockDriver, Prealloc};
 use crate::error::{OpenError, Problem};
 use crate::io::{Engine, pool};
 use crate::options::Options;
-use crate::registry::{DriverFactory, OpenContext};
+use crate::registry::{CreateOption, DriverFactory, OpenContext};
 
 /// Opens `file`: a regular file or, named by its path alone, a device.
 pub struct FileFactory;
@@ -38,6 +38,14 @@ impl DriverFactory for FileFactory {
     ) -> Result<Arc<dyn BlockDriver>, OpenError> {
         Ok(Arc::new(open("file:", options, &context).await?))
     }
+
+    fn create_options(&self) -> &'static [CreateOption] {
+        CREATE_OPTIONS
+    }
+
+    async fn create(&self, options: Options, _: OpenContext) -> Result<(), OpenError> {
+        create("file:", options).await
+    }
 }
 
 #[async_trait]
@@ -61,6 +69,49 @@ impl DriverFactory for HostDeviceFactory {
         }
         Ok(Arc::new(driver))
     }
+
+    fn create_options(&self) -> &'static [CreateOption] {
+        CREATE_OPTIONS
+    }
+
+    /// Makes nothing: a device must be there, and long enough.
+    async fn create(&self, options: Options, context: OpenContext) -> Result<(), OpenError> {
+        let name = options.peek("filename").unwrap_or_default().to_owned();
+        self.open(Options::filename(name), context).await?;
+        create("host_device:", options).await
+    }
+}
+
+const CREATE_OPTIONS: &[CreateOption] = &[
+    CreateOption { name: "size", value: "<size>", help: "Length of the file", default: None },
+    CreateOption {
+        name: "preallocation",
+        value: "<str>",
+        help: "Preallocation mode (off, falloc, full)",
+        default: None,
+    },
+];
+
+async fn create(scheme: &str, mut options: Options) -> Result<(), OpenError> {
+    let missing =
+        |option: &str| OpenError::Option { option: option.to_owned(), problem: Problem::Missing };
+    let filename = options.take("filename").ok_or_else(|| missing("filename"))?;
+    let len = options.take_size("size")?.ok_or_else(|| missing("size"))?;
+    let prealloc = match options.take("preallocation") {
+        None => Prealloc::Off,
+        Some(name) => match name.as_str() {
+            "off" => Prealloc::Off,
+            "falloc" => Prealloc::Falloc,
+            "full" => Prealloc::Full,
+            _ => {
+                let (option, problem) = ("preallocation", Problem::Unknown);
+                return Err(OpenError::OptionValue { option, value: name, problem });
+            }
+        },
+    };
+    options.finish()?;
+    let path = filename.strip_prefix(scheme).unwrap_or(&filename);
+    super::create(Path::new(path), len, prealloc).await
 }
 
 async fn open(

@@ -2,7 +2,10 @@
 
 use proptest::prelude::*;
 
+use block_core::range::to_usize;
+
 use super::*;
+use crate::spec::extension::{UnknownExtension, known_feature_names};
 
 /// A header of a 1 GiB disk with 64 KiB clusters.
 fn sample() -> (RawHeader, RawHeaderV3) {
@@ -162,7 +165,134 @@ fn a_short_file_is_named() {
     }
 }
 
+/// A first cluster that says everything a header can say.
+fn rich_cluster(header_length: u32, additional: u8) -> Vec<u8> {
+    let mut bytes = bytes_of(|h, v3| {
+        h.l1_size = 4.into();
+        h.snapshot_count = 2.into();
+        h.snapshot_table_offset = 0x9_0000.into();
+        v3.incompatible = 0b1_1011.into();
+        v3.compatible = 0xff00_0000_0000_00ff.into();
+        v3.autoclear = 0xf0.into();
+        v3.refcount_order = 3.into();
+        v3.header_length = header_length.into();
+    });
+    bytes[104] = 1;
+    bytes.resize(to_usize(header_length.into()), additional);
+    let mut extensions = Extensions {
+        backing_format: Some("qcow2".to_owned()),
+        feature_names: known_feature_names(),
+        ..Extensions::default()
+    };
+    extensions.unknown.push(UnknownExtension { kind: 7, data: b"kept".to_vec() });
+    bytes.extend(extensions.encode().unwrap());
+    let name = b"dir/\xffbase.qcow2";
+    let start = to_u64(bytes.len());
+    bytes[8..16].copy_from_slice(&start.to_be_bytes());
+    bytes[16..20].copy_from_slice(&u32::try_from(name.len()).unwrap().to_be_bytes());
+    bytes.extend(name);
+    bytes
+}
+
+/// Header, extensions and backing file name of a first cluster.
+fn read_all(cluster: &[u8]) -> (Header, Extensions, Option<Vec<u8>>) {
+    let header = UnverifiedHeader::parse(cluster).unwrap();
+    let extensions = Extensions::parse(header.extension_area().of(cluster)).unwrap();
+    let name = header.backing_name().map(|part| part.of(cluster).to_vec());
+    (header.verify(&extensions).unwrap(), extensions, name)
+}
+
+#[test]
+fn a_rewrite_keeps_everything() {
+    for (header_length, additional) in [(112, 0), (120, 0xa5), (600, 0x5a)] {
+        let cluster = rich_cluster(header_length, additional);
+        let (mut header, extensions, name) = read_all(&cluster);
+        assert_eq!(header.unknown_compatible, 0xff00_0000_0000_00fe);
+        assert_eq!(header.unknown_autoclear, 0xf0);
+        assert_eq!(header.header_length(), header_length);
+        let before = header.clone();
+        let rewritten = header.encode(&extensions, name.as_deref()).unwrap();
+        assert_eq!(header, before);
+        assert_eq!(rewritten, cluster);
+        let fixed = header.encode_fixed();
+        assert_eq!(fixed.len(), to_usize(header_length.into()).min(512));
+        assert!(cluster.starts_with(&fixed));
+    }
+}
+
+#[test]
+fn a_short_header_grows_on_a_rewrite_and_not_in_place() {
+    let bytes = bytes_of(|_, v3| v3.header_length = 104.into());
+    let (mut header, extensions, _) = read_all(&bytes);
+    assert_eq!(header.encode_fixed(), bytes[..104]);
+    let cluster = header.encode(&extensions, Some(b"base")).unwrap();
+    let (again, _, name) = read_all(&cluster);
+    assert_eq!((again.header_length(), name.as_deref()), (112, Some(b"base".as_slice())));
+    assert_eq!(again, header);
+    assert_eq!(header.encode_fixed(), cluster[..112]);
+}
+
+#[test]
+fn version_2_is_written_short() {
+    let bytes = bytes_of(|h, _| h.version = 2.into());
+    let (mut header, extensions, _) = read_all(&bytes);
+    let cluster = header.encode(&extensions, Some(b"base")).unwrap();
+    assert_eq!(header.encode_fixed(), cluster[..72]);
+    assert_eq!(cluster.len(), 72 + 8 + 4);
+    assert_eq!(read_all(&cluster).0, header);
+}
+
+#[test]
+fn what_does_not_fit_the_cluster_is_refused() {
+    let bytes = bytes_of(|h, _| {
+        h.cluster_bits = 9.into();
+        h.disk_size = 0.into();
+    });
+    let (mut header, mut extensions, _) = read_all(&bytes);
+    let room = 512 - 112 - 8;
+    assert!(header.encode(&extensions, Some(&vec![b'a'; room])).is_ok());
+    let before = header.clone();
+    let err = header.encode(&extensions, Some(&vec![b'a'; room + 1])).unwrap_err().to_string();
+    assert!(err.contains("length of header and extensions is 0x201"), "{err}");
+    extensions.unknown.push(UnknownExtension { kind: 7, data: vec![0; room] });
+    let err = header.encode(&extensions, None).unwrap_err().to_string();
+    assert!(err.contains("length of header and extensions is 0x208"), "{err}");
+    assert_eq!(header, before);
+
+    let (mut header, extensions, _) = read_all(&bytes_of(|_, _| ()));
+    let err = header.encode(&extensions, Some(&[b'a'; 1024])).unwrap_err().to_string();
+    assert!(err.contains("backing file name length is 0x400"), "{err}");
+}
+
+#[test]
+fn a_header_that_contradicts_itself_is_not_written() {
+    let (mut header, extensions, _) = read_all(&bytes_of(|_, _| ()));
+    header.compression = Compression::Zstd;
+    let err = header.encode(&extensions, None).unwrap_err().to_string();
+    assert!(err.contains("compression type is 0x1: contradicts"), "{err}");
+}
+
 proptest! {
+    #[test]
+    fn what_is_written_is_read_the_same(
+        at in 8usize..104,
+        value: u64,
+        additional in prop::collection::vec(any::<u8>(), 0..64),
+        name in prop::collection::vec(any::<u8>(), 0..100),
+    ) {
+        let mut bytes = bytes_of(|_, v3| v3.header_length = (112 + 8 * 8).into());
+        bytes.extend(additional);
+        bytes.resize(112 + 64, 7);
+        bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+        if let Ok(mut header) = verify(&bytes) {
+            let cluster = header.encode(&Extensions::default(), Some(&name)).unwrap();
+            let (again, _, read_name) = read_all(&cluster);
+            prop_assert_eq!(&again, &header);
+            prop_assert_eq!(read_name.unwrap_or_default(), name);
+            prop_assert!(cluster.starts_with(&header.encode_fixed()));
+        }
+    }
+
     #[test]
     fn any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = verify(&bytes);

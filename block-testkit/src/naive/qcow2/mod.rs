@@ -9,7 +9,7 @@
 //!
 //! Limits, so that bad input costs neither unbounded memory nor time: tables as the format's
 //! description caps them, [`MAX_CONTENTS`] bytes a read, [`MAX_WORK`] entries a check. There is no
-//! writing here and no decryption: the contents of an encrypted image are a typed error.
+//! writing here but for [`make`], which makes images to start from, and no decryption: the contents of an encrypted image are a typed error.
 //!
 //! ```no_run
 //! use block_testkit::naive::qcow2::Image;
@@ -31,6 +31,7 @@ mod entry;
 mod error;
 mod header;
 mod inflate;
+pub mod make;
 mod map;
 mod refcount;
 mod snapshot;

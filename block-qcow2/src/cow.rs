@@ -1,0 +1,125 @@
+//! Filling new clusters: what the guest does not write itself is copied, or is zero already.
+//!
+//! Old contents are read through the mapping, which still shows them: where they are (backing file,
+//! compressed cluster, cluster of a snapshot) makes no difference here.
+
+use std::sync::Arc;
+
+use block_core::range::to_usize;
+use block_core::request::status::StatusDetail;
+use block_core::{Alignment, ByteRange, Error, IoBuf, IoVec, Node, RequestFlags, Result};
+
+use crate::alloc::Place;
+use crate::driver::Qcow2Driver;
+use crate::map::Kind;
+use crate::plan::Allocation;
+use crate::units::GuestOffset;
+
+/// Most zero bytes that are written beside the data rather than by a zero write of their own.
+const ZERO_BUFFER_MAX: u64 = 128 << 10;
+
+impl Qcow2Driver {
+    /// Writes `data` to its place in an allocation, with all else that must be there.
+    pub(crate) async fn fill(
+        self: &Arc<Self>,
+        allocation: &Allocation,
+        place: Place,
+        data: IoVec,
+    ) -> Result<()> {
+        let Allocation { write, fill, .. } = *allocation;
+        let head = ByteRange::from_bounds(fill.offset(), write.offset())?;
+        let tail = ByteRange::from_bounds(write.end(), fill.end())?;
+        let whole = self.host_range(allocation, place, fill)?;
+        self.writer()?.overlap.check_data(whole).map_err(|fault| self.fault(fault))?;
+        let node = self.data.clone().ok_or(Error::Unsupported)?;
+        self.event("cow_write");
+        if self.reads_zero(head).await? && self.reads_zero(tail).await? {
+            let gap = head.len() + tail.len();
+            let there = place.fresh || gap == 0;
+            if there || (gap > ZERO_BUFFER_MAX && zeroed_at_once(&node, whole).await?) {
+                let range = self.host_range(allocation, place, write)?;
+                return node.write(range, data, RequestFlags::empty()).await;
+            }
+            let iov = joined(zeroes(head)?, data, zeroes(tail)?);
+            return node.write(whole, iov, RequestFlags::empty()).await;
+        }
+        self.event("cow_read");
+        let (before, after) = (zeroes(head)?, zeroes(tail)?);
+        let reads = futures::future::join(
+            Arc::clone(self).read(head, one(&before)),
+            Arc::clone(self).read(tail, one(&after)),
+        );
+        let (first, second) = reads.await;
+        first.and(second)?;
+        node.write(whole, joined(before, data, after), RequestFlags::empty()).await
+    }
+
+    /// Where a part of an allocation goes.
+    fn host_range(
+        &self,
+        allocation: &Allocation,
+        place: Place,
+        guest: ByteRange,
+    ) -> Result<ByteRange> {
+        let host = place.host.plus(guest.offset() - allocation.clusters.offset());
+        Ok(ByteRange::new(host.bytes(), guest.len())?)
+    }
+
+    /// Whether the tables, here and below, say that all of `range` reads as zeroes. No data is read.
+    pub(crate) async fn reads_zero(&self, range: ByteRange) -> Result<bool> {
+        let mut rest = range.intersect(ByteRange::up_to(self.disk_len()));
+        while !rest.is_empty() {
+            let extent = self.extent(GuestOffset::new(rest.offset()), rest.len()).await?;
+            let (here, after) = rest.split_at(extent.len);
+            let zero = match extent.kind {
+                Kind::Zero(_) => true,
+                Kind::Unallocated(_) => self.below_reads_zero(here).await?,
+                Kind::Data(_) | Kind::Compressed { .. } => false,
+            };
+            if !zero {
+                return Ok(false);
+            }
+            rest = after;
+        }
+        Ok(true)
+    }
+
+    /// Whether `range` of the backing file reads as zeroes, as far as can be told from tables.
+    pub(crate) async fn below_reads_zero(&self, range: ByteRange) -> Result<bool> {
+        let Some(backing) = &self.backing else { return Ok(true) };
+        let mut rest = range.intersect(ByteRange::up_to(backing.len()));
+        while !rest.is_empty() {
+            let status = backing.block_status_above(None, rest, StatusDetail::Zeroes).await?;
+            if !status.is_zero() || status.len == 0 {
+                return Ok(false);
+            }
+            rest = rest.split_at(status.len).1;
+        }
+        Ok(true)
+    }
+}
+
+/// Zeroes `range` if that is quicker than writing zeroes; says whether it was.
+async fn zeroed_at_once(node: &Node, range: ByteRange) -> Result<bool> {
+    match node.write_zeroes(range, RequestFlags::NO_FALLBACK).await {
+        Ok(()) => Ok(true),
+        Err(Error::Unsupported) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A zeroed buffer of the length of `range`.
+fn zeroes(range: ByteRange) -> Result<Option<IoBuf>> {
+    match to_usize(range.len()) {
+        0 => Ok(None),
+        len => IoBuf::zeroed(len, Alignment::PAGE).map(Some),
+    }
+}
+
+fn one(buf: &Option<IoBuf>) -> IoVec {
+    buf.iter().cloned().collect()
+}
+
+fn joined(head: Option<IoBuf>, data: IoVec, tail: Option<IoBuf>) -> IoVec {
+    head.into_iter().chain(data.bufs().iter().cloned()).chain(tail).collect()
+}

@@ -1,0 +1,292 @@
+//! Writing the structures of a new image, table by table.
+//!
+//! Invariant: every entry that is written is that of a cluster which is referenced exactly once.
+
+use block_core::driver::{Exactness, Prealloc};
+use block_core::error::Problem;
+use block_core::range::{to_u64, to_usize};
+use block_core::{Alignment, ByteRange, Error, IoBuf, Node, OpenError, RequestFlags};
+
+use super::options::{CreateOptions, Plan};
+use crate::geometry::{DataLocation, Geometry, L2Format, Version};
+use crate::spec::entry::{Copied, encode_l1, encode_plain};
+use crate::spec::extension::{Extensions, known_feature_names};
+use crate::spec::header::{Compression, CryptMethod, Features, Header, Table};
+use crate::spec::refcount::set_refcount;
+use crate::units::HostOffset;
+
+/// Bytes of a table that are written at once.
+const CHUNK: u64 = 1 << 20;
+/// Bytes that storage writes as a whole or not at all.
+const SECTOR: u64 = 512;
+/// Bytes of a data file that are written in any case.
+const FIRST_BLOCK: u64 = 4096;
+/// Smallest cluster whose header has room for the names of feature bits beside everything else.
+const MIN_CLUSTER_WITH_NAMES: u64 = 4096;
+
+/// Makes `file`, which is writable, an image that reads as zeroes, in place of what it held. `data` is
+/// the data file, where the options name one; it is made as long as the disk.
+///
+/// When it fails, `file` holds no image. It is not closed.
+pub async fn create_on(
+    file: &Node,
+    data: Option<&Node>,
+    options: &CreateOptions,
+) -> Result<(), OpenError> {
+    let plan = options.check()?;
+    let header = first_cluster(options, &plan)?;
+    if data.is_some() != options.data_file.is_some() {
+        let (option, problem) = ("data_file".to_owned(), Problem::Missing);
+        return Err(OpenError::Option { option, problem });
+    }
+    let new = NewImage { file, options, plan };
+    new.clear().await?;
+    if let Some(data) = data {
+        new.make_data(data).await?;
+    }
+    new.write_refcounts().await?;
+    new.write_l1().await?;
+    new.write_l2().await?;
+
+    let (sector, rest) = header.split_at(header.len().min(to_usize(SECTOR)));
+    write("header", file, SECTOR, rest).await?;
+    flush(file).await?;
+    write("header", file, 0, sector).await?;
+    flush(file).await
+}
+
+/// The used bytes of the first cluster; fails if the names do not fit.
+pub(super) fn first_cluster(options: &CreateOptions, plan: &Plan) -> Result<Vec<u8>, OpenError> {
+    let (geometry, layout) = (plan.geometry, plan.layout);
+    // The options bound both counts far below 2^32.
+    let count = |entries: u64| u32::try_from(entries).unwrap_or(u32::MAX);
+    let mut header = Header {
+        geometry,
+        disk_len: plan.disk_len,
+        crypt_method: CryptMethod::None,
+        compression: options.compression,
+        features: Features {
+            data_file: options.data_file.is_some(),
+            compression_type: options.compression != Compression::Deflate,
+            extended_l2: options.extended_l2,
+            lazy_refcounts: options.lazy_refcounts,
+            raw_data_file: options.data_file_raw,
+            ..Features::default()
+        },
+        l1: Table { offset: layout.l1_offset(), count: count(layout.l1_entries) },
+        refcount_table: Table {
+            offset: layout.refcount_table_offset(),
+            count: count(layout.refcount_table),
+        },
+        snapshots: Table { offset: HostOffset::new(0), count: 0 },
+        unknown_compatible: 0,
+        unknown_autoclear: 0,
+        backing_name: None,
+        additional: Vec::new(),
+    };
+    let named =
+        geometry.version() == Version::V3 && geometry.cluster_size() >= MIN_CLUSTER_WITH_NAMES;
+    let extensions = Extensions {
+        backing_format: options.backing.as_ref().map(|backing| backing.format.clone()),
+        feature_names: if named { known_feature_names() } else { Vec::new() },
+        data_file: options.data_file.clone(),
+        ..Extensions::default()
+    };
+    let backing_name = options.backing.as_ref().map(|backing| backing.name.as_bytes());
+    header.encode(&extensions, backing_name)
+}
+
+/// An image in the making.
+struct NewImage<'a> {
+    file: &'a Node,
+    options: &'a CreateOptions,
+    plan: Plan,
+}
+
+impl NewImage<'_> {
+    /// Gives the file its length, all of it zeroes: after this it is no image.
+    async fn clear(&self) -> Result<(), OpenError> {
+        let layout = self.plan.layout;
+        let (tables, len) = (layout.data_offset().bytes(), layout.len());
+        match empty(self.file).await? {
+            Emptied::Yes => {
+                grow("image file", self.file, tables, Prealloc::Off).await?;
+                let space = space_of(self.options.allocated());
+                grow("image file", self.file, len, space).await
+            }
+            // A device keeps its length. The first sector goes first.
+            Emptied::No => {
+                zero("header", self.file, 0, SECTOR).await?;
+                flush(self.file).await?;
+                zero("image file", self.file, 0, len).await
+            }
+        }
+    }
+
+    /// Makes the data file as long as the disk.
+    async fn make_data(&self, data: &Node) -> Result<(), OpenError> {
+        let len = self.plan.disk_len;
+        match empty(data).await? {
+            Emptied::Yes => {
+                grow("data file", data, len, space_of(self.options.allocated())).await?
+            }
+            // What is not mapped is not shown, whatever it holds.
+            Emptied::No if self.options.allocated() == Prealloc::Off => {}
+            Emptied::No => zero("data file", data, 0, len).await?,
+        }
+        if self.options.allocated() != Prealloc::Full {
+            // Who opens it with O_DIRECT learns its alignment there, and not from a hole.
+            let first = vec![0; to_usize(len.min(FIRST_BLOCK))];
+            write("data file", data, 0, &first).await?;
+        }
+        flush(data).await
+    }
+
+    /// Writes the refcount table and the blocks: one for each cluster of the file.
+    async fn write_refcounts(&self) -> Result<(), OpenError> {
+        let (geometry, layout) = (self.plan.geometry, self.plan.layout);
+        let blocks = layout.refcount_blocks_offset();
+        let size = geometry.cluster_size();
+        let table = layout.refcount_table_offset();
+        let block = |index: u64| blocks.plus(index * size).bytes();
+        self.write_words("refcount table", table, layout.refcount_blocks, block).await?;
+
+        let full = block_of_ones(geometry, geometry.refcounts_per_block());
+        let mut rest = layout.clusters();
+        let mut at = blocks.bytes();
+        while rest >= geometry.refcounts_per_block() {
+            write("refcount block", self.file, at, &full).await?;
+            rest -= geometry.refcounts_per_block();
+            at += size;
+        }
+        if rest > 0 {
+            write("refcount block", self.file, at, &block_of_ones(geometry, rest)).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the L1 table, where it has entries that are not zero.
+    async fn write_l1(&self) -> Result<(), OpenError> {
+        let (size, layout) = (self.plan.geometry.cluster_size(), self.plan.layout);
+        let tables = layout.l2_offset();
+        let entry = |index: u64| encode_l1(tables.plus(index * size), Copied::Yes);
+        self.write_words("L1 table", layout.l1_offset(), layout.l2_tables, entry).await
+    }
+
+    /// Writes the L2 tables: an entry for each cluster of the disk.
+    async fn write_l2(&self) -> Result<(), OpenError> {
+        let Plan { geometry, layout, disk_len } = self.plan;
+        if layout.l2_tables == 0 {
+            return Ok(());
+        }
+        let first = match geometry.data_location() {
+            DataLocation::Image => layout.data_offset(),
+            DataLocation::DataFile => HostOffset::new(0),
+        };
+        // Subclusters are not allocated yet: what is below shows until they are written. A raw data
+        // file shows itself.
+        let subclusters = match (geometry.l2_format(), self.options.data_file_raw) {
+            (L2Format::Standard, _) => 1,
+            (L2Format::Extended, false) => 0,
+            (L2Format::Extended, true) => u32::MAX,
+        };
+        let words = to_u64(geometry.l2_entry_words());
+        let word = |index: u64| {
+            let host = first.plus(index / words * geometry.cluster_size());
+            let entry = encode_plain(geometry, Some(host), subclusters, 0, Copied::Yes);
+            if index.is_multiple_of(words) { entry.0 } else { entry.1 }
+        };
+        let count = disk_len.div_ceil(geometry.cluster_size()) * words;
+        self.write_words("L2 table", layout.l2_offset(), count, word).await
+    }
+
+    /// Writes a table of `count` words.
+    async fn write_words(
+        &self,
+        what: &'static str,
+        offset: HostOffset,
+        count: u64,
+        word: impl Fn(u64) -> u64 + Send,
+    ) -> Result<(), OpenError> {
+        let mut done = 0;
+        while done < count {
+            let end = count.min(done + CHUNK / 8);
+            let bytes: Vec<u8> = (done..end).flat_map(|i| word(i).to_be_bytes()).collect();
+            write(what, self.file, offset.bytes() + done * 8, &bytes).await?;
+            done = end;
+        }
+        Ok(())
+    }
+}
+
+/// A refcount block whose first `count` refcounts are 1.
+fn block_of_ones(geometry: Geometry, count: u64) -> Vec<u8> {
+    let mut block = vec![0; to_usize(geometry.cluster_size())];
+    for index in 0..count {
+        // A block holds as many as there are, and any width holds 1.
+        let _ = set_refcount(geometry, &mut block, index, 1);
+    }
+    block
+}
+
+/// Whether a node is empty now, or has kept its length and contents.
+enum Emptied {
+    Yes,
+    No,
+}
+
+/// Cuts a node to nothing, if what it then grows by reads as zeroes.
+async fn empty(node: &Node) -> Result<Emptied, OpenError> {
+    if !node.capabilities().has_zero_init {
+        return Ok(Emptied::No);
+    }
+    match node.truncate(0, Exactness::Exact, Prealloc::Off).await {
+        Ok(()) => Ok(Emptied::Yes),
+        Err(Error::Unsupported) => Ok(Emptied::No),
+        Err(error) => Err(OpenError::Request { what: "emptying the file", error }),
+    }
+}
+
+/// How much of a file is allocated for data of an image that has this much allocated.
+fn space_of(preallocation: Prealloc) -> Prealloc {
+    match preallocation {
+        Prealloc::Off | Prealloc::Metadata => Prealloc::Off,
+        space => space,
+    }
+}
+
+async fn grow(
+    what: &'static str,
+    node: &Node,
+    len: u64,
+    prealloc: Prealloc,
+) -> Result<(), OpenError> {
+    let grown = node.truncate(len, Exactness::AtLeast, prealloc).await;
+    grown.map_err(|error| OpenError::Request { what, error })
+}
+
+async fn zero(what: &'static str, node: &Node, offset: u64, len: u64) -> Result<(), OpenError> {
+    let failed = |error| OpenError::Request { what, error };
+    let range = ByteRange::new(offset, len).map_err(|error| failed(error.into()))?;
+    node.write_zeroes(range, RequestFlags::empty()).await.map_err(failed)
+}
+
+async fn write(
+    what: &'static str,
+    node: &Node,
+    offset: u64,
+    bytes: &[u8],
+) -> Result<(), OpenError> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let failed = |error| OpenError::Request { what, error };
+    let range = ByteRange::new(offset, to_u64(bytes.len())).map_err(|e| failed(e.into()))?;
+    let buf = IoBuf::zeroed(bytes.len(), Alignment::PAGE).map_err(failed)?;
+    buf.copy_from(0, bytes);
+    node.write(range, buf.into(), RequestFlags::empty()).await.map_err(failed)
+}
+
+async fn flush(node: &Node) -> Result<(), OpenError> {
+    node.flush().await.map_err(|error| OpenError::Request { what: "flush", error })
+}

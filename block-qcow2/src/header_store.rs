@@ -1,0 +1,87 @@
+//! The header in memory and how it reaches the file.
+//!
+//! **Invariant.** What is in memory is what the last successful write put into the file; a change of
+//! the fixed fields is one write of one sector, so that a crash leaves the old or the new header.
+
+use block_core::error::Problem;
+use block_core::{Node, OpenError, Result};
+use parking_lot::RwLock;
+
+use crate::metadata_io::write_bytes;
+use crate::spec::bad_field;
+use crate::spec::extension::Extensions;
+use crate::spec::header::Header;
+use crate::units::HostOffset;
+
+/// The header of an open image.
+pub(crate) struct HeaderStore {
+    file: Node,
+    /// Guards the header; held for a look or to put a new one in place.
+    parts: RwLock<Parts>,
+    /// Held by the one change that is under way.
+    turn: futures::lock::Mutex<()>,
+}
+
+/// What the first cluster holds.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    pub(crate) header: Header,
+    pub(crate) extensions: Extensions,
+    /// As it stands in the image: it need not be text.
+    pub(crate) backing_name: Option<Vec<u8>>,
+}
+
+impl HeaderStore {
+    pub(crate) fn new(file: Node, parts: Parts) -> Self {
+        Self { file, parts: RwLock::new(parts), turn: futures::lock::Mutex::default() }
+    }
+
+    /// What `look` says of it.
+    pub(crate) fn with<R>(&self, look: impl FnOnce(&Parts) -> R) -> R {
+        look(&self.parts.read())
+    }
+
+    /// Changes fixed fields by one write of one sector.
+    pub(crate) async fn update(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        let mut header = self.parts.read().header.clone();
+        change(&mut header);
+        if header == self.parts.read().header {
+            return Ok(());
+        }
+        self.file.driver().event("header_update");
+        write_bytes(&self.file, HostOffset::new(0), &header.encode_fixed()).await?;
+        self.parts.write().header = header;
+        Ok(())
+    }
+
+    /// Changes anything in the first cluster. Refuses what does not fit; a crash in the middle may tear
+    /// what stands beyond the first sector.
+    pub(crate) async fn rewrite(
+        &self,
+        change: impl FnOnce(&mut Parts),
+    ) -> std::result::Result<(), OpenError> {
+        let _turn = self.turn.lock().await;
+        let mut parts = self.parts.read().clone();
+        change(&mut parts);
+        let mut bytes = parts.header.encode(&parts.extensions, parts.backing_name.as_deref())?;
+        let cluster_size = parts.header.geometry.cluster_size();
+        let len = block_core::range::to_u64(bytes.len());
+        if len > cluster_size {
+            return Err(bad_field("header length", len, Problem::Above(cluster_size)));
+        }
+        // What an older, longer header left behind must not be taken for an extension.
+        bytes.resize(block_core::range::to_usize(cluster_size), 0);
+        self.file.driver().event("header_update");
+        let what = "header";
+        let written = write_bytes(&self.file, HostOffset::new(0), &bytes).await;
+        written.map_err(|error| OpenError::Request { what, error })?;
+        *self.parts.write() = parts;
+        Ok(())
+    }
+
+    /// Puts what was read from the file in place of what is known.
+    pub(crate) fn replace(&self, parts: Parts) {
+        *self.parts.write() = parts;
+    }
+}

@@ -1,0 +1,574 @@
+//! The refcounts in memory: the refcount table, and the blocks of it that are in use.
+//!
+//! Who asks holds the metadata lock. Counts change in memory at once and reach the file by
+//! [`crate::writeback`], which takes what is dirty by [`Refcounts::begin_write`].
+//!
+//! **Invariants.** Cluster 0 is never given out. A run that is given out had refcount 0 in every
+//! cluster and overlaps no metadata. A block that is dirty or being written stays in memory. The
+//! number of clean blocks is bounded; more are held only while they are dirty.
+//!
+//! Not here: when a count may go down ([`crate::alloc`] sees to that).
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use block_core::budget::{MemoryBudget, Reservation};
+use block_core::range::{to_u64, to_usize};
+use block_core::{ByteRange, Error, Node, Result};
+
+use crate::compress::inflate::read_bytes;
+use crate::geometry::Geometry;
+use crate::header_store::HeaderStore;
+use crate::metadata_io::write_bytes;
+use crate::overlap::{OverlapMap, Section};
+use crate::spec::Fault;
+use crate::spec::header::MAX_REFCOUNT_TABLE_BYTES;
+use crate::spec::refcount::{max_refcount, refcount, set_refcount, table_entry};
+use crate::units::HostOffset;
+
+/// Blocks that are kept whatever the budget says.
+pub(crate) const MIN_BLOCKS: usize = 4;
+/// Bytes of the table that are written together.
+const TABLE_SECTOR: u64 = 512;
+/// Words of them.
+const SECTOR_WORDS: u64 = TABLE_SECTOR / 8;
+
+/// Host clusters in a row.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Run {
+    /// Number of the first cluster.
+    pub(crate) first: u64,
+    /// How many.
+    pub(crate) count: u64,
+}
+
+/// How many clusters an allocation needs.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Want {
+    /// All of them in a row.
+    Exactly(u64),
+    /// One or more, up to this.
+    UpTo(u64),
+}
+
+/// Up or down by one.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Step {
+    Up,
+    Down,
+}
+
+/// Bytes of a block from the first to the last that changed.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+struct Span {
+    start: usize,
+    end: usize,
+}
+
+impl Span {
+    fn merged(a: Option<Self>, b: Option<Self>) -> Option<Self> {
+        match (a, b) {
+            (Some(a), Some(b)) => Some(Self { start: a.start.min(b.start), end: a.end.max(b.end) }),
+            (a, b) => a.or(b),
+        }
+    }
+}
+
+struct Block {
+    bytes: Vec<u8>,
+    /// Changed since the last write began.
+    dirty: Option<Span>,
+    /// What the write under way covers.
+    writing: Option<Span>,
+    /// When it was last looked at.
+    used: u64,
+    _reservation: Reservation,
+}
+
+/// The refcounts of one image.
+pub(crate) struct Refcounts {
+    file: Node,
+    geometry: Geometry,
+    overlap: Arc<OverlapMap>,
+    budget: Arc<MemoryBudget>,
+    table_offset: HostOffset,
+    table: Vec<u64>,
+    /// Sectors of the table that changed, and those that are being written.
+    dirty_table: BTreeSet<u64>,
+    writing_table: BTreeSet<u64>,
+    blocks: HashMap<u64, Block>,
+    max_blocks: usize,
+    clock: u64,
+    /// No cluster before this one is free.
+    hint: u64,
+}
+
+/// A part of the refcounts that is to be written.
+pub(crate) struct DirtyPart {
+    pub(crate) section: Section,
+    pub(crate) offset: HostOffset,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Refcounts {
+    pub(crate) fn new(
+        file: Node,
+        geometry: Geometry,
+        overlap: Arc<OverlapMap>,
+        budget: Arc<MemoryBudget>,
+        table_offset: HostOffset,
+        table: Vec<u64>,
+        cache_bytes: u64,
+    ) -> Self {
+        let max_blocks = to_usize(cache_bytes / geometry.cluster_size()).max(MIN_BLOCKS);
+        overlap.insert(Section::RefcountTable, table_offset, to_u64(table.len()) * 8);
+        for entry in table.iter().filter_map(|raw| table_entry(geometry, *raw).ok().flatten()) {
+            overlap.insert(Section::RefcountBlock, entry, geometry.cluster_size());
+        }
+        Self {
+            file,
+            geometry,
+            overlap,
+            budget,
+            table_offset,
+            table,
+            dirty_table: BTreeSet::new(),
+            writing_table: BTreeSet::new(),
+            blocks: HashMap::new(),
+            max_blocks,
+            clock: 0,
+            hint: 1,
+        }
+    }
+
+    /// The refcount of a cluster; 0 where there is no block.
+    pub(crate) async fn get(&mut self, cluster: u64) -> Result<u64> {
+        let geometry = self.geometry;
+        let (index, within) = self.place(cluster);
+        match self.block(index).await? {
+            None => Ok(0),
+            Some(block) => {
+                let outside = Fault::new("refcount index", within);
+                Ok(refcount(geometry, &block.bytes, within).ok_or(outside)?)
+            }
+        }
+    }
+
+    /// Changes the refcounts of `run` by one. On error nothing is changed.
+    ///
+    /// A count of 0 goes neither way: what is counted up must be in use, and nothing is freed twice.
+    pub(crate) async fn step(&mut self, run: Run, step: Step) -> Result<()> {
+        for done in 0..run.count {
+            if let Err(error) = self.step_one(run.first + done, step).await {
+                let back = if step == Step::Up { Step::Down } else { Step::Up };
+                for cluster in run.first..run.first + done {
+                    self.undo(cluster, back).await?;
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn step_one(&mut self, cluster: u64, step: Step) -> Result<()> {
+        let old = self.get(cluster).await?;
+        let offset = cluster << self.geometry.cluster_bits();
+        if old == 0 {
+            return Err(Fault::new("refcount 0 of a cluster in use at", offset).into());
+        }
+        let new = match step {
+            Step::Up if old >= max_refcount(self.geometry) => return Err(Error::Os(libc::EINVAL)),
+            Step::Up => old + 1,
+            Step::Down => old - 1,
+        };
+        self.set(cluster, new).await
+    }
+
+    async fn undo(&mut self, cluster: u64, step: Step) -> Result<()> {
+        let old = self.get(cluster).await?;
+        let new = if step == Step::Up { old.saturating_add(1) } else { old.saturating_sub(1) };
+        self.set(cluster, new).await
+    }
+
+    async fn set(&mut self, cluster: u64, value: u64) -> Result<()> {
+        let geometry = self.geometry;
+        let (index, within) = self.place(cluster);
+        let outside = Fault::new("refcount index", cluster);
+        let block = self.block(index).await?.ok_or(outside)?;
+        set_refcount(geometry, &mut block.bytes, within, value).ok_or(outside)?;
+        let bits = geometry.refcount_bits();
+        let start = to_usize(within * bits / 8);
+        let span = Span { start, end: to_usize((within + 1).saturating_mul(bits).div_ceil(8)) };
+        block.dirty = Span::merged(block.dirty, Some(span));
+        if value == 0 {
+            self.hint = self.hint.min(cluster.max(1));
+        }
+        Ok(())
+    }
+
+    /// Takes free clusters: their refcounts become 1.
+    pub(crate) async fn allocate(&mut self, want: Want, header: &HeaderStore) -> Result<Run> {
+        let (least, most) = match want {
+            Want::Exactly(count) => (count, count),
+            Want::UpTo(count) => (1, count),
+        };
+        let run = match self.find_free(least, most).await? {
+            Some(run) => {
+                self.check_free(run)?;
+                for cluster in run.first..run.first + run.count {
+                    self.set(cluster, 1).await?;
+                }
+                run
+            }
+            None => {
+                let room = self.geometry.refcounts_per_block() - 1;
+                let count = if least == most { most } else { most.min(room.max(1)) };
+                self.extend(count, header).await?
+            }
+        };
+        if run.first <= self.hint {
+            self.hint = self.hint.max(run.first + run.count);
+        }
+        Ok(run)
+    }
+
+    /// The first run of at least `least` free clusters, cut at `most`, where there are blocks.
+    async fn find_free(&mut self, least: u64, most: u64) -> Result<Option<Run>> {
+        let per_block = self.geometry.refcounts_per_block();
+        let mut found: Option<Run> = None;
+        let mut cluster = self.hint;
+        let mut first_free = None;
+        while cluster / per_block < to_u64(self.table.len()) {
+            let index = cluster / per_block;
+            let geometry = self.geometry;
+            let Some(block) = self.block(index).await? else {
+                found = found.filter(|run| run.count >= least);
+                if found.is_some() {
+                    break;
+                }
+                cluster = (index + 1) * per_block;
+                continue;
+            };
+            for within in cluster % per_block..per_block {
+                let here = index * per_block + within;
+                let used = refcount(geometry, &block.bytes, within) != Some(0);
+                match &mut found {
+                    _ if used => {
+                        if found.is_some_and(|run| run.count >= least) {
+                            break;
+                        }
+                        found = None;
+                        continue;
+                    }
+                    None => found = Some(Run { first: here, count: 1 }),
+                    Some(run) => run.count += 1,
+                }
+                first_free.get_or_insert(here);
+                if found.is_some_and(|run| run.count >= most) {
+                    break;
+                }
+            }
+            let ended = found.is_some_and(|run| run.first + run.count < (index + 1) * per_block);
+            if found.is_some_and(|run| run.count >= most) || ended {
+                break;
+            }
+            cluster = (index + 1) * per_block;
+        }
+        // Everything before the first free one was looked at, so nobody need do it again.
+        self.hint = first_free.unwrap_or(cluster).max(self.hint);
+        Ok(found.filter(|run| run.count >= least))
+    }
+
+    /// Takes `count` clusters beyond all that the blocks cover, and makes the blocks for them (and a
+    /// longer table, if it takes one).
+    async fn extend(&mut self, count: u64, header: &HeaderStore) -> Result<Run> {
+        let per_block = self.geometry.refcounts_per_block();
+        let covered = self.table.iter().rposition(|raw| *raw != 0).map_or(0, |last| last + 1);
+        let first_block = to_u64(covered);
+        let words = self.geometry.cluster_size() / 8;
+        let blocks_for = |clusters: u64| clusters.div_ceil(per_block - 1).max(1);
+        let (mut table_clusters, mut blocks) = (0, blocks_for(count));
+        if first_block + blocks > to_u64(self.table.len()) {
+            let generous = to_u64(self.table.len()) * 3 / 2;
+            loop {
+                let entries = (first_block + blocks).max(generous);
+                let needed = entries.div_ceil(words);
+                if needed == table_clusters {
+                    break;
+                }
+                table_clusters = needed;
+                blocks = blocks_for(count + table_clusters);
+            }
+            let bytes = table_clusters * self.geometry.cluster_size();
+            if bytes > MAX_REFCOUNT_TABLE_BYTES {
+                return Err(Error::Os(libc::EFBIG));
+            }
+        }
+        let first = first_block * per_block;
+        let all = Run { first, count: blocks + table_clusters + count };
+        self.check_free(all)?;
+        let mut fresh = Vec::new();
+        for block in 0..blocks {
+            fresh.push((first_block + block, self.new_block(block * per_block, all.count)?));
+        }
+        if table_clusters > 0 {
+            let table = Run { first: first + blocks, count: table_clusters };
+            self.move_table(table, first, fresh, header).await?;
+        } else {
+            for (index, block) in fresh {
+                self.add_block(index, first + (index - first_block), block);
+            }
+        }
+        Ok(Run { first: first + blocks + table_clusters, count })
+    }
+
+    /// A block in which those of the first `used` clusters that it holds from `skip` on are in use.
+    fn new_block(&self, skip: u64, used: u64) -> Result<Block> {
+        let bytes = self.geometry.cluster_size();
+        let mut all = Vec::new();
+        let no_memory = |_| Error::NoMemory { bytes };
+        all.try_reserve_exact(to_usize(bytes)).map_err(no_memory)?;
+        all.resize(to_usize(bytes), 0);
+        let count = used.saturating_sub(skip).min(self.geometry.refcounts_per_block());
+        for within in 0..count {
+            let outside = Fault::new("refcount index", within);
+            set_refcount(self.geometry, &mut all, within, 1).ok_or(outside)?;
+        }
+        let whole = Span { start: 0, end: all.len() };
+        Ok(Block {
+            bytes: all,
+            dirty: Some(whole),
+            writing: None,
+            used: self.clock,
+            _reservation: self.budget.reserve_minimum(bytes),
+        })
+    }
+
+    fn add_block(&mut self, index: u64, cluster: u64, block: Block) {
+        self.file.driver().event("refblock_alloc.hookup");
+        let offset = HostOffset::new(cluster << self.geometry.cluster_bits());
+        self.overlap.insert(Section::RefcountBlock, offset, self.geometry.cluster_size());
+        if let Some(entry) = self.table.get_mut(to_usize(index)) {
+            *entry = offset.bytes();
+        }
+        self.dirty_table.insert(index / SECTOR_WORDS);
+        self.blocks.insert(index, block);
+    }
+
+    /// Writes a longer table to `place`, with the `fresh` blocks that stand from cluster `first` on, and
+    /// makes the header point at it. The old one's clusters stay counted: the caller frees them.
+    async fn move_table(
+        &mut self,
+        place: Run,
+        first: u64,
+        fresh: Vec<(u64, Block)>,
+        header: &HeaderStore,
+    ) -> Result<()> {
+        let file = self.file.clone();
+        let bits = self.geometry.cluster_bits();
+        file.driver().event("reftable_grow");
+        let mut table = self.table.clone();
+        table.resize(to_usize(place.count << bits) / 8, 0);
+        for (at, (index, block)) in (first..).zip(&fresh) {
+            let offset = HostOffset::new(at << bits);
+            write_bytes(&file, offset, &block.bytes).await?;
+            let entry = table.get_mut(to_usize(*index));
+            *entry.ok_or(Fault::new("refcount table index", *index))? = offset.bytes();
+        }
+        // The new table must not show blocks whose contents the file does not have.
+        for part in self.begin_write_blocks() {
+            let written = write_bytes(&file, part.offset, &part.bytes).await;
+            if let Err(error) = written {
+                self.end_write_blocks(&Err(error));
+                return Err(error);
+            }
+        }
+        self.end_write_blocks(&Ok(()));
+        let offset = HostOffset::new(place.first << bits);
+        let bytes: Vec<u8> = table.iter().flat_map(|word| word.to_be_bytes()).collect();
+        file.driver().event("refblock_alloc.write_table");
+        write_bytes(&file, offset, &bytes).await?;
+        file.flush().await?;
+        file.driver().event("refblock_alloc.switch_table");
+        let clusters = u32::try_from(place.count).map_err(|_| Error::Os(libc::EFBIG))?;
+        let switched = header
+            .update(|h| {
+                h.refcount_table.offset = offset;
+                h.refcount_table.count = clusters;
+            })
+            .await;
+        switched?;
+        file.flush().await?;
+        let old = (self.table_offset, to_u64(self.table.len()) * 8);
+        self.overlap.remove(old.0, old.1);
+        self.overlap.insert(Section::RefcountTable, offset, place.count << bits);
+        self.table = table;
+        self.table_offset = offset;
+        self.dirty_table.clear();
+        for (at, (index, mut block)) in (first..).zip(fresh) {
+            block.dirty = None;
+            self.add_block(index, at, block);
+        }
+        // Written with the table.
+        self.dirty_table.clear();
+        let old_first = old.0.bytes() >> bits;
+        for cluster in old_first..old_first + (old.1.div_ceil(1 << bits)) {
+            self.step_one(cluster, Step::Down).await?;
+        }
+        Ok(())
+    }
+
+    /// One past the last cluster in use, as far as the refcounts tell.
+    pub(crate) async fn end(&mut self) -> Result<u64> {
+        let (geometry, per_block) = (self.geometry, self.geometry.refcounts_per_block());
+        for index in (0..to_u64(self.table.len())).rev() {
+            let Some(block) = self.block(index).await? else { continue };
+            let used = |within: &u64| refcount(geometry, &block.bytes, *within) != Some(0);
+            if let Some(last) = (0..per_block).rev().find(used) {
+                return Ok(index * per_block + last + 1);
+            }
+        }
+        Ok(0)
+    }
+
+    /// Whether so much is dirty that it should be written before more is.
+    pub(crate) fn is_crowded(&self) -> bool {
+        let dirty = self.blocks.values().filter(|block| block.dirty.is_some()).count();
+        self.blocks.len() > self.max_blocks && dirty > self.max_blocks / 2
+    }
+
+    /// Takes the dirty blocks, and those parts of the table that changed. Followed by
+    /// [`Refcounts::end_write`]; no other write begins meanwhile.
+    pub(crate) fn begin_write(&mut self) -> (Vec<DirtyPart>, Vec<DirtyPart>) {
+        let blocks = self.begin_write_blocks();
+        self.writing_table = std::mem::take(&mut self.dirty_table);
+        let table = self.writing_table.iter().map(|sector| {
+            let start = to_usize(sector * SECTOR_WORDS);
+            let words = self.table.iter().skip(start).take(to_usize(SECTOR_WORDS));
+            DirtyPart {
+                section: Section::RefcountTable,
+                offset: self.table_offset.plus(sector * TABLE_SECTOR),
+                bytes: words.flat_map(|word| word.to_be_bytes()).collect(),
+            }
+        });
+        (blocks, table.collect())
+    }
+
+    fn begin_write_blocks(&mut self) -> Vec<DirtyPart> {
+        let unit = to_usize(self.file.limits().request_alignment.bytes().max(TABLE_SECTOR));
+        let mut parts = Vec::new();
+        for (index, block) in &mut self.blocks {
+            let Some(span) = block.dirty.take() else { continue };
+            block.writing = Span::merged(block.writing, Some(span));
+            let raw = self.table.get(to_usize(*index)).copied().unwrap_or(0);
+            let start = span.start / unit * unit;
+            let end = span.end.next_multiple_of(unit).min(block.bytes.len());
+            parts.push(DirtyPart {
+                section: Section::RefcountBlock,
+                offset: HostOffset::new(raw).plus(to_u64(start)),
+                bytes: block.bytes.get(start..end).unwrap_or_default().to_vec(),
+            });
+        }
+        parts.sort_by_key(|part| part.offset);
+        parts
+    }
+
+    /// Ends the write that [`Refcounts::begin_write`] began. What was not written is dirty again.
+    pub(crate) fn end_write(&mut self, result: &Result<()>) {
+        self.end_write_blocks(result);
+        let written = std::mem::take(&mut self.writing_table);
+        if result.is_err() {
+            self.dirty_table.extend(written);
+        }
+    }
+
+    fn end_write_blocks(&mut self, result: &Result<()>) {
+        for block in self.blocks.values_mut() {
+            let written = block.writing.take();
+            if result.is_err() {
+                block.dirty = Span::merged(block.dirty, written);
+            }
+        }
+    }
+
+    /// Whether anything is to be written.
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.dirty_table.is_empty() || self.blocks.values().any(|block| block.dirty.is_some())
+    }
+
+    fn check_free(&self, run: Run) -> Result<()> {
+        let bits = self.geometry.cluster_bits();
+        let zero = Fault::new("refcount of the header's cluster", 0);
+        if run.first == 0 {
+            return Err(zero.into());
+        }
+        let end = run.first.checked_add(run.count).filter(|end| *end <= MAX_HOST_BYTES >> bits);
+        if end.is_none() {
+            return Err(Error::Os(libc::EFBIG));
+        }
+        self.overlap.check_free(HostOffset::new(run.first << bits), run.count << bits)?;
+        Ok(())
+    }
+
+    /// Which block holds the count of a cluster, and where.
+    fn place(&self, cluster: u64) -> (u64, u64) {
+        let per_block = self.geometry.refcounts_per_block();
+        (cluster / per_block, cluster % per_block)
+    }
+
+    /// The block of this index, read if need be; `None` if there is none.
+    async fn block(&mut self, index: u64) -> Result<Option<&mut Block>> {
+        self.clock += 1;
+        if !self.blocks.contains_key(&index) {
+            let Some(raw) = self.table.get(to_usize(index)) else { return Ok(None) };
+            let Some(offset) = table_entry(self.geometry, *raw)? else { return Ok(None) };
+            let bytes = self.geometry.cluster_size();
+            let range = ByteRange::new(offset.bytes(), bytes)?;
+            if offset.bytes() >= self.file.len() {
+                return Err(Fault::new("refcount block beyond the end of the file", *raw).into());
+            }
+            self.overlap.check_metadata(Section::RefcountBlock, offset, bytes)?;
+            let reservation = self.make_room(bytes);
+            self.file.driver().event("refblock_load");
+            let read = read_bytes(&self.file, range).await?;
+            let block = Block {
+                bytes: read.to_vec(),
+                dirty: None,
+                writing: None,
+                used: self.clock,
+                _reservation: reservation,
+            };
+            self.blocks.insert(index, block);
+        }
+        let clock = self.clock;
+        let block = self.blocks.get_mut(&index);
+        Ok(block.map(|block| {
+            block.used = clock;
+            block
+        }))
+    }
+
+    /// Room for one more block: those that were not used for longest go, if they are clean.
+    fn make_room(&mut self, bytes: u64) -> Reservation {
+        loop {
+            let count = self.blocks.len();
+            if count < self.max_blocks
+                && let Some(reservation) = self.budget.try_reserve(bytes)
+            {
+                return reservation;
+            }
+            let clean =
+                self.blocks.iter().filter(|(_, b)| b.dirty.is_none() && b.writing.is_none());
+            let oldest = clean.min_by_key(|(_, block)| block.used).map(|(index, _)| *index);
+            match oldest.filter(|_| count >= MIN_BLOCKS) {
+                Some(oldest) => {
+                    self.blocks.remove(&oldest);
+                }
+                None => return self.budget.reserve_minimum(bytes),
+            }
+        }
+    }
+}
+
+/// An entry holds host offsets below this.
+const MAX_HOST_BYTES: u64 = 1 << 56;

@@ -1,0 +1,71 @@
+//! Reading the image again, and what happens when it turns out to be damaged.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use block_core::{Error, OpenError, OpenFlags, Result};
+
+use crate::driver::{Lists, Qcow2Driver};
+use crate::open::{Image, note_metadata, read_meta};
+
+impl Qcow2Driver {
+    /// Forgets everything and reads the image as it is now in the file.
+    pub(crate) async fn reload(&self) -> Result<()> {
+        let _exclusive = match self.writer {
+            Some(_) => Some(self.gate.exclusive().await),
+            None => None,
+        };
+        self.read_again().await
+    }
+
+    /// [`Qcow2Driver::reload`] in an exclusive turn, or where nobody writes.
+    pub(crate) async fn read_again(&self) -> Result<()> {
+        let flags = OpenFlags { writable: self.writer.is_some(), ..OpenFlags::READ_ONLY };
+        let mut image = Image::read(&self.file, flags).await.map_err(request_error)?;
+        if let Some(view) = &self.view {
+            image.look_at(&self.file, view).await.map_err(request_error)?;
+        }
+        if let Some(writer) = &self.writer {
+            writer.overlap.reset();
+            let guarded = writer.options.guarded;
+            let noted = note_metadata(&self.file, &image, &writer.overlap, guarded).await;
+            noted.map_err(request_error)?;
+            let (options, budget) = (&writer.options, &writer.budget);
+            let overlap = Arc::clone(&writer.overlap);
+            let meta = read_meta(&self.file, &image, options, overlap, budget).await;
+            *writer.meta.lock().await = meta.map_err(request_error)?;
+        }
+        self.geometry.store(image.parts.header.geometry);
+        self.disk_len.store(image.disk_len, Ordering::Release);
+        self.header.replace(image.parts);
+        *self.lists.write() = Lists { snapshots: image.snapshots, bitmaps: image.bitmaps };
+        *self.l1.write() = image.l1;
+        self.slices.clear();
+        self.clusters.clear();
+        Ok(())
+    }
+
+    /// The result of a request. Damage is reported, and marked in a writable image: whoever opens it
+    /// next must know.
+    pub(crate) async fn after<T>(&self, result: Result<T>) -> Result<T> {
+        let Err(Error::Corrupt { what, value }) = result else { return result };
+        let error = self.reported(Error::Corrupt { what, value });
+        if let Ok(writer) = self.writer()
+            && !writer.marked_corrupt.swap(true, Ordering::AcqRel)
+        {
+            // The request has failed already; if this fails too, there is nobody else to tell.
+            let _ = self.header.update(|header| header.features.corrupt = true).await;
+            let _ = self.file.flush().await;
+        }
+        Err(error)
+    }
+}
+
+/// What a request says that had to open something.
+fn request_error(error: OpenError) -> Error {
+    match error {
+        OpenError::Request { error, .. } | OpenError::File { error, .. } => error,
+        OpenError::Field { field, value, .. } => Error::Corrupt { what: field, value },
+        _ => Error::IO,
+    }
+}

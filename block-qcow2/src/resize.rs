@@ -1,0 +1,269 @@
+//! Changes of the disk's length, and the end of writing.
+//!
+//! A change of length has an exclusive turn. Growing makes the tables longer before the header says
+//! so; shrinking makes the header shorter before anything is given back.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use block_core::driver::{Exactness, Prealloc};
+use block_core::range::{to_u64, to_usize};
+use block_core::{Alignment, ByteRange, Error, IoBuf, RequestFlags, Result};
+
+use crate::alloc::Reason;
+use crate::driver::Qcow2Driver;
+use crate::geometry::Version;
+use crate::metadata_io::{encode_words, write_bytes};
+use crate::overlap::Section;
+use crate::plan::{Allocation, dropped_by, set_words, words_at};
+use crate::spec::entry::{l1_entry, l2_entry};
+use crate::spec::header::MAX_L1_BYTES;
+use crate::units::{GuestOffset, HostOffset};
+use crate::writeback::Extent;
+
+impl Qcow2Driver {
+    /// Makes the disk `len` bytes long.
+    pub(crate) async fn resize(self: Arc<Self>, len: u64, prealloc: Prealloc) -> Result<()> {
+        self.writer()?;
+        let _exclusive = self.gate.exclusive().await;
+        let old = self.disk_len();
+        let v2 = self.geometry().version() == Version::V2;
+        if v2 && !self.lists.read().snapshots.is_empty() {
+            // Snapshots of version 2 do not say how long the disk was.
+            return Err(Error::Unsupported);
+        }
+        if !len.is_multiple_of(u64::from(SECTOR)) {
+            return Err(Error::Invalid);
+        }
+        if len < old {
+            return self.shrink(len).await;
+        }
+        self.grow(len).await?;
+        self.hide_tail(old, len).await?;
+        if prealloc != Prealloc::Off {
+            self.preallocate(ByteRange::from_bounds(old, len)?, prealloc).await?;
+        }
+        if self.keeps_pace_with_data_file() {
+            let data = self.data.as_ref().ok_or(Error::Unsupported)?;
+            if data.len() < len {
+                data.truncate(len, Exactness::AtLeast, Prealloc::Off).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a raw data file must be as long as the disk.
+    fn keeps_pace_with_data_file(&self) -> bool {
+        self.header.with(|parts| parts.header.features.raw_data_file)
+    }
+
+    async fn grow(&self, len: u64) -> Result<()> {
+        let geometry = self.geometry();
+        let needed = geometry.l1_entries_for(len);
+        if needed > MAX_L1_BYTES / 8 {
+            return Err(Error::Os(libc::EFBIG));
+        }
+        if needed > self.l1_len() {
+            self.move_l1(needed).await?;
+        }
+        self.header.update(|header| header.disk_len = len).await?;
+        self.disk_len.store(len, Ordering::Release);
+        Ok(())
+    }
+
+    /// Moves the L1 table to where `count` entries have room.
+    async fn move_l1(&self, count: u64) -> Result<()> {
+        let geometry = self.geometry();
+        // All that the old table says in memory must be there before a copy of it is made.
+        self.write_back(Extent::Flush).await?;
+        let bytes = geometry.cluster_alignment().round_up(count * 8);
+        self.event("l1_grow.alloc_table");
+        let offset = {
+            let mut meta = self.writer()?.meta.lock().await;
+            let clusters = bytes >> geometry.cluster_bits();
+            meta.allocate_metadata(Section::ActiveL1, clusters, &self.header).await?
+        };
+        let mut words = self.l1.read().clone();
+        words.resize(to_usize(bytes / 8), 0);
+        self.event("l1_grow.write_table");
+        let moved = self.install_l1(offset, &words, count).await;
+        let mut meta = self.writer()?.meta.lock().await;
+        match moved {
+            Ok(old) => {
+                meta.drop_metadata(old.0, old.1, Reason::Other);
+                words.truncate(to_usize(count));
+                *self.l1.write() = words;
+            }
+            Err(_) => meta.drop_metadata(offset, bytes, Reason::Other),
+        }
+        moved.map(drop)
+    }
+
+    /// Writes an L1 table to `offset` and makes the header point at it; the place of the old one.
+    pub(crate) async fn install_l1(
+        &self,
+        offset: HostOffset,
+        words: &[u64],
+        count: u64,
+    ) -> Result<(HostOffset, u64)> {
+        write_bytes(&self.file, offset, &encode_words(words)).await?;
+        // Its refcounts, and everything that it points at.
+        self.write_back(Extent::Everything).await?;
+        self.barrier().await?;
+        self.event("l1_grow.activate_table");
+        let old = self.header.with(|parts| parts.header.l1);
+        let count = u32::try_from(count).map_err(|_| Error::Os(libc::EFBIG))?;
+        self.header
+            .update(|header| {
+                header.l1.offset = offset;
+                header.l1.count = count;
+            })
+            .await?;
+        self.file.flush().await?;
+        Ok((old.offset, u64::from(old.count) * 8))
+    }
+
+    /// Makes the rest of the cluster in which the disk ended read as zeroes.
+    async fn hide_tail(self: &Arc<Self>, old: u64, len: u64) -> Result<()> {
+        let end = self.geometry().cluster_alignment().round_up(old).min(len);
+        let tail = ByteRange::from_bounds(old, end.max(old))?;
+        if tail.is_empty() || self.reads_zero(tail).await? {
+            return Ok(());
+        }
+        let buf = IoBuf::zeroed(to_usize(tail.len()), Alignment::PAGE)?;
+        Arc::clone(self).read(tail, buf.clone().into()).await?;
+        if buf.is_zero() {
+            return Ok(());
+        }
+        buf.fill(0);
+        Arc::clone(self).write(tail, buf.into()).await
+    }
+
+    /// Gives the clusters of `range` a place before anybody writes them.
+    async fn preallocate(self: &Arc<Self>, range: ByteRange, prealloc: Prealloc) -> Result<()> {
+        let geometry = self.geometry();
+        let cluster = geometry.cluster_alignment();
+        let whole = ByteRange::from_bounds(
+            cluster.round_up(range.offset()),
+            cluster.round_up(range.end()).max(cluster.round_up(range.offset())),
+        )?;
+        let mut end = 0;
+        let mut rest = whole;
+        while !rest.is_empty() {
+            self.relieve().await?;
+            let (clusters, place) = {
+                let mut meta = self.writer()?.meta.lock().await;
+                let offset = GuestOffset::new(rest.offset());
+                let slice = self.own_slice(&mut meta, offset).await?;
+                let within = rest.intersect(ByteRange::up_to(slice.guest_end));
+                let count = within.len() >> geometry.cluster_bits();
+                let place = meta.allocate_data(offset, count, &self.header).await?;
+                (within.split_at(place.count << geometry.cluster_bits()).0, place)
+            };
+            let host = ByteRange::new(place.host.bytes(), clusters.len())?;
+            if !place.fresh {
+                let data = self.data.as_ref().ok_or(Error::Unsupported)?;
+                data.write_zeroes(host, RequestFlags::empty()).await?;
+            }
+            let allocation = Allocation { clusters, write: clusters, fill: clusters, keep: None };
+            self.link(&allocation, place).await?;
+            end = end.max(host.end());
+            rest = rest.split_at(clusters.len()).1;
+        }
+        let data = self.data.as_ref().ok_or(Error::Unsupported)?;
+        if data.len() < end {
+            let prealloc = if prealloc == Prealloc::Metadata { Prealloc::Off } else { prealloc };
+            data.truncate(end, Exactness::AtLeast, prealloc).await?;
+        }
+        Ok(())
+    }
+
+    async fn shrink(self: &Arc<Self>, len: u64) -> Result<()> {
+        let geometry = self.geometry();
+        // What is about to go must not be in a write that is under way to the file.
+        self.write_back(Extent::Flush).await?;
+        self.header.update(|header| header.disk_len = len).await?;
+        self.disk_len.store(len, Ordering::Release);
+        self.file.flush().await?;
+        let end = geometry.cluster_alignment().round_up(len);
+        for index in end / geometry.l2_coverage()..self.l1_len() {
+            self.relieve().await?;
+            self.drop_table(index, end).await?;
+        }
+        self.write_back(Extent::Everything).await?;
+        self.write_back(Extent::Everything).await?;
+        self.trim_file().await
+    }
+
+    /// Drops what the L2 table number `index` maps from guest offset `end` on; all of it, if that is
+    /// all that it maps.
+    pub(crate) async fn drop_table(&self, index: u64, end: u64) -> Result<()> {
+        let geometry = self.geometry();
+        let start = index * geometry.l2_coverage();
+        let mut meta = self.writer()?.meta.lock().await;
+        let raw = self.l1_word(index)?;
+        let Some(table) = l1_entry(geometry, raw)? else { return Ok(()) };
+        let mut offset = start.max(end);
+        while offset < start + geometry.l2_coverage() {
+            // A table that is shared with a snapshot is copied first, though all of it may go: its
+            // entries are dropped one by one all the same.
+            let slice = self.own_slice(&mut meta, GuestOffset::new(offset)).await?;
+            let stop = slice.guest_end.min(start + geometry.l2_coverage());
+            let dropped = self
+                .change_slice(slice, |words| {
+                    let mut dropped = Vec::new();
+                    for at in (offset..stop).step_by(to_usize(geometry.cluster_size())) {
+                        let guest = GuestOffset::new(at);
+                        let (raw, bitmap) = words_at(geometry, words, slice.first_entry, guest)?;
+                        dropped.extend(dropped_by(geometry, l2_entry(geometry, raw, bitmap)?));
+                        set_words(geometry, words, slice.first_entry, guest, (0, 0))?;
+                    }
+                    Ok(dropped)
+                })
+                .await?;
+            for dropped in dropped {
+                meta.drop_data(dropped, Reason::Other);
+            }
+            offset = stop;
+        }
+        if end <= start {
+            let raw = self.l1_word(index)?;
+            let table = l1_entry(geometry, raw)?.unwrap_or(table);
+            self.set_l1_word(&mut meta, index, 0)?;
+            self.forget_slices(table);
+            meta.unlinked.remove(&table);
+            meta.drop_metadata(table, geometry.cluster_size(), Reason::Other);
+        }
+        Ok(())
+    }
+
+    /// Writes everything back, gives back what was dropped, and clears the dirty bit.
+    pub(crate) async fn finish_writing(&self) -> Result<()> {
+        let _exclusive = self.gate.exclusive().await;
+        self.settle_all().await
+    }
+
+    /// [`Qcow2Driver::finish_writing`] in an exclusive turn.
+    pub(crate) async fn settle_all(&self) -> Result<()> {
+        // What is given back in one round makes refcounts dirty for the next one.
+        for _ in 0..MAX_ROUNDS {
+            self.write_back(Extent::Everything).await?;
+            let meta = self.writer()?.meta.lock().await;
+            let waiting = to_u64(meta.dropped.len() + meta.written.len() + meta.limbo.len());
+            if waiting == 0 && !meta.refcounts.is_dirty() && !self.slices.is_dirty() {
+                break;
+            }
+        }
+        if self.header.with(|parts| parts.header.features.dirty) {
+            self.barrier().await?;
+            self.header.update(|header| header.features.dirty = false).await?;
+        }
+        self.take_back_growth().await?;
+        self.barrier().await
+    }
+}
+
+/// Lengths of disks are multiples of this.
+const SECTOR: u32 = 512;
+/// Rounds in which everything is given back: two suffice, unless an error leaves something.
+const MAX_ROUNDS: usize = 4;

@@ -1,0 +1,220 @@
+//! Writes that are not one run in place: step by step, several steps at once.
+//!
+//! A step is planned under the metadata lock; its data moves outside of it; an allocation is linked
+//! under the lock again, once its data was written. An error gives back what the step took.
+//!
+//! **Invariants.** Steps of one write touch different clusters. At most [`AT_ONCE`] are in flight, and
+//! when the write answers none is, also after an error.
+
+use std::sync::Arc;
+
+use block_core::range::to_usize;
+use block_core::{ByteRange, Error, IoVec, Node, RequestFlags, Result};
+use futures::{StreamExt, stream};
+use parking_lot::Mutex;
+
+use crate::alloc::{Place, Reason};
+use crate::driver::Qcow2Driver;
+use crate::inflight::{Blocker, Running};
+use crate::plan::{Allocation, WriteStep, link, plan};
+use crate::spec::entry::{is_copied, l1_entry};
+use crate::units::{GuestOffset, HostOffset};
+use crate::writeback::Extent;
+
+/// Most steps of one write in flight.
+const AT_ONCE: usize = 8;
+
+/// A planned step.
+enum Work {
+    /// The data goes where it was.
+    InPlace { guest: ByteRange, host: HostOffset },
+    /// The data goes to a new place.
+    Allocate { allocation: Allocation, place: Place, running: Running },
+}
+
+impl Work {
+    /// What of the guest's write it does.
+    fn guest(&self) -> ByteRange {
+        match self {
+            Self::InPlace { guest, .. } => *guest,
+            Self::Allocate { allocation, .. } => allocation.write,
+        }
+    }
+}
+
+impl Qcow2Driver {
+    /// Where all of `range` is, if that is one run which may be written in place, and its L2 slice is
+    /// at hand.
+    #[inline]
+    pub(crate) fn in_place_at_once(&self, range: ByteRange) -> Option<(ByteRange, &Node)> {
+        let geometry = self.geometry();
+        let offset = GuestOffset::new(range.offset());
+        let raw = self.l1_word(geometry.l1_index(offset)).ok()?;
+        let table = l1_entry(geometry, raw).ok()?.filter(|_| is_copied(raw))?;
+        let slice = self.slice_of(table, offset);
+        if range.end() > slice.guest_end {
+            return None;
+        }
+        let look = |words: &_| plan(geometry, words, slice.first_entry, range);
+        let step = self.slices.with(slice.at.bytes(), |words| look(words))?;
+        match step {
+            Ok(WriteStep::InPlace { len, host }) if len == range.len() => {
+                let node = self.data.as_ref()?;
+                Some((ByteRange::new(host.bytes(), len).ok()?, node))
+            }
+            _ => None,
+        }
+    }
+
+    /// Writes `iov` to `range`. What is beyond the last cluster of the disk is left out.
+    pub(crate) async fn write(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
+        let end = self.geometry().cluster_alignment().round_up(self.disk_len());
+        let inside = range.intersect(ByteRange::up_to(end));
+        // Guards the first error; held for a store.
+        let failed: Mutex<Option<Error>> = Mutex::new(None);
+        let (this, errors) = (&self, &failed);
+        let steps = stream::unfold(inside, |rest: ByteRange| async move {
+            if rest.is_empty() || errors.lock().is_some() {
+                return None;
+            }
+            match this.next_work(rest).await {
+                Ok(work) => {
+                    let rest = rest.split_at(work.guest().len()).1;
+                    Some((Ok(work), rest))
+                }
+                Err(error) => Some((Err(error), ByteRange::default())),
+            }
+        });
+        steps
+            .for_each_concurrent(AT_ONCE, |work| async {
+                let done = match work {
+                    Ok(work) => {
+                        let guest = work.guest();
+                        let start = to_usize(guest.offset() - range.offset());
+                        self.do_work(work, iov.slice(start, to_usize(guest.len()))).await
+                    }
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = done {
+                    failed.lock().get_or_insert(error);
+                }
+            })
+            .await;
+        failed.into_inner().map_or(Ok(()), Err)
+    }
+
+    /// Plans the first step of a write to `rest`. Waits for allocations in its way.
+    async fn next_work(&self, rest: ByteRange) -> Result<Work> {
+        loop {
+            self.relieve().await?;
+            match self.try_work(rest).await? {
+                Ok(work) => return Ok(work),
+                Err(blocker) => self.allocations.wait(blocker).await,
+            }
+        }
+    }
+
+    async fn try_work(&self, rest: ByteRange) -> Result<Result<Work, Blocker>> {
+        let geometry = self.geometry();
+        let mut meta = self.writer()?.meta.lock().await;
+        let whole = rest.expand(geometry.cluster_alignment());
+        let free = match self.allocations.free_prefix(whole) {
+            Ok(free) => free,
+            Err(blocker) => return Ok(Err(blocker)),
+        };
+        let offset = GuestOffset::new(rest.offset());
+        let slice = self.own_slice(&mut meta, offset).await?;
+        let within = rest.intersect(free).intersect(ByteRange::up_to(slice.guest_end));
+        let plan_of = |range| move |words: &[u64]| plan(geometry, words, slice.first_entry, range);
+        let step = self.look_at_slice(slice, plan_of(within)).await?;
+        let allocation = match step {
+            WriteStep::InPlace { len, host } => {
+                let guest = within.split_at(len).0;
+                return Ok(Ok(Work::InPlace { guest, host }));
+            }
+            WriteStep::Allocate(allocation) => allocation,
+        };
+        let wanted = allocation.clusters.len() >> geometry.cluster_bits();
+        let place = match allocation.keep {
+            Some(host) => Place { host, count: wanted, fresh: false },
+            None => {
+                self.event("cluster_alloc");
+                let first = GuestOffset::new(allocation.clusters.offset());
+                let place = meta.allocate_data(first, wanted, &self.header).await?;
+                if place.fresh {
+                    let end = place.host.plus(place.count << geometry.cluster_bits());
+                    self.grow_ahead(&mut meta, end.bytes()).await;
+                }
+                place
+            }
+        };
+        let allocation = if place.count == wanted {
+            allocation
+        } else {
+            // Fewer clusters in a row than wanted: the step is that much shorter.
+            let end = allocation.clusters.offset() + (place.count << geometry.cluster_bits());
+            let shorter = within.intersect(ByteRange::up_to(end));
+            match self.look_at_slice(slice, plan_of(shorter)).await {
+                Ok(WriteStep::Allocate(allocation)) => allocation,
+                Ok(WriteStep::InPlace { .. }) | Err(_) => {
+                    meta.give_back(place);
+                    return Err(Error::IO);
+                }
+            }
+        };
+        let running = self.allocations.begin(allocation.clusters);
+        Ok(Ok(Work::Allocate { allocation, place, running }))
+    }
+
+    async fn do_work(self: &Arc<Self>, work: Work, data: IoVec) -> Result<()> {
+        let (allocation, place, _running) = match work {
+            Work::InPlace { guest, host } => {
+                let node = self.data.as_ref().ok_or(Error::Unsupported)?;
+                let range = ByteRange::new(host.bytes(), guest.len())?;
+                self.writer()?.overlap.check_data(range).map_err(|fault| self.fault(fault))?;
+                return node.write(range, data, RequestFlags::empty()).await;
+            }
+            Work::Allocate { allocation, place, running } => (allocation, place, running),
+        };
+        let filled = self.fill(&allocation, place, data).await;
+        let linked = match filled {
+            Ok(()) => self.link(&allocation, place).await,
+            failed => failed,
+        };
+        if linked.is_err() && allocation.keep.is_none() {
+            self.writer()?.meta.lock().await.give_back(place);
+        }
+        linked
+    }
+
+    /// Puts an allocation whose data was written into the mapping.
+    pub(crate) async fn link(&self, allocation: &Allocation, place: Place) -> Result<()> {
+        let geometry = self.geometry();
+        let mut meta = self.writer()?.meta.lock().await;
+        let offset = GuestOffset::new(allocation.clusters.offset());
+        let slice = self.own_slice(&mut meta, offset).await?;
+        let change =
+            |words: &mut [u64]| link(geometry, words, slice.first_entry, allocation, place.host);
+        for dropped in self.change_slice(slice, change).await? {
+            meta.drop_data(dropped, Reason::Other);
+        }
+        Ok(())
+    }
+
+    /// Writes metadata back before more of it becomes dirty than the caches should hold. Called
+    /// without the metadata lock.
+    pub(crate) async fn relieve(&self) -> Result<()> {
+        let crowded = self.slices.is_crowded();
+        let (crowded, hoarding) = {
+            let meta = self.writer()?.meta.lock().await;
+            (crowded || meta.refcounts.is_crowded(), meta.is_hoarding())
+        };
+        if hoarding {
+            self.write_back(Extent::Reclaim).await
+        } else if crowded {
+            self.write_back(Extent::Flush).await
+        } else {
+            Ok(())
+        }
+    }
+}

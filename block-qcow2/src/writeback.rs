@@ -1,0 +1,287 @@
+//! How changed metadata reaches the file, in an order that a crash anywhere leaves intact.
+//!
+//! 1. refcount blocks, and slices of L2 tables that the file does not point at yet;
+//! 2. a barrier, which covers guest data too;
+//! 3. the refcount table, and a barrier, if it changed;
+//! 4. slices of other L2 tables, and the L1 table;
+//! 5. later, after another barrier: what the tables do not refer to any more is given back.
+//!
+//! **Invariants.** One write-back at a time (`writeback` before `meta` in the lock order). The
+//! metadata lock is held only to take what is dirty and to note what was written; what changes
+//! meanwhile is dirty again. After an error everything that may be missing in the file is dirty.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use block_core::range::{to_u64, to_usize};
+use block_core::{ByteRange, Result};
+use futures::{StreamExt, future, stream};
+
+use crate::alloc::{Freed, Limbo, Meta};
+use crate::driver::Qcow2Driver;
+use crate::mapping::Slice;
+use crate::metadata_io::{encode_words, write_bytes};
+use crate::overlap::Section;
+use crate::refcounts::{DirtyPart, Run, Step};
+use crate::tables::L1_SECTOR_WORDS;
+use crate::units::HostOffset;
+use crate::writer::{LazyRefcounts, Writer};
+
+/// Metadata writes in flight.
+const AT_ONCE: usize = 8;
+
+/// How far a write-back goes.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Extent {
+    /// What a flush needs: what was dropped may stay counted.
+    Flush,
+    /// And give back what was dropped.
+    Reclaim,
+    /// And write refcounts that are otherwise written lazily.
+    Everything,
+}
+
+/// What one write-back writes.
+struct Batch {
+    blocks: Vec<DirtyPart>,
+    table: Vec<DirtyPart>,
+    unlinked: Vec<(u64, Slice)>,
+    linked: Vec<(u64, Slice)>,
+    l1: Vec<DirtyPart>,
+    l1_sectors: BTreeSet<u64>,
+    dropped: Vec<Freed>,
+    /// Dropped earlier: the first barrier makes it final.
+    written: Vec<Freed>,
+}
+
+impl Batch {
+    /// Whether anything in it must wait until what comes before is stable.
+    fn has_barrier(&self) -> bool {
+        !(self.linked.is_empty() && self.l1.is_empty() && self.table.is_empty())
+    }
+}
+
+/// Runs all of `writes`, and waits for all of them: one that is still under way after an error could
+/// overtake its own repetition.
+async fn all_of<W: Future<Output = Result<()>>>(writes: Vec<W>) -> Result<()> {
+    let results = stream::iter(writes).buffer_unordered(AT_ONCE);
+    results.fold(Ok(()), |all, one| future::ready(all.and(one))).await
+}
+
+impl Qcow2Driver {
+    /// Writes back what is dirty when the call begins.
+    pub(crate) async fn write_back(&self, extent: Extent) -> Result<()> {
+        let writer = self.writer()?;
+        let _turn = writer.writeback.lock().await;
+        self.event("flush_to_os");
+        let lazy = writer.lazy == LazyRefcounts::On && extent != Extent::Everything;
+        let batch = self.take_batch(&mut *writer.meta.lock().await, lazy);
+        if lazy && !(batch.linked.is_empty() && batch.l1.is_empty()) {
+            // Refcounts in the file are about to be wrong.
+            let marked = self.mark_dirty().await;
+            if marked.is_err() {
+                self.end_batch(writer, batch, &marked).await;
+                return marked;
+            }
+        }
+        let result = self.write_batch(&batch).await;
+        self.end_batch(writer, batch, &result).await;
+        result?;
+        if extent != Extent::Flush {
+            self.settle(writer).await?;
+        }
+        self.release(writer).await
+    }
+
+    /// Sets the dirty bit in the file, for good until the image is closed.
+    pub(crate) async fn mark_dirty(&self) -> Result<()> {
+        if self.header.with(|parts| parts.header.features.dirty) {
+            return Ok(());
+        }
+        self.header.update(|header| header.features.dirty = true).await?;
+        self.file.flush().await
+    }
+
+    /// Makes everything that was written stable, guest data included.
+    pub(crate) async fn barrier(&self) -> Result<()> {
+        if let Some(data) = self.data.as_ref().filter(|data| !data.same(&self.file)) {
+            data.flush().await?;
+        }
+        self.file.flush().await
+    }
+
+    fn take_batch(&self, meta: &mut Meta, lazy: bool) -> Batch {
+        let (blocks, table) = if lazy { Default::default() } else { meta.refcounts.begin_write() };
+        let slices = self.slices.dirty();
+        let cluster_size = self.geometry().cluster_alignment();
+        let is_unlinked = |(at, _): &(u64, Slice)| {
+            meta.unlinked.contains(&HostOffset::new(cluster_size.round_down(*at)))
+        };
+        let (unlinked, linked) = slices.into_iter().partition(is_unlinked);
+        let l1_sectors = std::mem::take(&mut meta.dirty_l1);
+        let l1_offset = self.header.with(|parts| parts.header.l1.offset);
+        let l1 = self.l1.read();
+        let part = |sector: &u64| {
+            let words = l1.iter().copied().skip(to_usize(sector * L1_SECTOR_WORDS));
+            let words: Vec<u64> = words.take(to_usize(L1_SECTOR_WORDS)).collect();
+            DirtyPart {
+                section: Section::ActiveL1,
+                offset: l1_offset.plus(sector * L1_SECTOR_WORDS * 8),
+                bytes: encode_words(&words),
+            }
+        };
+        // From here on they may be linked, whether the write of the L1 table succeeds or not.
+        meta.unlinked.clear();
+        Batch {
+            blocks,
+            table,
+            unlinked,
+            linked,
+            l1: l1_sectors.iter().map(part).collect(),
+            l1_sectors,
+            dropped: std::mem::take(&mut meta.dropped),
+            written: std::mem::take(&mut meta.written),
+        }
+    }
+
+    async fn write_batch(&self, batch: &Batch) -> Result<()> {
+        self.write_parts(&batch.blocks, "refblock_update").await?;
+        self.write_slices(&batch.unlinked).await?;
+        if batch.has_barrier() {
+            self.barrier().await?;
+        }
+        if !batch.table.is_empty() {
+            self.write_parts(&batch.table, "reftable_update").await?;
+            self.file.flush().await?;
+        }
+        self.write_slices(&batch.linked).await?;
+        self.write_parts(&batch.l1, "l1_update").await
+    }
+
+    async fn write_parts(&self, parts: &[DirtyPart], event: &'static str) -> Result<()> {
+        let overlap = &self.writer()?.overlap;
+        let writes = parts.iter().map(|part| async move {
+            let len = to_u64(part.bytes.len());
+            overlap.check_metadata(part.section, part.offset, len)?;
+            self.event(event);
+            write_bytes(&self.file, part.offset, &part.bytes).await
+        });
+        all_of(writes.collect()).await
+    }
+
+    async fn write_slices(&self, slices: &[(u64, Slice)]) -> Result<()> {
+        let overlap = &self.writer()?.overlap;
+        let writes = slices.iter().map(|(at, words)| async move {
+            let offset = HostOffset::new(*at);
+            let bytes = encode_words(words);
+            overlap.check_metadata(Section::ActiveL2, offset, to_u64(bytes.len()))?;
+            self.event("l2_update");
+            write_bytes(&self.file, offset, &bytes).await
+        });
+        all_of(writes.collect()).await
+    }
+
+    /// Notes what was written; after an error, that nothing was.
+    async fn end_batch(&self, writer: &Writer, batch: Batch, result: &Result<()>) {
+        let mut meta = writer.meta.lock().await;
+        meta.refcounts.end_write(result);
+        match result {
+            Ok(()) => {
+                for (at, words) in batch.unlinked.iter().chain(&batch.linked) {
+                    self.slices.clean(*at, |now| Arc::ptr_eq(now, words));
+                }
+                if batch.has_barrier() && !batch.written.is_empty() {
+                    let since = self.gate.now();
+                    meta.limbo.push_back(Limbo { freed: batch.written, since });
+                } else {
+                    meta.written.extend(batch.written);
+                }
+                meta.written.extend(batch.dropped);
+            }
+            Err(_) => {
+                meta.dirty_l1.extend(batch.l1_sectors);
+                meta.dropped.extend(batch.dropped);
+                meta.written.extend(batch.written);
+            }
+        }
+    }
+
+    /// Moves what was written to limbo, after a barrier.
+    async fn settle(&self, writer: &Writer) -> Result<()> {
+        let written = std::mem::take(&mut writer.meta.lock().await.written);
+        if written.is_empty() {
+            return Ok(());
+        }
+        let stable = self.barrier().await;
+        let mut meta = writer.meta.lock().await;
+        match stable {
+            Ok(()) => {
+                let since = self.gate.now();
+                meta.limbo.push_back(Limbo { freed: written, since });
+            }
+            Err(_) => meta.written.extend(written),
+        }
+        stable
+    }
+
+    /// Gives back what nobody uses: punches its space out of the file, then lowers its refcount, so that
+    /// it is not given out before the punch is done.
+    async fn release(&self, writer: &Writer) -> Result<()> {
+        let mut holes = Vec::new();
+        let ready = {
+            let mut meta = writer.meta.lock().await;
+            let ready = meta.take_ready(|since| self.gate.is_past(since));
+            for freed in ready.iter().filter(|freed| writer.discards.passes(freed.reason)) {
+                let run = freed.run;
+                holes.extend(last_references(&mut meta, run).await);
+            }
+            ready
+        };
+        for hole in holes {
+            self.punch(hole).await;
+        }
+        let mut meta = writer.meta.lock().await;
+        let mut failed = Ok(());
+        for freed in ready {
+            self.event("cluster_free");
+            self.forget_inflated(freed.run);
+            if let Err(error) = meta.refcounts.step(freed.run, Step::Down).await {
+                // Counted too high until it is tried again: a leak at worst.
+                meta.written.push(freed);
+                failed = failed.and(Err(error));
+            }
+        }
+        failed
+    }
+
+    async fn punch(&self, hole: Run) {
+        let bits = self.geometry().cluster_bits();
+        let range = ByteRange::new(hole.first << bits, hole.count << bits);
+        if let Ok(range) = range.map(|range| range.intersect(ByteRange::up_to(self.file.len()))) {
+            // A hole that could not be made costs space, nothing else.
+            let _ = self.file.discard(range).await;
+        }
+    }
+
+    /// Inflated contents of compressed clusters that stood there.
+    fn forget_inflated(&self, run: Run) {
+        let bits = self.geometry().cluster_bits();
+        let bounds = (run.first << bits, (run.first + run.count) << bits);
+        self.clusters.retain(|offset| !(bounds.0..bounds.1).contains(&offset));
+    }
+}
+
+/// The parts of a run that nobody else refers to.
+async fn last_references(meta: &mut Meta, run: Run) -> Vec<Run> {
+    let mut parts: Vec<Run> = Vec::new();
+    for cluster in run.first..run.first + run.count {
+        if !matches!(meta.refcounts.get(cluster).await, Ok(1)) {
+            continue;
+        }
+        match parts.last_mut() {
+            Some(last) if last.first + last.count == cluster => last.count += 1,
+            _ => parts.push(Run { first: cluster, count: 1 }),
+        }
+    }
+    parts
+}

@@ -1,0 +1,304 @@
+//! Zero writes and discards: changes of the mapping, no data moves.
+//!
+//! Both go slice by slice under the metadata lock, and wait for allocations in their way. A zero write
+//! of a part of a subcluster is accepted if the rest of it reads as zeroes anyway; otherwise the layer
+//! writes zeroes.
+
+use std::sync::Arc;
+
+use block_core::{ByteRange, Error, RequestFlags, Result};
+
+use crate::alloc::{Meta, Reason};
+use crate::driver::Qcow2Driver;
+use crate::geometry::{DataLocation, Geometry, Version};
+use crate::inflight::Blocker;
+use crate::plan::{Dropped, dropped_by, mask, set_words, subcluster, words_at};
+use crate::spec::Fault;
+use crate::spec::entry::{Cluster, Copied, encode_plain, is_copied, l2_entry};
+use crate::tables::OwnSlice;
+use crate::units::{GuestOffset, HostOffset};
+use crate::writer::Freeing;
+
+/// What becomes of a cluster's entry.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+enum Target {
+    /// It reads as zeroes and keeps its host cluster.
+    ZeroInPlace,
+    /// It reads as zeroes and has no host cluster.
+    Zero,
+    /// It is not allocated.
+    Unallocated,
+}
+
+/// A host cluster that an entry keeps although its contents are not needed.
+type Kept = HostOffset;
+
+/// What a change of a slice let go.
+#[derive(Default)]
+struct LetGo {
+    dropped: Vec<Dropped>,
+    kept: Vec<Kept>,
+}
+
+/// Why a zero write goes no further.
+enum Stop {
+    /// An allocation is in the way.
+    Blocked(Blocker),
+    /// The rest of a subcluster holds data.
+    Partial,
+}
+
+impl Qcow2Driver {
+    /// Makes `range` read as zeroes by changing the mapping.
+    pub(crate) async fn zero(self: Arc<Self>, range: ByteRange, flags: RequestFlags) -> Result<()> {
+        let inside = range.intersect(ByteRange::up_to(self.disk_len()));
+        let target = self.zero_target(inside, flags)?;
+        let mut rest = inside;
+        while !rest.is_empty() {
+            self.relieve().await?;
+            match self.zero_some(rest, target).await? {
+                Ok(done) => rest = rest.split_at(done).1,
+                Err(Stop::Blocked(blocker)) => self.allocations.wait(blocker).await,
+                Err(Stop::Partial) if rest == inside => return Err(Error::Unsupported),
+                // The head is done already, and stays zero.
+                Err(Stop::Partial) => return Err(Error::Unsupported),
+            }
+        }
+        Ok(())
+    }
+
+    /// How zeroes are told in this image.
+    fn zero_target(&self, range: ByteRange, flags: RequestFlags) -> Result<Target> {
+        let geometry = self.geometry();
+        if geometry.version() == Version::V2 {
+            // Without zero flags only what nothing shows through can be zero.
+            let below = self.backing.as_ref().map_or(0, |backing| backing.len());
+            let start = geometry.cluster_alignment().round_down(range.offset());
+            return if start >= below { Ok(Target::Unallocated) } else { Err(Error::Unsupported) };
+        }
+        let keeps = self.keeps_data_file_clusters();
+        if flags.contains(RequestFlags::MAY_UNMAP) && !keeps {
+            Ok(Target::Zero)
+        } else {
+            Ok(Target::ZeroInPlace)
+        }
+    }
+
+    /// Whether the data file must read like the disk.
+    fn keeps_data_file_clusters(&self) -> bool {
+        self.header.with(|parts| parts.header.features.raw_data_file)
+    }
+
+    /// Zeroes the start of `rest`; the number of bytes that are done.
+    async fn zero_some(&self, rest: ByteRange, target: Target) -> Result<Result<u64, Stop>> {
+        let geometry = self.geometry();
+        let mut meta = self.writer()?.meta.lock().await;
+        let whole = rest.expand(geometry.cluster_alignment());
+        let free = match self.allocations.free_prefix(whole) {
+            Ok(free) => free,
+            Err(blocker) => return Ok(Err(Stop::Blocked(blocker))),
+        };
+        let offset = GuestOffset::new(rest.offset());
+        let raw = self.l1_word(geometry.l1_index(offset))?;
+        if raw == 0 && target == Target::Unallocated {
+            let coverage = geometry.l2_coverage();
+            return Ok(Ok(rest.len().min(coverage - rest.offset() % coverage)));
+        }
+        let slice = self.own_slice(&mut meta, offset).await?;
+        let within = rest.intersect(free).intersect(ByteRange::up_to(slice.guest_end));
+        // Parts of subclusters count as whole ones if that changes nothing else.
+        let Some(aligned) = self.widened(within, target).await? else {
+            return Ok(Err(Stop::Partial));
+        };
+        if self.keeps_data_file_clusters() {
+            let data = self.data.as_ref().ok_or(Error::Unsupported)?;
+            data.write_zeroes(within, RequestFlags::MAY_UNMAP).await?;
+        }
+        match self.retarget(&mut meta, slice, aligned, target).await? {
+            Some(_) => Ok(Ok(within.len())),
+            None => Ok(Err(Stop::Partial)),
+        }
+    }
+
+    /// `range` in whole subclusters (clusters, where the target has no zero flag for parts); `None` if
+    /// that would zero what is not zero.
+    async fn widened(&self, range: ByteRange, target: Target) -> Result<Option<ByteRange>> {
+        let geometry = self.geometry();
+        let unit = match target {
+            Target::ZeroInPlace | Target::Zero => geometry.subcluster_size(),
+            Target::Unallocated => geometry.cluster_size(),
+        };
+        let start = range.offset() / unit * unit;
+        let end = range.end().div_ceil(unit) * unit;
+        let head = ByteRange::from_bounds(start, range.offset())?;
+        let tail = ByteRange::from_bounds(range.end(), end)?;
+        if !self.reads_zero(head).await? || !self.reads_zero(tail).await? {
+            return Ok(None);
+        }
+        Ok(Some(ByteRange::from_bounds(start, end)?))
+    }
+
+    /// Discards the whole clusters of `range`; its end may be that of the disk.
+    pub(crate) async fn discard(self: Arc<Self>, range: ByteRange) -> Result<()> {
+        let geometry = self.geometry();
+        let cluster = geometry.cluster_alignment();
+        let to_the_end = range.end() >= self.disk_len();
+        let end = if to_the_end { cluster.round_up(self.disk_len()) } else { range.end() };
+        let whole =
+            ByteRange::from_bounds(range.offset(), end.max(range.offset()))?.shrink(cluster);
+        if whole.is_empty() {
+            return Err(Error::Unsupported);
+        }
+        let v2 = geometry.version() == Version::V2;
+        let target = match (self.writer()?.freeing, self.backing.is_some()) {
+            _ if self.keeps_data_file_clusters() => Target::ZeroInPlace,
+            (Freeing::Keep, _) => Target::ZeroInPlace,
+            // The backing file would show.
+            (_, true) if v2 => return Err(Error::Unsupported),
+            (_, true) => Target::Zero,
+            (_, false) => Target::Unallocated,
+        };
+        let mut rest = whole;
+        while !rest.is_empty() {
+            self.relieve().await?;
+            match self.discard_some(rest, target).await? {
+                Ok(done) => rest = rest.split_at(done).1,
+                Err(blocker) => self.allocations.wait(blocker).await,
+            }
+        }
+        Ok(())
+    }
+
+    async fn discard_some(&self, rest: ByteRange, target: Target) -> Result<Result<u64, Blocker>> {
+        let geometry = self.geometry();
+        let mut meta = self.writer()?.meta.lock().await;
+        let free = match self.allocations.free_prefix(rest) {
+            Ok(free) => free,
+            Err(blocker) => return Ok(Err(blocker)),
+        };
+        let offset = GuestOffset::new(rest.offset());
+        if self.l1_word(geometry.l1_index(offset))? == 0 && self.backing.is_none() {
+            let coverage = geometry.l2_coverage();
+            return Ok(Ok(rest.len().min(coverage - rest.offset() % coverage)));
+        }
+        let slice = self.own_slice(&mut meta, offset).await?;
+        let within = rest.intersect(free).intersect(ByteRange::up_to(slice.guest_end));
+        let kept = self.retarget(&mut meta, slice, within, target).await?.unwrap_or_default();
+        // Within this request, so that nothing was written there meanwhile: discards serialise.
+        self.punch_kept(kept).await?;
+        if geometry.data_location() == DataLocation::DataFile {
+            let data = self.data.as_ref().ok_or(Error::Unsupported)?;
+            let there = within.intersect(ByteRange::up_to(data.len()));
+            if self.keeps_data_file_clusters() {
+                data.write_zeroes(there, RequestFlags::MAY_UNMAP).await?;
+            } else if self.writer()?.discards.passes(Reason::Request) {
+                data.discard(there).await?;
+            }
+        }
+        Ok(Ok(within.len()))
+    }
+
+    async fn punch_kept(&self, kept: Vec<Kept>) -> Result<()> {
+        let writer = self.writer()?;
+        if writer.freeing != Freeing::Keep || !writer.discards.passes(Reason::Request) {
+            return Ok(());
+        }
+        for host in kept {
+            let range = ByteRange::new(host.bytes(), self.geometry().cluster_size())?;
+            let range = range.intersect(ByteRange::up_to(self.file.len()));
+            self.file.discard(range).await?;
+        }
+        Ok(())
+    }
+
+    /// Changes the entries that map `range`, whole subclusters of one slice. Gives the host clusters
+    /// that are kept although nothing in them is needed; `None`, with nothing changed, if a part of a
+    /// compressed cluster is in it.
+    async fn retarget(
+        &self,
+        meta: &mut Meta,
+        slice: OwnSlice,
+        range: ByteRange,
+        target: Target,
+    ) -> Result<Option<Vec<Kept>>> {
+        let geometry = self.geometry();
+        let change =
+            |words: &mut [u64]| retarget(geometry, words, slice.first_entry, range, target);
+        let Some(LetGo { dropped, kept }) = self.change_slice(slice, change).await? else {
+            return Ok(None);
+        };
+        for dropped in dropped {
+            meta.drop_data(dropped, Reason::Request);
+        }
+        Ok(Some(kept))
+    }
+}
+
+/// Changes the entries that map `range`; none of them if a part of a compressed cluster is in it.
+fn retarget(
+    geometry: Geometry,
+    words: &mut [u64],
+    first_entry: u64,
+    range: ByteRange,
+    target: Target,
+) -> Result<Option<LetGo>, Fault> {
+    let mut let_go = LetGo::default();
+    let cluster_size = geometry.cluster_size();
+    let mut start = geometry.cluster_alignment().round_down(range.offset());
+    // First all are looked at, so that one that cannot be changed changes nothing.
+    let mut entries = Vec::new();
+    while start < range.end() {
+        let old = words_at(geometry, words, first_entry, GuestOffset::new(start))?;
+        let cluster = l2_entry(geometry, old.0, old.1)?;
+        let from = range.offset().max(start) - start;
+        let to = range.end().min(start + cluster_size) - start;
+        let touched = mask(subcluster(geometry, from), subcluster(geometry, to - 1));
+        let whole = to - from == cluster_size;
+        let target = if whole { target } else { Target::ZeroInPlace };
+        let Some(new) = retargeted(geometry, old.0, cluster, touched, target) else {
+            return Ok(None);
+        };
+        entries.push((start, old, cluster, whole, new));
+        start += cluster_size;
+    }
+    for (start, old, cluster, whole, (new, host)) in entries {
+        if new == old {
+            continue;
+        }
+        match host {
+            Some(host) if whole => let_go.kept.push(host),
+            Some(_) => {}
+            None => let_go.dropped.extend(dropped_by(geometry, cluster)),
+        }
+        set_words(geometry, words, first_entry, GuestOffset::new(start), new)?;
+    }
+    Ok(Some(let_go))
+}
+
+/// An entry's new words and the host cluster that it keeps. `None`: a part of a compressed cluster
+/// cannot be told apart.
+fn retargeted(
+    geometry: Geometry,
+    raw: u64,
+    cluster: Cluster,
+    touched: u32,
+    target: Target,
+) -> Option<((u64, u64), Option<HostOffset>)> {
+    let all = mask(0, geometry.subclusters() - 1);
+    let own = is_copied(raw);
+    match (cluster, target) {
+        (Cluster::Compressed(_), _) if touched != all => None,
+        (_, Target::Unallocated) => Some(((0, 0), None)),
+        (Cluster::Plain { host: Some(host), alloc, zero }, Target::ZeroInPlace)
+            if own || touched != all =>
+        {
+            let copied = if own { Copied::Yes } else { Copied::No };
+            let (alloc, zero) = (alloc & !touched, zero | touched);
+            Some((encode_plain(geometry, Some(host), alloc, zero, copied), Some(host)))
+        }
+        (Cluster::Plain { host: None, zero, .. }, _) => {
+            Some((encode_plain(geometry, None, 0, zero | touched, Copied::No), None))
+        }
+        _ => Some((encode_plain(geometry, None, 0, all, Copied::No), None)),
+    }
+}

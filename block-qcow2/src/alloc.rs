@@ -73,6 +73,8 @@ pub(crate) struct Meta {
     pub(crate) limbo: VecDeque<Limbo>,
     /// Bytes of the file from here on were never written, and read as zeroes.
     pub(crate) fresh_from: u64,
+    /// The length of the file, if it was made longer than it need be.
+    pub(crate) grown_to: Option<u64>,
     pub(crate) geometry: Geometry,
     pub(crate) overlap: Arc<OverlapMap>,
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
-use block_core::ability::{Check, Snapshots};
+use block_core::ability::{Check, Rebase, Snapshots};
 use block_core::driver::{BlockDriver, Child, ChildRole, Children, Exactness, NodeEvent};
 use block_core::driver::{Prealloc, ReopenOptions, ReopenState};
 use block_core::info::DriverInfo;
@@ -273,6 +273,16 @@ impl BlockDriver for Qcow2Driver {
         }
     }
 
+    fn write_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
+        self.check_access().ok()?;
+        let writer = self.writer().ok()?;
+        let _pass = self.gate.try_enter()?;
+        let (host, node) = self.in_place_at_once(range)?;
+        // Damage is told by the long way.
+        writer.overlap.check_data(host).ok()?;
+        node.write_now(host, iov)
+    }
+
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
         self.check_access()?;
         let _pass = self.enter().await;
@@ -397,6 +407,10 @@ impl BlockDriver for Qcow2Driver {
     }
 
     fn as_check(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+
+    fn as_rebase(&self) -> Option<&dyn Rebase> {
         Some(self)
     }
 

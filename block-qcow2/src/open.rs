@@ -437,6 +437,7 @@ pub(crate) async fn read_meta(
         written: Vec::new(),
         limbo: VecDeque::new(),
         fresh_from,
+        grown_to: None,
         geometry,
         overlap,
     })

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test helpers outside of #[test]")]
 
+mod kit;
 mod support;
 
 use std::sync::Arc;
@@ -24,8 +25,10 @@ use block_testkit::disk::mem::{MemConfig, MemDisk, all_capabilities};
 use block_testkit::disk::tap::{Kind, Tapped};
 use block_testkit::exec::Exec;
 use block_testkit::naive::qcow2::Image;
+use block_testkit::naive::qcow2::make::Made;
 use block_testkit::op::io_vec;
 use block_testkit::peer::{ImageDir, Verdict};
+use kit::{Setup, World, judge as judge_bytes, setups};
 use support::{contents, open_driver};
 
 const STEP: u64 = 1 << 20;
@@ -184,7 +187,7 @@ fn snapshots_taken_here_are_those_that_the_peer_finds() {
 
         let node = open(&dir, &name);
         delete(&node, "one").unwrap();
-        assert_eq!(delete(&node, "one"), Err(Error::Os(libc_enoent())));
+        assert_eq!(delete(&node, "one"), Err(Error::Os(2)));
         write(&node, 10, cluster * 7, cluster);
         delete(&node, "2").unwrap();
         // What is referenced once again is written in place.
@@ -194,10 +197,6 @@ fn snapshots_taken_here_are_those_that_the_peer_finds() {
         judge(&dir, &name, &last, options);
         assert_eq!(dir.qemu_img(&["snapshot", "-l", &name]).unwrap(), "");
     }
-}
-
-fn libc_enoent() -> i32 {
-    2
 }
 
 #[test]
@@ -488,5 +487,142 @@ fn a_snapshot_during_a_write_waits_for_it() {
             "all of the write, nothing of the later one"
         );
         assert!(image.contents().unwrap()[at..at + 4096] == [1; 4096]);
+    }
+}
+
+/// Numbers from a seed, good enough to choose with.
+struct Choice(u64);
+
+impl Choice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound.max(1)
+    }
+
+    /// A range of the disk whose borders are borders of something.
+    fn range(&mut self, setup: &Setup, len: u64) -> ByteRange {
+        let cluster = setup.shape.cluster_size();
+        let unit = [1, 512, cluster, cluster][usize::try_from(self.below(4)).unwrap()];
+        let start = self.below(len) / unit * unit;
+        let most = setup.max_request.min(len - start);
+        let end = start + (1 + self.below(most)).next_multiple_of(unit).min(most);
+        ByteRange::from_bounds(start, end).unwrap()
+    }
+}
+
+/// The disk and its snapshots as whole copies.
+struct Copies {
+    disk: Vec<u8>,
+    snapshots: Vec<(String, Vec<u8>)>,
+    made: u64,
+}
+
+impl Copies {
+    fn part(&mut self, range: ByteRange) -> &mut [u8] {
+        let [start, end] = [range.offset(), range.end()].map(|n| usize::try_from(n).unwrap());
+        &mut self.disk[start..end]
+    }
+}
+
+/// One random change of the image and of the copies.
+fn change(node: &Node, setup: &Setup, copies: &mut Copies, choice: &mut Choice) {
+    let range = choice.range(setup, node.len());
+    let snapshots = node.driver().as_snapshots().unwrap();
+    let some = choice.below(copies.snapshots.len() as u64) as usize;
+    match choice.below(12) {
+        0..=4 => {
+            let byte = 1 + u8::try_from(choice.below(255)).unwrap();
+            write(node, byte, range.offset(), range.len());
+            copies.part(range).fill(byte);
+        }
+        5 => {
+            let flags = [RequestFlags::empty(), RequestFlags::MAY_UNMAP][choice.below(2) as usize];
+            block_on(node.write_zeroes(range, flags)).unwrap();
+            copies.part(range).fill(0);
+        }
+        6 => {
+            block_on(node.discard(range)).unwrap();
+            let found = support::read(node, range.offset(), range.len()).unwrap();
+            let hides = setup.shape.version > 2 || setup.backing.is_none();
+            for (now, old) in found.iter().zip(copies.part(range)) {
+                assert!(*now == *old || *now == 0 || !hides);
+                *old = *now;
+            }
+        }
+        7 | 8 => {
+            let name = format!("s{}", copies.made);
+            let taken = block_on(snapshots.create(&snapshot(&name)));
+            if setup.shape.refcount_order <= 2 && taken == Err(Error::Os(22)) {
+                return;
+            }
+            taken.unwrap();
+            copies.made += 1;
+            copies.snapshots.push((name, copies.disk.clone()));
+        }
+        9 if !copies.snapshots.is_empty() => {
+            let (name, contents) = copies.snapshots[some].clone();
+            let applied = block_on(snapshots.apply(&name));
+            if setup.shape.refcount_order <= 2 && applied == Err(Error::Os(22)) {
+                return;
+            }
+            applied.unwrap();
+            copies.disk = contents;
+        }
+        10 if !copies.snapshots.is_empty() => {
+            let (name, _) = copies.snapshots.remove(some);
+            block_on(snapshots.delete(&name)).unwrap();
+        }
+        11 if setup.shape.version > 2 => {
+            let len = (1 + choice.below(setup.shape.size * 5 / 4 / 512)) * 512;
+            truncate(node, len).unwrap();
+            copies.disk.resize(usize::try_from(len).unwrap(), 0);
+        }
+        _ => {}
+    }
+}
+
+fn play(setup: &Setup, seed: u64, turns: u64) {
+    let mut made = setup.make();
+    let start = judge_bytes(setup, &made).unwrap();
+    let snapshots = start.snapshots.into_iter().collect();
+    let mut copies = Copies { disk: start.contents, snapshots, made: 0 };
+    let mut choice = Choice(seed);
+    for _ in 0..3 {
+        let mut config = MemConfig::new(u64::try_from(made.file.len()).unwrap());
+        config.capabilities =
+            block_core::Capabilities { grows_on_write: true, ..all_capabilities() };
+        let disk = config.build();
+        disk.load(0, &made.file);
+        let node = block_on(World::new(setup, disk.clone(), None).open()).unwrap();
+        for _ in 0..turns {
+            change(&node, setup, &mut copies, &mut choice);
+            if choice.below(4) == 0 {
+                assert!(contents(&node, STEP) == copies.disk);
+            }
+        }
+        assert!(contents(&node, STEP) == copies.disk, "before it is closed");
+        close(&node);
+        made = Made { file: disk.to_vec(), data: Vec::new() };
+        let judged = judge_bytes(setup, &made).unwrap();
+        judged.clean().unwrap();
+        assert!(judged.contents == copies.disk, "naive reader");
+        assert_eq!(judged.snapshots.len(), copies.snapshots.len());
+        for (name, contents) in &copies.snapshots {
+            assert!(judged.snapshots[name] == *contents, "snapshot {name}");
+        }
+    }
+}
+
+#[test]
+fn any_history_of_snapshots_equals_whole_copies() {
+    let setups: Vec<_> = setups().into_iter().filter(|s| s.shape.data_file.is_none()).collect();
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let first = number("BLOCK_SEED").unwrap_or(0);
+    let count = number("BLOCK_CASES").unwrap_or(3 * setups.len() as u64);
+    for seed in first..first + count {
+        let setup = &setups[usize::try_from(seed).unwrap() % setups.len()];
+        let played = std::panic::catch_unwind(|| play(setup, seed, 12));
+        assert!(played.is_ok(), "BLOCK_SEED={seed} fails on {}", setup.name);
     }
 }

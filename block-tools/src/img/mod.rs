@@ -128,8 +128,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
 /// The subcommand that a command line names, or nothing.
 fn command_of(args: &[OsString]) -> &'static str {
     const NAMES: &[&str] = &[
-        "amend", "bench", "bitmap", "check", "commit", "compare", "convert", "create", "dd", "info",
-        "map", "measure", "rebase", "resize", "snapshot",
+        "amend", "bench", "bitmap", "check", "commit", "compare", "convert", "create", "dd",
+        "info", "map", "measure", "rebase", "resize", "snapshot",
     ];
     let given = args.get(1).and_then(|arg| arg.to_str()).unwrap_or_default();
     NAMES.iter().find(|name| **name == given).copied().unwrap_or_default()

@@ -97,7 +97,8 @@ impl World {
     /// Opens the image.
     pub fn open_with(&self, flags: OpenFlags) -> BoxFuture<'static, Result<Node, OpenError>> {
         let image = Given("given-image", Arc::clone(&self.image));
-        let mut registry = Registry::new().with(Qcow2Factory).with(RawFactory).with(NoFiles).with(image);
+        let mut registry =
+            Registry::new().with(Qcow2Factory).with(RawFactory).with(NoFiles).with(image);
         let mut options = self.options.clone();
         options.set("driver", "qcow2");
         options.set("file.driver", "given-image");
@@ -190,6 +191,9 @@ pub fn unexpected(setup: &Setup, ops: &[Op], played: &[Played]) -> Vec<String> {
         Op::Snapshot(SnapshotOp::Create) if setup.shape.refcount_order <= 1 => true,
         Op::Snapshot(_) => error == Error::Unsupported,
         Op::Write { flags, .. } if flags.contains(RequestFlags::COMPRESSED) => {
+            error == Error::Unsupported
+        }
+        Op::Zero { flags, .. } if flags.contains(RequestFlags::NO_FALLBACK) => {
             error == Error::Unsupported
         }
         _ => false,

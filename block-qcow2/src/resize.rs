@@ -12,7 +12,7 @@ use block_core::{Alignment, ByteRange, Error, IoBuf, RequestFlags, Result};
 
 use crate::alloc::Reason;
 use crate::driver::Qcow2Driver;
-use crate::geometry::{DataLocation, Version};
+use crate::geometry::Version;
 use crate::metadata_io::{encode_words, write_bytes};
 use crate::overlap::Section;
 use crate::plan::{Allocation, dropped_by, set_words, words_at};
@@ -237,22 +237,6 @@ impl Qcow2Driver {
         Ok(())
     }
 
-    /// Cuts the file behind the last cluster in use.
-    pub(crate) async fn trim_file(&self) -> Result<()> {
-        let mut meta = self.writer()?.meta.lock().await;
-        let end = meta.refcounts.end().await? << self.geometry().cluster_bits();
-        if end < self.file.len() && end > 0 {
-            self.file.truncate(end, Exactness::AtLeast, Prealloc::Off).await?;
-            meta.fresh_from = meta.fresh_from.min(end);
-        }
-        if self.geometry().data_location() == DataLocation::DataFile
-            && let Some(data) = self.data.as_ref().filter(|data| data.len() > self.disk_len())
-        {
-            data.truncate(self.disk_len(), Exactness::AtLeast, Prealloc::Off).await?;
-        }
-        Ok(())
-    }
-
     /// Writes everything back, gives back what was dropped, and clears the dirty bit.
     pub(crate) async fn finish_writing(&self) -> Result<()> {
         let _exclusive = self.gate.exclusive().await;
@@ -274,6 +258,7 @@ impl Qcow2Driver {
             self.barrier().await?;
             self.header.update(|header| header.features.dirty = false).await?;
         }
+        self.take_back_growth().await?;
         self.barrier().await
     }
 }

@@ -193,6 +193,9 @@ pub fn unexpected(setup: &Setup, ops: &[Op], played: &[Played]) -> Vec<String> {
         Op::Write { flags, .. } if flags.contains(RequestFlags::COMPRESSED) => {
             error == Error::Unsupported
         }
+        Op::Zero { flags, .. } if flags.contains(RequestFlags::NO_FALLBACK) => {
+            error == Error::Unsupported
+        }
         _ => false,
     };
     let failed = ops.iter().zip(played).filter(|(op, played)| match played {

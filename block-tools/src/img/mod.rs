@@ -24,6 +24,7 @@ mod info;
 mod interrupt;
 mod json;
 mod map;
+mod measure;
 mod output;
 mod progress;
 mod rebase;
@@ -83,6 +84,8 @@ enum Command {
     Info(info::Args),
     /// Show how the contents of an image are stored.
     Map(map::Args),
+    /// Calculate the size that a new image would need.
+    Measure(measure::Args),
 }
 
 /// Runs the command line `args` (program name first), writes to `out` and to standard error, and
@@ -108,6 +111,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
         Command::Create(args) => create::run(&args, out),
         Command::Info(args) => info::run(&args, out),
         Command::Map(args) => map::run(&args, out),
+        Command::Measure(args) => measure::run(&args, out),
     };
     let result = result.and_then(|status| out.finish().map(|()| status));
     match result {
@@ -124,8 +128,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
 /// The subcommand that a command line names, or nothing.
 fn command_of(args: &[OsString]) -> &'static str {
     const NAMES: &[&str] = &[
-        "amend", "bitmap", "commit", "dd", "rebase", "resize", "snapshot", //
-        "bench", "check", "compare", "convert", "create", "info", "map",
+        "amend", "bench", "bitmap", "check", "commit", "compare", "convert", "create", "dd",
+        "info", "map", "measure", "rebase", "resize", "snapshot",
     ];
     let given = args.get(1).and_then(|arg| arg.to_str()).unwrap_or_default();
     NAMES.iter().find(|name| **name == given).copied().unwrap_or_default()

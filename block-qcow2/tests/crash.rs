@@ -122,7 +122,7 @@ fn shoot(game: &Game<Setup>, flushes: Flushes) -> Result<Vec<Shot>, String> {
 fn check(setup: &Setup, shot: &Shot) -> Result<(), String> {
     let before = judge(setup, &shot.left).map_err(|why| format!("before it is opened: {why}"))?;
     if !before.dirty {
-        before.no_errors().map_err(|why| format!("before it is opened: {why}"))?;
+        before.survived(setup).map_err(|why| format!("before it is opened: {why}"))?;
     }
     let image = Arc::new(MemDriver::from_bytes(&shot.left.file).unwrap());
     let data = Arc::new(MemDriver::from_bytes(&shot.left.data).unwrap());
@@ -140,7 +140,7 @@ fn check(setup: &Setup, shot: &Shot) -> Result<(), String> {
     shot.model.check(&contents).map_err(|loss| loss.to_string())?;
     let after = Made { file: image.to_bytes(), data: data.to_bytes() };
     let after = judge(setup, &after).map_err(|why| format!("after it was opened: {why}"))?;
-    after.no_errors().map_err(|why| format!("after it was opened: {why}"))?;
+    after.survived(setup).map_err(|why| format!("after it was opened: {why}"))?;
     if after.contents != contents {
         return Err("the naive reader sees something else".to_owned());
     }
@@ -150,7 +150,9 @@ fn check(setup: &Setup, shot: &Shot) -> Result<(), String> {
 /// Plays a game and looks at all of its shots; how many there were.
 fn play(game: &Game<Setup>) -> Result<u64, String> {
     let shots = shoot(game, Flushes::Kept)?;
-    if std::env::var("BLOCK_SHOW").is_ok() { println!("{} {} {} {:?}", game.seed, game.setup.name, shots.len(), game.ops); }
+    if std::env::var("BLOCK_SHOW").is_ok() {
+        println!("{} {} {} {:?}", game.seed, game.setup.name, shots.len(), game.ops);
+    }
     for shot in &shots {
         check(&game.setup, shot).map_err(|why| format!("{why}\n{}", shot.story))?;
     }

@@ -189,7 +189,9 @@ impl Qcow2Driver {
         if geometry.data_location() == DataLocation::DataFile {
             let data = self.data.as_ref().ok_or(Error::Unsupported)?;
             let there = within.intersect(ByteRange::up_to(data.len()));
-            if self.keeps_data_file_clusters() {
+            if there.is_empty() {
+                // The data file ends before it.
+            } else if self.keeps_data_file_clusters() {
                 data.write_zeroes(there, RequestFlags::MAY_UNMAP).await?;
             } else if self.writer()?.discards.passes(Reason::Request) {
                 data.discard(there).await?;

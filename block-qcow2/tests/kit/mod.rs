@@ -170,7 +170,7 @@ impl Judged {
     }
 
     /// Fails if there is damage that a crash must not leave. Version 2 has no dirty bit, so COPIED flags
-    /// may be clear that could be set.
+    /// may be wrong where that harms nobody.
     pub fn survived(&self, setup: &Setup) -> Result<(), String> {
         match setup.shape.version {
             2 if self.report.dangers() == 0 => Ok(()),

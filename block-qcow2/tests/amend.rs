@@ -174,11 +174,12 @@ fn refcounts_take_every_width() {
         (16, 1, &[]),
         (1, 16, &[]),
     ] {
-        for cluster in ["512", "64k"] {
-            let name = format!("{from}-{to}-{cluster}");
-            made(&dir, &name, &format!("cluster_size={cluster},refcount_bits={from}"), snapshots);
-            check(&dir, &name, &format!("refcount_bits={to}"));
-        }
+        // The smallest clusters where there is most to count.
+        let cluster = if from < 16 || to < 4 { "64k" } else { "512" };
+        let name = format!("{from}-{to}");
+        let options = format!("cluster_size={cluster},refcount_bits={from}");
+        made(&dir, &name, &options, snapshots);
+        check(&dir, &name, &format!("refcount_bits={to}"));
     }
 }
 

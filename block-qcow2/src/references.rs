@@ -154,13 +154,26 @@ impl Qcow2Driver {
 
     /// Sets and clears COPIED in the active tables as the refcounts say.
     pub(crate) async fn refresh_copied(&self) -> Result<()> {
+        self.change_copied(Flags::AsCounted).await
+    }
+
+    /// Clears COPIED in the active tables, before what they refer to is counted once more: a flag that
+    /// is missing costs a copy, one too many costs a snapshot.
+    pub(crate) async fn clear_copied(&self) -> Result<()> {
+        self.change_copied(Flags::Cleared).await
+    }
+
+    async fn change_copied(&self, flags: Flags) -> Result<()> {
         let geometry = self.geometry();
         for index in 0..self.l1_len() {
             let raw = self.l1_word(index)?;
             let Some(table) = l1_entry(geometry, raw)? else { continue };
             {
                 let mut meta = self.writer()?.meta.lock().await;
-                let own = is_single(&mut meta, geometry, table).await?;
+                let own = match flags {
+                    Flags::Cleared => false,
+                    Flags::AsCounted => is_single(&mut meta, geometry, table).await?,
+                };
                 let copied = if own { Copied::Yes } else { Copied::No };
                 if with_copied(raw, copied) != raw {
                     self.set_l1_word(&mut meta, index, with_copied(raw, copied))?;
@@ -223,6 +236,15 @@ impl Qcow2Driver {
             Version::V3 => self.mark_dirty().await,
         }
     }
+}
+
+/// What becomes of COPIED flags.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+enum Flags {
+    /// All are cleared.
+    Cleared,
+    /// They say what the refcounts do.
+    AsCounted,
 }
 
 /// Whether a host cluster is referenced once.

@@ -69,17 +69,15 @@ impl Changes {
 
     /// Refuses what the image cannot become.
     fn check(&self, image: &Qcow2Driver) -> Result<(), OpenError> {
-        let (geometry, features, compression) = image
-            .header
-            .with(|parts| (parts.header.geometry, parts.header.features, parts.header.compression));
+        let (geometry, features) =
+            image.header.with(|parts| (parts.header.geometry, parts.header.features));
         let version = self.version.unwrap_or(geometry.version());
-        let order = self.refcount_order.unwrap_or(geometry.refcount_bits().ilog2());
         if version == Version::V2 {
             let v2 = Problem::Contradicts("version 2 of the format");
             if self.lazy_refcounts == Some(true) {
                 return Err(refuse("lazy_refcounts", "on", v2));
             }
-            if let Some(order) = self.refcount_order.filter(|_| order != 4) {
+            if let Some(order) = self.refcount_order.filter(|order| *order != 4) {
                 return Err(refuse("refcount_bits", &(1u64 << order).to_string(), v2));
             }
         }

@@ -241,7 +241,7 @@ mod tests {
         let mut counts = Counts::default();
         counts.add(7, u64::MAX).unwrap();
         counts.add(7, 1).unwrap();
-        assert_eq!(counts.get(7), u32::MAX.into());
+        assert_eq!(counts.get(7), u64::from(u32::MAX));
         counts.sub(7, u64::MAX).unwrap();
         assert_eq!(counts.next(0), None);
     }

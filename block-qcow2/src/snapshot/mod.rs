@@ -124,22 +124,33 @@ impl Qcow2Driver {
         }
         let id = next_id(&old)?;
         self.mark_changing().await?;
+        let error = match self.count_for_snapshot().await {
+            Ok(l1) => match self.add(old, id, new, &l1).await {
+                Ok(()) => return Ok(()),
+                // The file may refer to the snapshot: everything stays counted.
+                Err(NotReplaced::Unsure(error)) => return Err(error),
+                Err(NotReplaced::Before(error)) => {
+                    // What fails here leaks.
+                    let _ = self.count_down_again(&l1).await;
+                    error
+                }
+            },
+            Err(error) => error,
+        };
+        // What fails here costs a copy later.
+        let _ = self.refresh_copied().await;
+        Err(error)
+    }
+
+    /// Counts everything that the disk refers to once more; its L1 table with COPIED clear.
+    async fn count_for_snapshot(&self) -> Result<Vec<u64>> {
+        self.clear_copied().await?;
+        self.write_back(Extent::Everything).await?;
+        self.barrier().await?;
         let l1 = self.l1.read().clone();
         self.event("snapshot_create.refcounts");
         self.count_up(&l1).await?;
-        let added = self.add(old, id, new).await;
-        match added {
-            Ok(()) => Ok(()),
-            // The file may refer to the snapshot: everything stays counted.
-            Err(NotReplaced::Unsure(error)) => Err(error),
-            Err(NotReplaced::Before(error)) => {
-                let counted = self.count_down_again(&l1).await;
-                let refreshed = self.refresh_copied().await;
-                // Whatever fails here leaks, or costs a copy later.
-                let _ = counted.and(refreshed);
-                Err(error)
-            }
-        }
+        Ok(l1)
     }
 
     /// Adds a snapshot whose references are counted.
@@ -148,11 +159,10 @@ impl Qcow2Driver {
         mut list: Vec<Snapshot>,
         id: String,
         new: &NewSnapshot,
+        l1: &[u64],
     ) -> Result<(), NotReplaced> {
-        self.refresh_copied().await?;
-        let l1 = shared(&self.l1.read());
         let l1 = Table {
-            offset: self.place_l1(Section::InactiveL1, &l1).await?,
+            offset: self.place_l1(Section::InactiveL1, l1).await?,
             count: u32::try_from(l1.len()).map_err(|_| Error::Os(libc::EFBIG))?,
         };
         list.push(Snapshot {

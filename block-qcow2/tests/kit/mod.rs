@@ -97,7 +97,8 @@ impl World {
     /// Opens the image.
     pub fn open_with(&self, flags: OpenFlags) -> BoxFuture<'static, Result<Node, OpenError>> {
         let image = Given("given-image", Arc::clone(&self.image));
-        let mut registry = Registry::new().with(Qcow2Factory).with(RawFactory).with(NoFiles).with(image);
+        let mut registry =
+            Registry::new().with(Qcow2Factory).with(RawFactory).with(NoFiles).with(image);
         let mut options = self.options.clone();
         options.set("driver", "qcow2");
         options.set("file.driver", "given-image");

@@ -89,8 +89,8 @@ pub async fn apply_snapshot(node: &Node, which: &str) -> Result<()> {
 
 /// Changes how nodes are opened: all of them, or, on the first error, none.
 ///
-/// Each node is flushed, then drained, while its driver prepares and commits; parents come before their
-/// children in `changes`.
+/// Each node is flushed, and drained from before its driver prepares until all have committed. Parents
+/// come first in `changes`.
 pub async fn reopen(changes: &[(Node, ReopenOptions)]) -> Result<(), OpenError> {
     let mut guards = Vec::new();
     for (node, _) in changes.iter().filter(|(node, _)| !node.is_read_only()) {
@@ -99,7 +99,7 @@ pub async fn reopen(changes: &[(Node, ReopenOptions)]) -> Result<(), OpenError> 
     }
     let mut prepared: Vec<(&Node, ReopenOptions, ReopenState)> = Vec::new();
     for (node, options) in changes {
-        // Children are drained later: what a parent writes now still reaches them.
+        // Before its children are: a driver that prepares may have something to write to them.
         guards.push(drain_own(node).await);
         match prepare(node, options).await {
             Ok(state) => prepared.push((node, *options, state)),

@@ -5,10 +5,11 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 use block_core::dirty::{BitmapError, DirtyBitmap, Granularity};
-use block_core::driver::{BlockDriver, Exactness, Prealloc, ReopenOptions};
+use block_core::driver::{Exactness, Prealloc, ReopenOptions};
 use block_core::error::Problem;
 use block_core::options::OpenFlags;
 use block_core::proto::mem::MemDriver;
@@ -20,7 +21,6 @@ use block_testkit::model::bitmap::BitmapModel;
 use block_testkit::naive::qcow2::Image;
 use block_testkit::peer::{ImageDir, Verdict};
 use futures::executor::block_on;
-use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
@@ -569,4 +569,199 @@ fn an_error_in_a_store_is_reported_and_the_old_bitmaps_are_not_trusted() {
         assert_ne!(dir.check("retried.qcow2").unwrap(), Verdict::Errors, "write {n}");
     }
     assert!(failed > 4);
+}
+
+/// What a crash may leave of the bitmap `b`: it is in use, or it knows of all that changed. Both in an
+/// image that opens and has no errors.
+fn judge_crash(bytes: &[u8], backing: Option<&str>) -> &'static str {
+    let image = Image::open(bytes).unwrap();
+    let report = image.check().unwrap();
+    assert!(report.errors() == 0, "{report}");
+    let node = read_only(bytes).unwrap();
+    assert_eq!(node.driver().info().backing_filename.as_deref(), backing);
+    let changed = |range: std::ops::Range<u64>| {
+        let read = support::read(&node, range.start, range.end - range.start).unwrap();
+        read.iter().any(|byte| *byte != 0)
+    };
+    if node.dirty_bitmaps().find("b").is_none() {
+        return "none";
+    }
+    if with(&node, "b", DirtyBitmap::is_inconsistent) {
+        return "in use";
+    }
+    for start in [0, MIB] {
+        let known = with(&node, "b", |b| b.contains(start));
+        assert!(known || !changed(start..start + 4096), "trusted and behind the disk");
+    }
+    if with(&node, "b", |b| b.contains(MIB)) { "new" } else { "old" }
+}
+
+/// Runs `game` on an image of these bytes, crashing at every moment; what the crashes left.
+fn crashes(bytes: &[u8], backing: Option<&str>, game: impl Fn(&Node)) -> (BTreeSet<&'static str>, Vec<u8>) {
+    const SEED: u64 = 7;
+    let disk = CrashDisk::new(bytes.to_vec());
+    let node = open_driver(disk.clone(), RW).unwrap();
+    let images = Arc::new(Mutex::new(BTreeSet::new()));
+    let (weak, found) = (Arc::downgrade(&disk), Arc::clone(&images));
+    let rng = Mutex::new(StdRng::seed_from_u64(SEED));
+    disk.watch(move |_| {
+        let disk = weak.upgrade().unwrap();
+        for _ in 0..12 {
+            let image = disk.crash(&mut *rng.lock().unwrap());
+            found.lock().unwrap().insert(image.bytes);
+        }
+    });
+    game(&node);
+    close(&node).unwrap();
+    let images = std::mem::take(&mut *images.lock().unwrap());
+    assert!(images.len() > 10, "crashes differ");
+    println!("seed {SEED}: {} crash images", images.len());
+    (images.iter().map(|image| judge_crash(image, backing)).collect(), disk.to_vec())
+}
+
+#[test]
+fn no_crash_leaves_a_bitmap_that_is_trusted_and_behind_the_disk() {
+    let dir = ImageDir::new().unwrap();
+    dir.qemu_img(&["create", "-q", "-f", "qcow2", "base.qcow2", "2M"]).unwrap();
+    for (options, backing) in [
+        ("cluster_size=4k", None),
+        ("cluster_size=4k", Some("base.qcow2")),
+        ("cluster_size=512", None),
+        ("cluster_size=4k,data_file=a_name_that_pushes_extensions_around.raw", None),
+    ] {
+        let mut args = vec!["create", "-q", "-f", "qcow2", "-o", options];
+        if let Some(name) = backing {
+            args.extend(["-b", name, "-F", "qcow2"]);
+        }
+        args.extend(["crash.qcow2", "2M"]);
+        dir.qemu_img(&args).unwrap();
+        let bytes = dir.bytes("crash.qcow2").unwrap();
+        if options.contains("data_file") {
+            // Only its header is of interest: guest data is elsewhere.
+            continue;
+        }
+        // The first bitmap of an image, then changes under it, then its end.
+        let (left, bytes) = crashes(&bytes, backing, |node| {
+            write(node, 0, 4096).unwrap();
+            add(node, "b", 4096).unwrap();
+        });
+        let names = |names: &[&'static str]| names.iter().copied().collect::<BTreeSet<_>>();
+        assert!(left.is_subset(&names(&["none", "old"])), "{left:?}");
+        let mut clean = bytes.clone();
+        let (left, bytes) = crashes(&bytes, backing, |node| {
+            write(node, MIB, 4096).unwrap();
+            block_on(graph::store_bitmaps(node)).unwrap();
+            write(node, MIB + 8192, 4096).unwrap();
+        });
+        assert_eq!(left, names(&["old", "in use", "new"]), "{options}");
+        std::mem::swap(&mut clean, &mut bytes.clone());
+        let (left, bytes) = crashes(&bytes, backing, |node| {
+            let id = node.dirty_bitmaps().find("b").unwrap();
+            node.dirty_bitmaps().remove(id).unwrap();
+        });
+        assert_eq!(left, names(&["none", "new"]), "{options}");
+        assert_clean(&dir, "crash.qcow2", &bytes);
+    }
+}
+
+/// One bitmap of the game and its slow twin.
+struct Twin {
+    name: String,
+    granularity: u64,
+    model: BitmapModel,
+    enabled: bool,
+}
+
+#[test]
+fn random_changes_are_what_the_slow_twin_says_after_every_close() {
+    let dir = ImageDir::new().unwrap();
+    for seed in 0..12u64 {
+        println!("seed {seed}");
+        let mut rng = StdRng::seed_from_u64(seed);
+        let cluster = [512u64, 4096, 65536][to_index(seed) % 3];
+        let mut len = 512 * rng.random_range(100..300);
+        let mut bytes =
+            created(&dir, &format!("cluster_size={cluster}"), &len.to_string());
+        let mut twins: Vec<Twin> = Vec::new();
+        for round in 0..6 {
+            let (node, file) = writable(&bytes);
+            assert_eq!(node.dirty_bitmaps().list().len(), twins.len());
+            for twin in &twins {
+                let expect: Vec<_> =
+                    twin.model.areas().iter().map(|a| (a.offset(), a.end())).collect();
+                assert_eq!(areas(&node, &twin.name), expect, "round {round} {}", twin.name);
+                assert_eq!(with(&node, &twin.name, DirtyBitmap::is_enabled), twin.enabled);
+                assert_eq!(naive_areas(&bytes, &twin.name), expect);
+            }
+            for _ in 0..rng.random_range(0..12) {
+                play(&mut rng, &node, &mut twins, &mut len);
+            }
+            close(&node).unwrap();
+            bytes = file.to_bytes();
+            assert_clean(&dir, "random.qcow2", &bytes);
+        }
+    }
+}
+
+/// One random change of the disk or of a bitmap.
+fn play(rng: &mut StdRng, node: &Node, twins: &mut Vec<Twin>, len: &mut u64) {
+    let offset = rng.random_range(0..*len);
+    let range = ByteRange::new(offset, rng.random_range(1..=(*len - offset).min(40_000))).unwrap();
+    let mark = |twins: &mut Vec<Twin>, range| {
+        twins.iter_mut().filter(|twin| twin.enabled).for_each(|twin| twin.model.set(range));
+    };
+    let which = if twins.is_empty() { 0 } else { rng.random_range(0..twins.len()) };
+    match rng.random_range(0..10) {
+        0..=3 => {
+            write(node, range.offset(), range.len()).unwrap();
+            mark(twins, range);
+        }
+        4 => {
+            block_on(node.write_zeroes(range, RequestFlags::empty())).unwrap();
+            mark(twins, range);
+        }
+        5 if twins.len() < 5 => {
+            let name = format!("{}", rng.random::<u32>());
+            let granularity = 512 << rng.random_range(0..10);
+            add(node, &name, granularity).unwrap();
+            let model = BitmapModel::new(granularity, *len);
+            twins.push(Twin { name, granularity, model, enabled: true });
+        }
+        6 if !twins.is_empty() => {
+            let twin = twins.remove(which);
+            let id = node.dirty_bitmaps().find(&twin.name).unwrap();
+            node.dirty_bitmaps().remove(id).unwrap();
+        }
+        7 if !twins.is_empty() => {
+            let twin = &mut twins[which];
+            twin.enabled = !twin.enabled;
+            let enable = twin.enabled;
+            change(node, &twin.name, |b| if enable { b.enable() } else { b.disable() }.unwrap());
+        }
+        8 if !twins.is_empty() => {
+            let (model, name) = (twins[which].model.clone(), twins[which].name.clone());
+            let target = rng.random_range(0..twins.len());
+            let id = |name: &str| node.dirty_bitmaps().find(name).unwrap();
+            let target_id = id(&twins[target].name);
+            node.dirty_bitmaps().merge(target_id, &[id(&name)]).unwrap();
+            twins[target].model.merge(&model);
+        }
+        9 => {
+            let old = *len;
+            *len = 512 * rng.random_range(100..300);
+            block_on(node.truncate(*len, Exactness::Exact, Prealloc::Off)).unwrap();
+            for twin in &mut *twins {
+                assert!(twin.granularity >= 512);
+                twin.model.truncate(*len);
+            }
+            if *len > old {
+                mark(twins, ByteRange::from_bounds(old, *len).unwrap());
+            }
+        }
+        _ => {}
+    }
+}
+
+fn to_index(n: u64) -> usize {
+    usize::try_from(n).unwrap()
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use block_core::ability::PersistentBitmaps;
-use block_core::dirty::DirtyBitmaps;
+use block_core::dirty::{DirtyBitmaps, Granularity};
 use block_core::error::Problem;
 use block_core::range::{to_u64, to_usize};
 use block_core::{Error, Node, OpenError, Result};
@@ -193,9 +193,7 @@ impl PersistentBitmaps for Qcow2Driver {
 
 /// Entries of the table of a bitmap that can be stored.
 fn table_size(geometry: Geometry, disk_len: u64, granularity: u64) -> Result<u32> {
-    if !granularity.is_power_of_two() {
-        return Err(Error::Invalid);
-    }
+    Granularity::new(granularity).map_err(|_| Error::Invalid)?;
     let clusters = bits::table_entries(geometry, disk_len, granularity);
     let size = u32::try_from(clusters).ok();
     let size = size.filter(|_| clusters.saturating_mul(geometry.cluster_size()) <= MAX_DATA_BYTES);

@@ -121,7 +121,7 @@ fn set_bits(bytes: &mut [u8], first: u64, end: u64) {
     let mut bit = first;
     while bit < end {
         let Some(byte) = bytes.get_mut(to_usize(bit / 8)) else { return };
-        if bit % 8 == 0 && end - bit >= 8 {
+        if bit.is_multiple_of(8) && end - bit >= 8 {
             *byte = 0xff;
             bit += 8;
         } else {

@@ -163,15 +163,18 @@ fn fill_end(geometry: Geometry, there: &Touched, write: ByteRange) -> u64 {
     there.start + (u64::from(index + 1) << geometry.subcluster_bits())
 }
 
-/// Puts the entries of an allocation at `host` into `slice` and gives what they held before.
+/// Puts the entries of an allocation at `host` into `slice` and gives what they held before. Nothing is
+/// changed on error; `may_drop` can object to what would be dropped.
 pub(crate) fn link(
     geometry: Geometry,
     slice: &mut [u64],
     first_entry: u64,
     allocation: &Allocation,
     host: HostOffset,
+    may_drop: impl Fn(Dropped) -> Result<(), Fault>,
 ) -> Result<Vec<Dropped>, Fault> {
     let mut dropped = Vec::new();
+    let mut entries = Vec::new();
     let mut offset = allocation.clusters.offset();
     while offset < allocation.clusters.end() {
         let guest = GuestOffset::new(offset);
@@ -189,13 +192,16 @@ pub(crate) fn link(
             }
             Cluster::Compressed(_) => (filled, 0),
         };
-        if allocation.keep.is_none() {
-            dropped.extend(dropped_by(geometry, old));
+        if let Some(old) = dropped_by(geometry, old).filter(|_| allocation.keep.is_none()) {
+            may_drop(old)?;
+            dropped.push(old);
         }
         let there = host.plus(offset - allocation.clusters.offset());
-        let words = encode_plain(geometry, Some(there), alloc, zero, Copied::Yes);
-        set_words(geometry, slice, first_entry, guest, words)?;
+        entries.push((guest, encode_plain(geometry, Some(there), alloc, zero, Copied::Yes)));
         offset += geometry.cluster_size();
+    }
+    for (guest, words) in entries {
+        set_words(geometry, slice, first_entry, guest, words)?;
     }
     Ok(dropped)
 }

@@ -1,8 +1,9 @@
-//! Small programs over raw system calls, over other libraries and over block-core, which read an
-//! image in the same way, and a stopwatch for other programs. `cargo xtask bench` runs them.
+//! Small programs over raw system calls, over other libraries and over block-core, which read or
+//! write an image in the same way, and a stopwatch for other programs. `cargo xtask bench` runs them.
 //!
 //! Each prints one JSON object. What is measured is the loop of requests alone: the image is open
-//! and the buffers are there before the clock starts.
+//! and the buffers are there before the clock starts, and it is flushed and closed after the clock has
+//! stopped.
 
 mod allocations;
 mod engine;
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use serde_json::Value;
+use work::Direction;
 
 /// What a failed run says. These programs only ever report to the harness.
 type Failure = Box<dyn std::error::Error>;
@@ -33,6 +35,8 @@ struct Arguments {
 enum Command {
     /// Reads an image by one engine.
     Read(work::Arguments),
+    /// Writes an image by one engine.
+    Write(work::Arguments),
     /// The engines that this build has.
     Engines,
     /// Nanoseconds and allocations per 4 KiB request to a null node.
@@ -60,7 +64,8 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<Value, Failure> {
     match command {
-        Command::Read(arguments) => engine::run(&arguments.work()?),
+        Command::Read(arguments) => engine::run(&arguments.work(Direction::Read)?),
+        Command::Write(arguments) => engine::run(&arguments.work(Direction::Write)?),
         Command::Engines => Ok(engine::names().collect()),
         Command::Layer(arguments) => layer::run(&arguments),
         Command::Measure { command } => stopwatch::measure(&command),

@@ -1,24 +1,25 @@
 //! Which requests are sent: the same to every engine, and the same as `qemu-img bench -S` sends.
 //!
-//! Request `i` reads `len` bytes at `i * step % disk`. A step equal to `len` is a sequential read; a
+//! Request `i` reads or writes `len` bytes at `i * step % disk`. A step equal to `len` goes from one end to the other; a
 //! step that has no common factor with the disk's length, both counted in requests, visits every
 //! place of the disk once before it comes back, each far away from the one before.
 
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use clap::Args;
+use nix::fcntl::OFlag;
 
 use crate::Failure;
 
 /// As given on the command line.
 #[derive(Args)]
 pub struct Arguments {
-    /// Which engine reads.
+    /// Which engine.
     #[arg(long)]
     engine: String,
-    /// The image: qcow2 for libraries, raw for the engines `pread` and `uring`.
-    #[arg(long)]
-    image: PathBuf,
     /// Length of the disk in bytes.
     #[arg(long)]
     disk: u64,
@@ -37,24 +38,39 @@ pub struct Arguments {
     /// Bypass the page cache.
     #[arg(long)]
     direct: bool,
+    /// What buffers hold before they are used; writes write it. Not zero, so that their pages are
+    /// there, not only promised.
+    #[arg(long, default_value_t = 1)]
+    pattern: u8,
+    /// The image: qcow2 for libraries, raw for the engines `calls` and `uring`.
+    image: PathBuf,
+}
+
+/// Whether data is read or written.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Direction {
+    Read,
+    Write,
 }
 
 /// Checked.
 #[derive(Clone, Debug)]
 pub struct Work {
+    pub direction: Direction,
     pub engine: String,
     pub image: PathBuf,
     pub len: usize,
     pub depth: usize,
     pub count: u64,
     pub direct: bool,
+    pub pattern: u8,
     disk: u64,
     step: u64,
 }
 
 impl Arguments {
     /// Refuses what some request would not fit.
-    pub fn work(self) -> Result<Work, Failure> {
+    pub fn work(self, direction: Direction) -> Result<Work, Failure> {
         let fits = self.len > 0
             && self.disk.is_multiple_of(self.len)
             && self.step.is_multiple_of(self.len);
@@ -62,12 +78,14 @@ impl Arguments {
             return Err("disk and step must be multiples of the length, nothing may be zero".into());
         }
         Ok(Work {
+            direction,
             engine: self.engine,
             image: self.image,
             len: usize::try_from(self.len)?,
             depth: usize::try_from(self.depth)?,
             count: self.count,
             direct: self.direct,
+            pattern: self.pattern,
             disk: self.disk,
             step: self.step,
         })
@@ -75,15 +93,28 @@ impl Arguments {
 }
 
 impl Work {
-    /// Where request `index` reads.
+    /// Where request `index` goes.
     pub fn offset(&self, index: u64) -> u64 {
         let offset = u128::from(index) * u128::from(self.step) % u128::from(self.disk);
         u64::try_from(offset).unwrap_or(0) // Below the disk's length, which is 64 bits.
     }
-}
 
-/// What buffers hold before they are used: not zero, so that their pages are there, not only promised.
-pub const TOUCHED: u8 = 1;
+    /// Whether the image is written.
+    pub fn writes(&self) -> bool {
+        self.direction == Direction::Write
+    }
+
+    /// The image, opened as a raw file.
+    pub fn open_raw(&self) -> io::Result<File> {
+        let flags = if self.direct { OFlag::O_DIRECT.bits() } else { 0 };
+        OpenOptions::new().read(true).write(self.writes()).custom_flags(flags).open(&self.image)
+    }
+
+    /// A buffer for one request.
+    pub fn page_buf(&self) -> PageBuf {
+        PageBuf::new(self.len, self.pattern)
+    }
+}
 
 /// Bytes at a page's border, for engines that take any slice.
 pub struct PageBuf {
@@ -93,9 +124,9 @@ pub struct PageBuf {
 }
 
 impl PageBuf {
-    /// `len` bytes.
-    pub fn new(len: usize) -> Self {
-        let bytes = vec![TOUCHED; len + 4096];
+    /// `len` bytes of one value.
+    fn new(len: usize, value: u8) -> Self {
+        let bytes = vec![value; len + 4096];
         let start = bytes.as_ptr().align_offset(4096);
         Self { bytes, start, len }
     }
@@ -112,8 +143,9 @@ mod tests {
 
     fn work(disk: u64, step: u64) -> Work {
         let (image, engine) = (PathBuf::new(), String::new());
-        let (len, count, depth, direct) = (1, 1, 1, false);
-        Arguments { engine, image, disk, len, step, count, depth, direct }.work().unwrap()
+        let (len, count, depth, direct, pattern) = (1, 1, 1, false, 1);
+        let arguments = Arguments { engine, image, disk, len, step, count, depth, direct, pattern };
+        arguments.work(Direction::Read).unwrap()
     }
 
     #[test]
@@ -126,8 +158,8 @@ mod tests {
 
     #[test]
     fn a_buffer_is_aligned() {
-        let mut buf = PageBuf::new(100);
+        let mut buf = PageBuf::new(100, 7);
         assert_eq!(buf.slice().as_ptr().align_offset(4096), 0);
-        assert_eq!(buf.slice().len(), 100);
+        assert_eq!(buf.slice(), [7; 100]);
     }
 }

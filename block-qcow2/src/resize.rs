@@ -38,8 +38,7 @@ impl Qcow2Driver {
         if len < old {
             return self.shrink(len).await;
         }
-        self.grow(len).await?;
-        self.hide_tail(old, len).await?;
+        self.grow(old, len).await?;
         if prealloc != Prealloc::Off {
             self.preallocate(ByteRange::from_bounds(old, len)?, prealloc).await?;
         }
@@ -57,7 +56,7 @@ impl Qcow2Driver {
         self.header.with(|parts| parts.header.features.raw_data_file)
     }
 
-    async fn grow(&self, len: u64) -> Result<()> {
+    async fn grow(self: &Arc<Self>, old: u64, len: u64) -> Result<()> {
         let geometry = self.geometry();
         let needed = geometry.l1_entries_for(len);
         if needed > MAX_L1_BYTES / 8 {
@@ -66,9 +65,45 @@ impl Qcow2Driver {
         if needed > self.l1_len() {
             self.move_l1(needed).await?;
         }
-        self.header.update(|header| header.disk_len = len).await?;
+        // What comes up must be zero in the file before the header shows it.
         self.disk_len.store(len, Ordering::Release);
-        Ok(())
+        let shown = match self.hide_what_comes_up(old, len).await {
+            Ok(()) => self.header.update(|header| header.disk_len = len).await,
+            failed => failed,
+        };
+        if shown.is_err() {
+            self.disk_len.store(old, Ordering::Release);
+        }
+        shown
+    }
+
+    /// Makes what the last cluster and the backing file hold behind the end `old` read as zeroes, and
+    /// that stable.
+    async fn hide_what_comes_up(self: &Arc<Self>, old: u64, len: u64) -> Result<()> {
+        self.hide_tail(old, len).await?;
+        let start = self.geometry().cluster_alignment().round_up(old);
+        let below = self.backing.as_ref().map_or(0, |backing| backing.len()).min(len);
+        if let Ok(mut rest) = ByteRange::from_bounds(start, below) {
+            match Arc::clone(self).zero(rest, RequestFlags::empty()).await {
+                Err(Error::Unsupported) => {}
+                zeroed => {
+                    zeroed?;
+                    rest = ByteRange::default();
+                }
+            }
+            // Version 2 has no zero clusters.
+            while !rest.is_empty() {
+                let (piece, after) = rest.split_at(ZERO_BUFFER_BYTES);
+                let buf = IoBuf::zeroed(to_usize(piece.len()), Alignment::PAGE)?;
+                Arc::clone(self).write(piece, buf.into()).await?;
+                rest = after;
+            }
+        }
+        if start == old && below <= start {
+            return Ok(());
+        }
+        self.write_back(Extent::Flush).await?;
+        self.barrier().await
     }
 
     /// Moves the L1 table to where `count` entries have room.
@@ -263,6 +298,8 @@ impl Qcow2Driver {
     }
 }
 
+/// Zeroes that are written at once.
+const ZERO_BUFFER_BYTES: u64 = 1 << 20;
 /// Lengths of disks are multiples of this.
 const SECTOR: u32 = 512;
 /// Rounds in which everything is given back: two suffice, unless an error leaves something.

@@ -43,13 +43,13 @@ fn word() -> impl Strategy<Value = u64> {
         any::<u64>(),
         Just(0),
         Just(u64::MAX),
-        (0u64..80, flags.clone()).prop_map(|(n, flags)| n * 4096 | flags),
-        (0u64..400, flags).prop_map(|(n, flags)| n * 512 | flags),
+        (0u64..80, flags.clone()).prop_map(|(n, flags)| (n * 4096) | flags),
+        (0u64..400, flags).prop_map(|(n, flags)| (n * 512) | flags),
     ]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn a_check_of_any_damage_ends_and_a_repair_says_what_remains(
@@ -181,7 +181,7 @@ fn after_crash(
 fn a_repair_that_is_cut_off_loses_nothing() {
     let mut random = TestRandom(7);
     let mut images = 0;
-    for which in [0, 1, 3, 4] {
+    for which in [0, 3] {
         for damage in damages() {
             let mut damaged = sample(which).clone();
             let Some(lost) = (damage.apply)(&mut damaged) else { continue };
@@ -203,7 +203,7 @@ fn a_repair_that_is_cut_off_loses_nothing() {
             }
         }
     }
-    assert!(images > 3000, "only {images} images");
+    assert!(images > 1000, "only {images} images");
 }
 
 /// A repair that starts over leads to a clean image with the same contents, and what was right is

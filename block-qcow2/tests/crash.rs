@@ -91,6 +91,8 @@ fn shoot(game: &Game<Setup>, flushes: Flushes) -> Result<Vec<Shot>, String> {
         disk.watch(move |_| camera.lock().click());
     }
     let (ops, depth) = (game.ops.clone(), game.depth);
+    // The camera looks at both, whether the image has a data file or not.
+    let both = (Arc::clone(&image), Arc::clone(&data));
     let failed = Exec::run(game.seed, move |exec| async move {
         let data: Arc<dyn BlockDriver> = data;
         let world = World::new(&setup, image, Some(data));
@@ -111,6 +113,7 @@ fn shoot(game: &Game<Setup>, flushes: Flushes) -> Result<Vec<Shot>, String> {
     if !failed.is_empty() {
         return Err(failed.join("; "));
     }
+    drop(both);
     let shots = std::mem::take(&mut camera.lock().shots);
     Ok(shots)
 }
@@ -147,6 +150,7 @@ fn check(setup: &Setup, shot: &Shot) -> Result<(), String> {
 /// Plays a game and looks at all of its shots; how many there were.
 fn play(game: &Game<Setup>) -> Result<u64, String> {
     let shots = shoot(game, Flushes::Kept)?;
+    if std::env::var("BLOCK_SHOW").is_ok() { println!("{} {} {} {:?}", game.seed, game.setup.name, shots.len(), game.ops); }
     for shot in &shots {
         check(&game.setup, shot).map_err(|why| format!("{why}\n{}", shot.story))?;
     }

@@ -6,7 +6,7 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use block_core::driver::Prealloc;
@@ -19,12 +19,15 @@ use block_core::registry::OpenContext;
 use block_core::{Node, OpenError, Options, Registry, Support};
 use block_qcow2::Qcow2Factory;
 use block_qcow2::create::{CreateOptions, create_on};
+use block_testkit::disk::crash::CrashDisk;
 use block_testkit::disk::fault::{Fault, Rule};
 use block_testkit::disk::mem::{MemConfig, MemDisk};
 use block_testkit::disk::record::Record;
 use block_testkit::disk::tap::{Kind, Tapped};
 use block_testkit::naive::qcow2::Image;
 use block_testkit::peer::{ImageDir, Verdict};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 use support::{contents, open_with};
 
@@ -357,12 +360,87 @@ fn a_creation_that_fails_half_way_leaves_no_image() {
             // Neither the old image nor half of the new one, except where nothing was done or all.
             let opened = support::open_driver(memory, OpenFlags::READ_ONLY);
             let nothing_done = kind == Kind::Truncate && skip == 0;
-            let all_done = kind == Kind::FlushToDisk && skip == 1;
+            let all_done = kind == Kind::FlushToDisk && skip == 2;
             assert_eq!(opened.is_ok(), nothing_done || all_done, "{kind:?} {skip}");
             failed += 1;
         }
     }
     assert!(failed >= 8, "{failed}");
+}
+
+/// Creates over an old image and crashes at every moment: what is left is the old image untouched, the
+/// new one whole, or none.
+fn crash_everywhere(options: &CreateOptions, seed: u64) -> [usize; 3] {
+    let old = {
+        let dir = ImageDir::new().unwrap();
+        create(&dir, "a.qcow2", "size=1M,cluster_size=512,preallocation=metadata").unwrap();
+        dir.bytes("a.qcow2").unwrap()
+    };
+    let disk = CrashDisk::new(old.clone());
+    let rng = Mutex::new(ChaCha8Rng::seed_from_u64(seed));
+    let images = Arc::new(Mutex::new(Vec::new()));
+    let (crashed, into) = (Arc::downgrade(&disk), Arc::clone(&images));
+    disk.watch(move |_| {
+        let Some(disk) = crashed.upgrade() else { return };
+        let mut rng = rng.lock().unwrap();
+        for _ in 0..4 {
+            into.lock().unwrap().push(disk.crash(&mut *rng).bytes);
+        }
+    });
+    block_on(create_on(&Node::new(disk.clone(), Default::default()), None, options)).unwrap();
+    let new = disk.stable();
+    assert!(Image::open(&new).unwrap().check().unwrap().is_clean());
+    let mut seen = [0; 3];
+    for bytes in images.lock().unwrap().iter() {
+        let index = match Image::open(bytes) {
+            Err(_) => 0,
+            Ok(_) if *bytes == old => 1,
+            Ok(_) => 2,
+        };
+        assert!(index < 2 || *bytes == new, "seed {seed}: an image that is neither old nor new");
+        seen[index] += 1;
+    }
+    seen
+}
+
+#[test]
+fn a_crash_leaves_the_old_image_the_new_one_or_none() {
+    let mut seen = [0; 3];
+    for seed in 0..8 {
+        for options in [
+            CreateOptions::new(1 << 20),
+            CreateOptions::new(1 << 20).cluster_size(512).preallocation(Prealloc::Metadata),
+            CreateOptions::new(1 << 20).backing("base", "raw"),
+        ] {
+            let more = crash_everywhere(&options, seed);
+            seen.iter_mut().zip(more).for_each(|(all, more)| *all += more);
+        }
+    }
+    // Each of the three was reached.
+    assert!(seen.iter().all(|count| *count > 10), "{seen:?}");
+}
+
+#[test]
+fn the_peer_goes_on_writing() {
+    for options in [
+        "cluster_size=512,refcount_bits=64",
+        "cluster_size=4k,refcount_bits=1,compression_type=zstd",
+        "extended_l2=on,preallocation=metadata",
+        "cluster_size=512,preallocation=full",
+        "compat=0.10",
+        "data_file=data.raw,data_file_raw=on,lazy_refcounts=on",
+    ] {
+        let dir = ImageDir::new().unwrap();
+        create(&dir, "a.qcow2", &format!("size=3M,{options}")).unwrap();
+        let commands =
+            ["write -P 1 100k 1M", "write -z 512k 64k", "discard 1M 128k", "write -P 2 2M 1M"];
+        dir.qemu_io("a.qcow2", &commands).unwrap();
+        assert_eq!(dir.check("a.qcow2").unwrap(), Verdict::Clean, "{options}");
+        let node = open_with(&dir.path("a.qcow2"), OpenFlags::READ_ONLY, Options::new()).unwrap();
+        let expect = dir.raw_contents("a.qcow2", &[]).unwrap();
+        assert!(expect[2 << 20..].iter().all(|byte| *byte == 2), "{options}");
+        assert!(contents(&node, 1 << 20) == expect, "{options}");
+    }
 }
 
 /// A disk like a device: it keeps its length, and holds something.

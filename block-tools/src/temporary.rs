@@ -16,7 +16,7 @@ const FORMAT: &str = "qcow2";
 /// Where the overlay is made unless `TMPDIR` says otherwise: not in memory, as it may become large.
 const DIRECTORY: &str = "/var/tmp";
 
-/// Opens the image for reading, and an empty overlay over it for writing.
+/// Opens the image for reading, and an empty overlay over it, for writing if the image was to be.
 pub(crate) async fn open(context: OpenContext, spec: &ImageSpec) -> Result<Node, SpecError> {
     let flags = OpenFlags { writable: false, ..spec.flags };
     let below = ImageSpec { writes: Writes::Image, flags, ..spec.clone() };
@@ -26,6 +26,8 @@ pub(crate) async fn open(context: OpenContext, spec: &ImageSpec) -> Result<Node,
     let directory = PathBuf::from(directory.unwrap_or_else(|| OsString::from(DIRECTORY)));
     let failed =
         |error: std::io::Error| OpenError::File { path: directory.clone(), error: error.into() };
+    // Says what is wrong with it; the error below would not.
+    std::fs::metadata(&directory).map_err(failed)?;
     let file = tempfile::Builder::new().prefix("block-").tempfile_in(&directory);
     let file = file.map_err(failed)?;
     let name =
@@ -47,7 +49,7 @@ pub(crate) async fn open(context: OpenContext, spec: &ImageSpec) -> Result<Node,
         options.set(format!("backing.{name}"), value);
     }
     let mut overlay = context;
-    overlay.flags.writable = true;
+    overlay.flags.writable = spec.flags.writable;
     let node = overlay.open(options).await?;
     // Only the open file is left; what its descriptor holds goes when it is closed.
     file.close().map_err(failed)?;

@@ -9,17 +9,18 @@ use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate, Stora
 use super::{Tickets, Times};
 use crate::Failure;
 use crate::stopwatch::Stopwatch;
-use crate::work::{TOUCHED, Work};
+use crate::work::{Direction, Work};
 
 pub fn run(work: &Work) -> Result<Times, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    runtime.block_on(read(work))
+    runtime.block_on(send(work))
 }
 
-async fn read(work: &Work) -> Result<Times, Failure> {
+async fn send(work: &Work) -> Result<Times, Failure> {
     let storage = StorageOpenOptions::new().direct(work.direct);
     let image = Qcow2::<File>::builder_path(&work.image)
         .storage_open_options(storage)
+        .write(work.writes())
         .open(PermissiveImplicitOpenGate::default())
         .await?;
     let image = FormatAccess::new(image);
@@ -27,16 +28,23 @@ async fn read(work: &Work) -> Result<Times, Failure> {
     let mut bufs = Vec::new();
     for _ in 0..work.depth {
         let mut buf = IoBuffer::new(work.len, 4096)?;
-        buf.as_mut().into_slice().fill(TOUCHED);
+        buf.as_mut().into_slice().fill(work.pattern);
         bufs.push(buf);
     }
     let watch = Stopwatch::start()?;
     try_join_all(bufs.iter_mut().map(async |buf| {
         while let Some(index) = tickets.take() {
-            image.read(&mut *buf, work.offset(index)).await?;
+            match work.direction {
+                Direction::Read => image.read(&mut *buf, work.offset(index)).await?,
+                Direction::Write => image.write(&*buf, work.offset(index)).await?,
+            }
         }
         Ok::<_, Failure>(())
     }))
     .await?;
-    watch.stop()
+    let times = watch.stop()?;
+    if work.writes() {
+        image.flush().await?;
+    }
+    Ok(times)
 }

@@ -1,14 +1,14 @@
-//! The engines: one file per way of reading.
+//! The engines: one file per way of reading and writing.
 //!
 //! An asynchronous engine runs `depth` loops on one thread, each with a buffer of its own, which take
 //! the next request from a common counter.
 
 mod block_core;
+mod calls;
 #[cfg(feature = "async-peers")]
 mod imago_async;
 #[cfg(feature = "sync-peers")]
 mod imago_sync;
-mod pread;
 #[cfg(feature = "async-peers")]
 mod qcow2_rs;
 mod uring;
@@ -28,7 +28,7 @@ type Times = (Duration, Duration);
 type Engine = (&'static str, fn(&Work) -> Result<Times, Failure>);
 
 const ENGINES: &[Engine] = &[
-    ("pread", pread::run),
+    ("calls", calls::run),
     ("uring", uring::run),
     ("block-core", block_core::run),
     #[cfg(feature = "async-peers")]

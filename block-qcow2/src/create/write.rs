@@ -110,6 +110,8 @@ impl NewImage<'_> {
         let (tables, len) = (layout.data_offset().bytes(), layout.len());
         match empty(self.file).await? {
             Emptied::Yes => {
+                // No old header comes back beside new tables.
+                flush(self.file).await?;
                 grow("image file", self.file, tables, Prealloc::Off).await?;
                 let space = space_of(self.options.allocated());
                 grow("image file", self.file, len, space).await

@@ -61,7 +61,16 @@ impl Snapshots for Qcow2Driver {
         let snapshot = self.snapshot(which)?;
         let (len, l1) = self.applicable(&snapshot).await?;
         let done = match self.begin().await {
-            Ok(()) => self.return_to(len, l1).await,
+            Ok(()) => {
+                self.mark_changing().await?;
+                self.event("snapshot_apply.refcounts");
+                if let Err(error) = self.count_up(&l1).await {
+                    // Damage of a snapshot is no reason to stop using the disk: told, and no more.
+                    self.settle_all().await?;
+                    return Err(error);
+                }
+                self.return_to(len, l1).await
+            }
             failed => failed,
         };
         self.finish(done).await
@@ -73,7 +82,6 @@ impl Snapshots for Qcow2Driver {
         let snapshot = self.snapshot(which)?;
         let done = match self.begin().await {
             Ok(()) => {
-                // Damage of a snapshot is no reason to stop using the disk, so it is told and no more.
                 let l1 = l1_of(&self.file, self.geometry(), &snapshot, snapshot.l1.count).await?;
                 self.check_references(&l1).await?;
                 self.remove(&snapshot, &l1).await
@@ -185,11 +193,9 @@ impl Qcow2Driver {
         Ok((len, shared(&l1)))
     }
 
-    /// Makes the disk `len` bytes long and what `l1` says, the L1 table of a snapshot.
+    /// Makes the disk `len` bytes long and what `l1` says, the L1 table of a snapshot, whose references
+    /// are counted.
     async fn return_to(&self, len: u64, l1: Vec<u64>) -> Result<()> {
-        self.mark_changing().await?;
-        self.event("snapshot_apply.refcounts");
-        self.count_up(&l1).await?;
         let place = match self.prepare_l1(&l1).await {
             Ok(place) => place,
             Err(error) => {

@@ -1,14 +1,16 @@
-//! Who reads an image, by which command, and how its time is known.
+//! Who reads or writes an image, by which command, and how its time is known.
 //!
 //! Library programs and raw loops measure their own loop. Command lines print how long their loop
 //! took; their CPU time is that of the process, less that of a run with a single request, which is
-//! what starting the program and opening the image cost.
+//! what starting the program, opening the image and closing it cost.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
 
+use super::disks::Disk;
 use super::{Programs, number};
 use crate::failure::{Failure, Result};
 use crate::run;
@@ -16,19 +18,30 @@ use crate::run;
 /// Which requests are sent.
 #[derive(Clone, Debug)]
 pub(super) struct Requests {
+    pub(super) direction: Direction,
     pub(super) len: u64,
     pub(super) step: u64,
     pub(super) depth: u64,
     pub(super) count: u64,
     pub(super) direct: bool,
+    /// The byte that is written.
+    pub(super) pattern: u8,
 }
 
-/// The disk that is read, in both formats.
-#[derive(Clone, Debug)]
-pub(super) struct Disk {
-    pub(super) raw: PathBuf,
-    pub(super) qcow2: PathBuf,
-    pub(super) len: u64,
+/// Whether data is read or written.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(super) enum Direction {
+    Read,
+    Write,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        })
+    }
 }
 
 /// Wall clock and CPU of so many requests.
@@ -43,11 +56,11 @@ pub(super) struct Sample {
 /// at some 100 000 requests, sometimes.
 const QEMU_COUNT_MAX: u64 = 20_000;
 
-/// Who reads.
+/// Who.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(super) enum Contender {
     /// A loop over a raw file: what the system can give.
-    Limit(&'static str),
+    Limit(Loop),
     /// `qemu-img bench` with this `-i`.
     Qemu(&'static str),
     /// Another library, by its engine's name.
@@ -58,12 +71,24 @@ pub(super) enum Contender {
     BlockCore,
 }
 
+/// How a raw file is read or written.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(super) enum Loop {
+    /// One system call after the other.
+    Calls,
+    /// io_uring.
+    Uring,
+}
+
 impl Contender {
-    /// Those that can do `requests`.
+    /// Who writes the raw file that the image of ours is compared with.
+    pub(super) const REFERENCE: Self = Self::Limit(Loop::Calls);
+
+    /// Those that may be able to send `requests`.
     pub(super) fn all(requests: &Requests) -> Vec<Self> {
         let mut all = vec![
-            Self::Limit("pread"),
-            Self::Limit("uring"),
+            Self::Limit(Loop::Calls),
+            Self::Limit(Loop::Uring),
             Self::Qemu("threads"),
             Self::Qemu("io_uring"),
         ];
@@ -82,9 +107,10 @@ impl Contender {
     }
 
     /// As the tables show it.
-    pub(super) fn name(self) -> String {
+    pub(super) fn name(self, direction: Direction) -> String {
         match self {
-            Self::Limit(engine) => format!("raw {engine}"),
+            Self::Limit(Loop::Calls) => format!("raw p{direction}"),
+            Self::Limit(Loop::Uring) => "raw uring".to_owned(),
             Self::Qemu(aio) => format!("qemu-img bench -i {aio}"),
             Self::Library(engine) => engine.to_owned(),
             Self::BlockImg => "block-img bench".to_owned(),
@@ -92,11 +118,27 @@ impl Contender {
         }
     }
 
+    /// As many of `requests` as the contender survives. Ours write bytes of their own, so that one
+    /// can tell that it was they who wrote.
+    pub(super) fn adapt(self, requests: &Requests) -> Requests {
+        let (count, pattern) = match self {
+            Self::Qemu(_) => (requests.count.min(QEMU_COUNT_MAX), requests.pattern),
+            Self::BlockImg => (requests.count, 2),
+            Self::BlockCore => (requests.count, 3),
+            Self::Limit(_) | Self::Library(_) => (requests.count, requests.pattern),
+        };
+        Requests { count, pattern, ..requests.clone() }
+    }
+
     /// The command that sends `requests`.
     pub(super) fn command(self, programs: &Programs, disk: &Disk, requests: &Requests) -> Command {
-        let requests = &self.survived(requests);
-        match self {
-            Self::Limit(engine) => engine_command(&programs.asynchronous, engine, disk, requests),
+        let mut command = match self {
+            Self::Limit(Loop::Calls) => {
+                engine_command(&programs.asynchronous, "calls", disk, requests)
+            }
+            Self::Limit(Loop::Uring) => {
+                engine_command(&programs.asynchronous, "uring", disk, requests)
+            }
             Self::Library(engine @ "imago-sync") => {
                 engine_command(&programs.synchronous, engine, disk, requests)
             }
@@ -104,47 +146,48 @@ impl Contender {
             Self::BlockCore => engine_command(&programs.asynchronous, "block-core", disk, requests),
             Self::Qemu(aio) => {
                 let mut command = bench_command(Path::new("qemu-img"), requests);
-                command.args(["-i", aio]).arg(&disk.qcow2);
+                command.args(["-i", aio]);
                 command
             }
-            Self::BlockImg => {
-                let mut command = bench_command(&programs.block_img, requests);
-                command.arg(&disk.qcow2);
-                command
-            }
+            Self::BlockImg => bench_command(&programs.block_img, requests),
+        };
+        command.arg(self.image(disk));
+        command
+    }
+
+    /// The raw loops use the raw file.
+    fn image(self, disk: &Disk) -> &PathBuf {
+        match self {
+            Self::Limit(_) => &disk.raw,
+            _ => &disk.qcow2,
         }
     }
 
-    /// As many of `requests` as the contender survives.
-    fn survived(self, requests: &Requests) -> Requests {
-        let count = match self {
-            Self::Qemu(_) => requests.count.min(QEMU_COUNT_MAX),
-            _ => requests.count,
-        };
-        Requests { count, ..requests.clone() }
-    }
-
-    /// Sends `requests` once, or as many of them as the contender survives.
+    /// Sends `requests` once, or as many of them as the contender survives. What they leave in an image
+    /// stays there until the next sample.
     pub(super) fn sample(
         self,
         programs: &Programs,
         disk: &Disk,
         requests: &Requests,
     ) -> Result<Sample> {
-        let requests = &self.survived(requests);
+        let requests = &self.adapt(requests);
         let count = requests.count;
-        let mut command = self.command(programs, disk, requests);
+        let prepared = |requests: &Requests| -> Result<Command> {
+            disk.prepare(self.image(disk), requests.direction)?;
+            Ok(self.command(programs, disk, requests))
+        };
         if !matches!(self, Self::Qemu(_) | Self::BlockImg) {
-            let value = run::json(&mut command)?;
+            let value = run::json(&mut prepared(requests)?)?;
             return Ok(Sample {
                 count,
                 seconds: number(&value, "seconds")?,
                 cpu_seconds: number(&value, "cpu_seconds")?,
             });
         }
-        let value = programs.measure(&command, &run::root())?;
         let one = Requests { count: 1, depth: 1, ..requests.clone() };
-        let start = programs.measure(&self.command(programs, disk, &one), &run::root())?;
+        let start = programs.measure(&prepared(&one)?, &run::root())?;
+        let value = programs.measure(&prepared(requests)?, &run::root())?;
         Ok(Sample {
             count,
             seconds: run_completed(&value)?,
@@ -153,14 +196,10 @@ impl Contender {
     }
 }
 
-/// A program of bench-peers; the raw loops read the raw file.
+/// A program of bench-peers, but for the image's name.
 fn engine_command(program: &Path, engine: &str, disk: &Disk, requests: &Requests) -> Command {
-    let image = match engine {
-        "pread" | "uring" => &disk.raw,
-        _ => &disk.qcow2,
-    };
     let mut command = run::command(program);
-    command.args(["read", "--engine", engine, "--image"]).arg(image);
+    command.args([requests.direction.to_string().as_str(), "--engine", engine]);
     for (option, value) in [
         ("--disk", disk.len),
         ("--len", requests.len),
@@ -173,10 +212,13 @@ fn engine_command(program: &Path, engine: &str, disk: &Disk, requests: &Requests
     if requests.direct {
         command.arg("--direct");
     }
+    if requests.direction == Direction::Write {
+        command.args(["--pattern", &requests.pattern.to_string()]);
+    }
     command
 }
 
-/// `qemu-img bench` or `block-img bench`, whose options are the same.
+/// `qemu-img bench` or `block-img bench`, whose options are the same, but for the image's name.
 fn bench_command(program: &Path, requests: &Requests) -> Command {
     let mut command = run::command(program);
     command.args(["bench", "-f", "qcow2"]);
@@ -189,6 +231,9 @@ fn bench_command(program: &Path, requests: &Requests) -> Command {
         command.args([option, &value.to_string()]);
     }
     command.args(["-t", if requests.direct { "none" } else { "writeback" }]);
+    if requests.direction == Direction::Write {
+        command.args(["-w", "--pattern", &requests.pattern.to_string()]);
+    }
     command
 }
 
@@ -220,11 +265,40 @@ mod tests {
         assert!(run_completed(&json!({ "stdout": "no" })).is_err());
     }
 
+    const READS: Requests = Requests {
+        direction: Direction::Read,
+        len: 1,
+        step: 1,
+        depth: 1,
+        count: 30_000,
+        direct: false,
+        pattern: 1,
+    };
+
     #[test]
     fn linux_aio_takes_part_without_the_page_cache_only() {
-        let requests = |direct| Requests { len: 1, step: 1, depth: 1, count: 1, direct };
         let native = Contender::Qemu("native");
-        assert!(Contender::all(&requests(true)).contains(&native));
-        assert!(!Contender::all(&requests(false)).contains(&native));
+        assert!(Contender::all(&Requests { direct: true, ..READS }).contains(&native));
+        assert!(!Contender::all(&READS).contains(&native));
+    }
+
+    #[test]
+    fn ours_write_bytes_that_nobody_else_writes() {
+        let writes = Requests { direction: Direction::Write, ..READS };
+        let pattern = |contender: Contender| contender.adapt(&writes).pattern;
+        let all = Contender::all(&writes);
+        for ours in all.iter().filter(|contender| contender.is_ours()) {
+            let same = all.iter().filter(|other| pattern(**other) == pattern(*ours));
+            assert_eq!(same.count(), 1);
+        }
+    }
+
+    #[test]
+    fn writes_are_asked_for() {
+        let line = |requests: &Requests| run::line(&bench_command(Path::new("x"), requests));
+        assert_eq!(line(&READS), "x bench -f qcow2 -c 30000 -d 1 -s 1 -S 1 -t writeback");
+        let writes = Requests { direction: Direction::Write, direct: true, ..READS };
+        assert!(line(&writes).ends_with(" -t none -w --pattern 1"));
+        assert_eq!(Contender::REFERENCE.name(Direction::Write), "raw pwrite");
     }
 }

@@ -4,11 +4,14 @@
 //! Only ratios within one run mean anything: the machine, its load and its disk differ from run to
 //! run. What each contender runs is printed with its result.
 
+mod against;
 mod contender;
 mod conversions;
+mod disks;
 mod layer;
-mod reads;
 mod report;
+mod requests;
+mod rows;
 mod sources;
 
 use std::fs;
@@ -18,6 +21,7 @@ use std::process::Command;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
+use self::contender::Direction;
 use crate::failure::{Failure, Result};
 use crate::scratch::Scratch;
 use crate::{run, setup};
@@ -49,6 +53,7 @@ pub(crate) struct Arguments {
 #[derive(Copy, Clone, PartialEq, Eq, Debug, ValueEnum)]
 enum Part {
     Reads,
+    Writes,
     Conversions,
     Layer,
 }
@@ -90,8 +95,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if wanted(Part::Layer) {
         text += &layer::measure(&programs, scale)?;
     }
-    if wanted(Part::Reads) {
-        text += &reads::measure(&programs, &scratch, scale, &arguments.row)?;
+    for (part, direction) in [(Part::Reads, Direction::Read), (Part::Writes, Direction::Write)] {
+        if wanted(part) {
+            text += &requests::measure(&programs, &scratch, scale, direction, &arguments.row)?;
+        }
     }
     if wanted(Part::Conversions) {
         text += &conversions::measure(&programs, &scratch, scale, &arguments.row)?;

@@ -156,6 +156,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// Changes the entry of `key` and marks it dirty. If it was evicted since, it is `loaded` that is
     /// changed and put on the shelf, whatever the budget says.
     pub(crate) fn modify<R>(&self, key: u64, loaded: V, change: impl FnOnce(&mut V) -> R) -> R {
+        let mut flights = self.flights.lock();
         let mut shelf = self.shelf.write();
         let index = match shelf.index.get(&key) {
             // Gone before the change: a value that is shared twice would be copied.
@@ -164,6 +165,8 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
                 index
             }
             None => {
+                // A load that is under way brings what was there before the change.
+                flights.remove(&key);
                 let reservation = self.budget.reserve_minimum(self.entry_bytes);
                 shelf.push(key, loaded, Some(reservation));
                 let index = shelf.slots.len() - 1;
@@ -171,6 +174,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
                 index
             }
         };
+        drop(flights);
         let slot = &mut shelf.slots[index];
         let newly = !std::mem::replace(&mut slot.dirty, true);
         *slot.used.get_mut() = true;
@@ -421,6 +425,21 @@ mod tests {
         send.send(Ok(1)).unwrap();
         assert_eq!(block_on(cache.peek_or_load(7, || unreachable!())), Ok(1));
         assert_eq!(cache.peek(7), Some(1));
+    }
+
+    #[test]
+    fn a_load_that_was_under_way_during_a_change_is_not_kept() {
+        let cache = cache(4, 0, 1000);
+        let (send, receive) = oneshot::channel::<Result<u64>>();
+        let mut load = Box::pin(cache.peek_or_load(7, || receive.map(|r| r.unwrap()).boxed()));
+        assert!(block_on(async { futures::poll!(&mut load) }).is_pending());
+        // Loaded before by somebody else, and evicted since.
+        cache.modify(7, 1, |value| *value = 2);
+        cache.clean(7, |_| true);
+        assert_eq!(cache.peek(7), None);
+        send.send(Ok(1)).unwrap();
+        assert_eq!(block_on(load), Ok(1), "it began before the change");
+        assert_eq!(cache.peek(7), None, "but nobody else sees it");
     }
 
     proptest! {

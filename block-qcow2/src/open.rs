@@ -15,7 +15,7 @@ use block_core::driver::BlockDriver;
 use block_core::error::Problem;
 use block_core::range::to_usize;
 use block_core::registry::{CreateOption, DriverFactory, OpenContext};
-use block_core::{ByteRange, Node, OpenError, OpenFlags, Options};
+use block_core::{ByteRange, Error, Node, OpenError, OpenFlags, Options};
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
 use roaring::RoaringTreemap;
@@ -402,9 +402,13 @@ pub(crate) async fn read_meta(
     let table = header.refcount_table;
     let words = u64::from(table.count) * (geometry.cluster_size() / 8);
     let entries = read_words(file, "refcount table", table.offset, words).await?;
+    let mut blocks = RoaringTreemap::new();
     for raw in &entries {
-        table_entry(geometry, *raw)
+        let block = table_entry(geometry, *raw)
             .map_err(|fault| bad_field(fault.what, fault.value, Problem::Unknown))?;
+        if block.is_some_and(|block| !blocks.insert(block.bytes() >> geometry.cluster_bits())) {
+            return Err(bad_field("refcount block used twice", *raw, Problem::Overlap));
+        }
     }
     let cache_bytes = options.refcount_cache_bytes.unwrap_or(budget.limit() / 4);
     let mut refcounts = Refcounts::new(
@@ -416,9 +420,9 @@ pub(crate) async fn read_meta(
         entries,
         cache_bytes,
     );
-    let own = refcounts.get(0).await.map_err(|error| {
-        let what = "refcount of the header's cluster";
-        OpenError::Request { what, error }
+    let own = refcounts.get(0).await.map_err(|error| match error {
+        Error::Corrupt { what, value } => bad_field(what, value, Problem::Unknown),
+        error => OpenError::Request { what: "refcount of the header's cluster", error },
     })?;
     if own == 0 {
         // The first allocation would overwrite the header.

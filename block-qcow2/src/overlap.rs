@@ -175,15 +175,25 @@ impl OverlapMap {
         });
         match hits.next() {
             None => Ok(()),
-            Some((what, cluster)) => {
-                Err(Fault::new(what, cluster << self.geometry.cluster_bits()))
-            }
+            Some((what, cluster)) => Err(Fault::new(what, cluster << self.geometry.cluster_bits())),
         }
     }
 
     /// Whether the clusters of `len` bytes at `offset`, which the refcounts call free, are no metadata.
     pub(crate) fn check_free(&self, offset: HostOffset, len: u64) -> Result<(), Fault> {
         self.check_unused(offset.bytes(), len, "refcount 0 of metadata at")
+    }
+
+    /// Whether an L1 entry may point at `table`: there is no metadata but L2 tables.
+    pub(crate) fn check_table(&self, table: HostOffset) -> Result<(), Fault> {
+        let cluster = table.bytes() >> self.geometry.cluster_bits();
+        let sets = self.sets.read();
+        let l2 = [Section::ActiveL2, Section::InactiveL2];
+        let mut others = SECTIONS.iter().filter(|(section, ..)| !l2.contains(section));
+        match others.any(|(section, ..)| sets.sections[index(*section)].contains(cluster)) {
+            false => Ok(()),
+            true => Err(Fault::new("L2 table in other metadata at", table.bytes())),
+        }
     }
 
     /// Whether what an entry held may be given back or punched out: it is no metadata.

@@ -150,7 +150,9 @@ fn check(setup: &Setup, shot: &Shot) -> Result<(), String> {
 /// Plays a game and looks at all of its shots; how many there were.
 fn play(game: &Game<Setup>) -> Result<u64, String> {
     let shots = shoot(game, Flushes::Kept)?;
-    if std::env::var("BLOCK_SHOW").is_ok() { println!("{} {} {} {:?}", game.seed, game.setup.name, shots.len(), game.ops); }
+    if std::env::var("BLOCK_SHOW").is_ok() {
+        println!("{} {} {} {:?}", game.seed, game.setup.name, shots.len(), game.ops);
+    }
     for shot in &shots {
         check(&game.setup, shot).map_err(|why| format!("{why}\n{}", shot.story))?;
     }

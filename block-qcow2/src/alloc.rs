@@ -91,7 +91,7 @@ impl Meta {
             let host = HostOffset::new(guest.bytes());
             return Ok(Place { host, count, fresh: false });
         }
-        let run = self.refcounts.allocate(Want::UpTo(count), header).await?;
+        let run = self.allocate(Want::UpTo(count), header).await?;
         Ok(self.place(run))
     }
 
@@ -102,7 +102,7 @@ impl Meta {
         count: u64,
         header: &HeaderStore,
     ) -> Result<HostOffset> {
-        let run = self.refcounts.allocate(Want::Exactly(count), header).await?;
+        let run = self.allocate(Want::Exactly(count), header).await?;
         let place = self.place(run);
         self.overlap.insert(section, place.host, count << self.geometry.cluster_bits());
         Ok(place.host)
@@ -114,8 +114,16 @@ impl Meta {
         want: Want,
         header: &HeaderStore,
     ) -> Result<Place> {
-        let run = self.refcounts.allocate(want, header).await?;
+        let run = self.allocate(want, header).await?;
         Ok(self.place(run))
+    }
+
+    async fn allocate(&mut self, want: Want, header: &HeaderStore) -> Result<Run> {
+        let run = self.refcounts.allocate(want, header).await?;
+        for run in std::mem::take(&mut self.refcounts.left) {
+            self.push_dropped(Freed { run, reason: Reason::Other });
+        }
+        Ok(run)
     }
 
     fn place(&mut self, run: Run) -> Place {

@@ -33,6 +33,8 @@ pub(crate) struct Cache<V> {
     max_entries: usize,
     /// Entries that it may hold whatever the budget says.
     min_entries: usize,
+    /// No more entries than `max_entries` exist.
+    holds_all: bool,
     /// Taken with the first entry: an image that is never asked costs nothing.
     minimum: OnceLock<Reservation>,
 }
@@ -67,6 +69,8 @@ struct Shelf<V> {
     hand: usize,
     /// How many slots are dirty.
     dirty: usize,
+    /// How many of them there was no room for.
+    surplus: usize,
 }
 
 struct Slot<V> {
@@ -90,11 +94,13 @@ pub(crate) struct CacheSize {
     pub(crate) max_entries: usize,
     /// Entries that are held in any case.
     pub(crate) min_entries: usize,
+    /// Whether no more entries than `max_entries` exist.
+    pub(crate) holds_all: bool,
 }
 
 impl<V: Clone + Send + Sync + 'static> Cache<V> {
     pub(crate) fn new(size: CacheSize, budget: Arc<MemoryBudget>) -> Self {
-        let shelf = Shelf { index: Map::default(), slots: Vec::new(), hand: 0, dirty: 0 };
+        let shelf = Shelf::empty();
         Self {
             shelf: RwLock::new(shelf),
             flights: Mutex::new(Map::default()),
@@ -103,6 +109,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             entry_bytes: size.entry_bytes,
             max_entries: size.max_entries.max(size.min_entries),
             min_entries: size.min_entries,
+            holds_all: size.holds_all,
         }
     }
 
@@ -156,6 +163,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// Changes the entry of `key` and marks it dirty. If it was evicted since, it is `loaded` that is
     /// changed and put on the shelf, whatever the budget says.
     pub(crate) fn modify<R>(&self, key: u64, loaded: V, change: impl FnOnce(&mut V) -> R) -> R {
+        let mut flights = self.flights.lock();
         let mut shelf = self.shelf.write();
         let index = match shelf.index.get(&key) {
             // Gone before the change: a value that is shared twice would be copied.
@@ -164,13 +172,17 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
                 index
             }
             None => {
+                // A load that is under way brings what was there before the change.
+                flights.remove(&key);
                 let reservation = self.budget.reserve_minimum(self.entry_bytes);
                 shelf.push(key, loaded, Some(reservation));
                 let index = shelf.slots.len() - 1;
                 shelf.slots[index].surplus = true;
+                shelf.surplus += 1;
                 index
             }
         };
+        drop(flights);
         let slot = &mut shelf.slots[index];
         let newly = !std::mem::replace(&mut slot.dirty, true);
         *slot.used.get_mut() = true;
@@ -202,11 +214,12 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         }
     }
 
-    /// Whether so many entries are dirty that they should be written back before more are.
+    /// Whether so many entries are dirty that they should be written back before more are: most of those
+    /// that there may be, or some for which there was no room.
     pub(crate) fn is_crowded(&self) -> bool {
         let shelf = self.shelf.read();
-        let room = shelf.slots.len().max(self.max_entries / 4);
-        shelf.dirty >= MIN_CROWD.max(room / 2)
+        let most = if self.holds_all { usize::MAX } else { self.max_entries / 4 * 3 };
+        shelf.dirty >= MIN_CROWD.max(most) || shelf.surplus >= MIN_CROWD
     }
 
     /// Whether there is a dirty entry.
@@ -238,7 +251,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         let mut flights = self.flights.lock();
         flights.clear();
         let mut shelf = self.shelf.write();
-        *shelf = Shelf { index: Map::default(), slots: Vec::new(), hand: 0, dirty: 0 };
+        *shelf = Shelf::empty();
     }
 
     fn insert(&self, key: u64, value: V) {
@@ -269,6 +282,10 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
 const MIN_CROWD: usize = 4;
 
 impl<V> Shelf<V> {
+    fn empty() -> Self {
+        Self { index: Map::default(), slots: Vec::new(), hand: 0, dirty: 0, surplus: 0 }
+    }
+
     fn push(&mut self, key: u64, value: V, reservation: Option<Reservation>) {
         self.index.insert(key, self.slots.len());
         let used = AtomicBool::new(true);
@@ -286,6 +303,7 @@ impl<V> Shelf<V> {
         let removed = self.slots.swap_remove(index);
         self.index.remove(&removed.key);
         self.dirty -= usize::from(removed.dirty);
+        self.surplus -= usize::from(removed.surplus);
         if let Some(moved) = self.slots.get(index) {
             self.index.insert(moved.key, index);
         }
@@ -326,7 +344,7 @@ mod tests {
     use super::*;
 
     fn cache(max_entries: usize, min_entries: usize, budget: u64) -> Cache<u64> {
-        let size = CacheSize { entry_bytes: 10, max_entries, min_entries };
+        let size = CacheSize { entry_bytes: 10, max_entries, min_entries, holds_all: false };
         Cache::new(size, MemoryBudget::new(budget))
     }
 
@@ -338,7 +356,8 @@ mod tests {
     #[test]
     fn the_budget_bounds_it_and_the_minimum_stays() {
         let budget = MemoryBudget::new(25);
-        let size = CacheSize { entry_bytes: 10, max_entries: 100, min_entries: 1 };
+        let size =
+            CacheSize { entry_bytes: 10, max_entries: 100, min_entries: 1, holds_all: false };
         let first = Cache::new(size, Arc::clone(&budget));
         let second = Cache::new(size, Arc::clone(&budget));
         (0..50).for_each(|key| assert_eq!(load(&first, key), key * 2));
@@ -421,6 +440,21 @@ mod tests {
         send.send(Ok(1)).unwrap();
         assert_eq!(block_on(cache.peek_or_load(7, || unreachable!())), Ok(1));
         assert_eq!(cache.peek(7), Some(1));
+    }
+
+    #[test]
+    fn a_load_that_was_under_way_during_a_change_is_not_kept() {
+        let cache = cache(4, 0, 1000);
+        let (send, receive) = oneshot::channel::<Result<u64>>();
+        let mut load = Box::pin(cache.peek_or_load(7, || receive.map(|r| r.unwrap()).boxed()));
+        assert!(block_on(async { futures::poll!(&mut load) }).is_pending());
+        // Loaded before by somebody else, and evicted since.
+        cache.modify(7, 1, |value| *value = 2);
+        cache.clean(7, |_| true);
+        assert_eq!(cache.peek(7), None);
+        send.send(Ok(1)).unwrap();
+        assert_eq!(block_on(load), Ok(1), "it began before the change");
+        assert_eq!(cache.peek(7), None, "but nobody else sees it");
     }
 
     proptest! {

@@ -321,8 +321,10 @@ impl BlockDriver for Qcow2Driver {
         }
         let _pass = self.gate.enter().await;
         if let Some((host, node)) = self.in_place_at_once(range) {
-            writer.overlap.check_data(host).map_err(|f| self.fault(f))?;
-            return node.write(host, iov, RequestFlags::empty()).await;
+            return match writer.overlap.check_data(host) {
+                Ok(()) => node.write(host, iov, RequestFlags::empty()).await,
+                Err(fault) => self.after(Err(fault.into())).await,
+            };
         }
         let write: BoxFuture<'static, _> = Box::pin(Arc::clone(&self).write(range, iov));
         let written = write.await;

@@ -15,7 +15,7 @@ use block_core::driver::BlockDriver;
 use block_core::error::Problem;
 use block_core::range::to_usize;
 use block_core::registry::{CreateOption, DriverFactory, OpenContext};
-use block_core::{ByteRange, Node, OpenError, OpenFlags, Options};
+use block_core::{ByteRange, Error, Node, OpenError, OpenFlags, Options};
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
 use roaring::RoaringTreemap;
@@ -276,6 +276,7 @@ impl Prepared {
             entry_bytes: geometry.cluster_size(),
             max_entries: to_usize(INFLATED_BYTES / geometry.cluster_size()).clamp(1, 4),
             min_entries: 1,
+            holds_all: false,
         };
         // A check is no guest: it mends the file below, and the node stays read-only.
         let flags = context.flags;
@@ -405,9 +406,13 @@ pub(crate) async fn read_meta(
     let table = header.refcount_table;
     let words = u64::from(table.count) * (geometry.cluster_size() / 8);
     let entries = read_words(file, "refcount table", table.offset, words).await?;
+    let mut blocks = RoaringTreemap::new();
     for raw in &entries {
-        table_entry(geometry, *raw)
+        let block = table_entry(geometry, *raw)
             .map_err(|fault| bad_field(fault.what, fault.value, Problem::Unknown))?;
+        if block.is_some_and(|block| !blocks.insert(block.bytes() >> geometry.cluster_bits())) {
+            return Err(bad_field("refcount block used twice", *raw, Problem::Overlap));
+        }
     }
     let cache_bytes = options.refcount_cache_bytes.unwrap_or(budget.limit() / 4);
     let mut refcounts = Refcounts::new(
@@ -419,9 +424,9 @@ pub(crate) async fn read_meta(
         entries,
         cache_bytes,
     );
-    let own = refcounts.get(0).await.map_err(|error| {
-        let what = "refcount of the header's cluster";
-        OpenError::Request { what, error }
+    let own = refcounts.get(0).await.map_err(|error| match error {
+        Error::Corrupt { what, value } => bad_field(what, value, Problem::Unknown),
+        error => OpenError::Request { what: "refcount of the header's cluster", error },
     })?;
     if own == 0 {
         // The first allocation would overwrite the header.
@@ -611,5 +616,6 @@ fn slice_cache_size(
         entry_bytes,
         max_entries: slice_count(entry_bytes, tables, cluster_size, cache_bytes),
         min_entries: MIN_SLICES,
+        holds_all: tables.saturating_mul(cluster_size) <= cache_bytes,
     })
 }

@@ -11,6 +11,7 @@ use parking_lot::RwLock;
 use roaring::RoaringTreemap;
 
 use crate::geometry::{DataLocation, Geometry};
+use crate::plan::Dropped;
 use crate::spec::Fault;
 use crate::units::HostOffset;
 
@@ -169,23 +170,51 @@ impl OverlapMap {
         let Some((first, last)) = self.clusters(offset.bytes(), len) else { return Ok(()) };
         let sets = self.sets.read();
         let others = SECTIONS.iter().filter(|(other, ..)| *other != section);
-        let hit = others
-            .filter_map(|(other, ..)| first_in(&sets.sections[index(*other)], first, last))
-            .next();
-        hit.map_or(Ok(()), |cluster| Err(self.fault(&sets, cluster)))
+        let mut hits = others.filter_map(|(other, _, what)| {
+            Some((*what, first_in(&sets.sections[index(*other)], first, last)?))
+        });
+        match hits.next() {
+            None => Ok(()),
+            Some((what, cluster)) => Err(Fault::new(what, cluster << self.geometry.cluster_bits())),
+        }
     }
 
     /// Whether the clusters of `len` bytes at `offset`, which the refcounts call free, are no metadata.
     pub(crate) fn check_free(&self, offset: HostOffset, len: u64) -> Result<(), Fault> {
-        let Some((first, last)) = self.clusters(offset.bytes(), len) else { return Ok(()) };
+        self.check_unused(offset.bytes(), len, "refcount 0 of metadata at")
+    }
+
+    /// Whether an L1 entry may point at `table`: there is no metadata but L2 tables.
+    pub(crate) fn check_table(&self, table: HostOffset) -> Result<(), Fault> {
+        let cluster = table.bytes() >> self.geometry.cluster_bits();
         let sets = self.sets.read();
-        let hit = sets.sections.iter().find_map(|set| first_in(set, first, last));
-        match hit {
+        let l2 = [Section::ActiveL2, Section::InactiveL2];
+        let mut others = SECTIONS.iter().filter(|(section, ..)| !l2.contains(section));
+        match others.any(|(section, ..)| sets.sections[index(*section)].contains(cluster)) {
+            false => Ok(()),
+            true => Err(Fault::new("L2 table in other metadata at", table.bytes())),
+        }
+    }
+
+    /// Whether what an entry held may be given back or punched out: it is no metadata.
+    pub(crate) fn check_dropped(&self, dropped: Dropped) -> Result<(), Fault> {
+        if self.geometry.data_location() == DataLocation::DataFile {
+            return Ok(());
+        }
+        let (offset, len) = match dropped {
+            Dropped::Cluster(host) => (host.bytes(), self.geometry.cluster_size()),
+            Dropped::Payload(payload) => (payload.offset.bytes(), payload.len),
+        };
+        self.check_unused(offset, len, "metadata to be given back at")
+    }
+
+    /// Whether there is no metadata of any kind, guarded or not; `what` is what there is else.
+    fn check_unused(&self, offset: u64, len: u64, what: &'static str) -> Result<(), Fault> {
+        let Some((first, last)) = self.clusters(offset, len) else { return Ok(()) };
+        let sets = self.sets.read();
+        match sets.sections.iter().find_map(|set| first_in(set, first, last)) {
             None => Ok(()),
-            Some(cluster) => Err(Fault::new(
-                "refcount 0 of metadata at",
-                cluster << self.geometry.cluster_bits(),
-            )),
+            Some(cluster) => Err(Fault::new(what, cluster << self.geometry.cluster_bits())),
         }
     }
 

@@ -163,15 +163,18 @@ fn fill_end(geometry: Geometry, there: &Touched, write: ByteRange) -> u64 {
     there.start + (u64::from(index + 1) << geometry.subcluster_bits())
 }
 
-/// Puts the entries of an allocation at `host` into `slice` and gives what they held before.
+/// Puts the entries of an allocation at `host` into `slice` and gives what they held before. Nothing is
+/// changed on error; `may_drop` can object to what would be dropped.
 pub(crate) fn link(
     geometry: Geometry,
     slice: &mut [u64],
     first_entry: u64,
     allocation: &Allocation,
     host: HostOffset,
+    may_drop: impl Fn(Dropped) -> Result<(), Fault>,
 ) -> Result<Vec<Dropped>, Fault> {
     let mut dropped = Vec::new();
+    let mut entries = Vec::new();
     let mut offset = allocation.clusters.offset();
     while offset < allocation.clusters.end() {
         let guest = GuestOffset::new(offset);
@@ -189,13 +192,16 @@ pub(crate) fn link(
             }
             Cluster::Compressed(_) => (filled, 0),
         };
-        if allocation.keep.is_none() {
-            dropped.extend(dropped_by(geometry, old));
+        if let Some(old) = dropped_by(geometry, old).filter(|_| allocation.keep.is_none()) {
+            may_drop(old)?;
+            dropped.push(old);
         }
         let there = host.plus(offset - allocation.clusters.offset());
-        let words = encode_plain(geometry, Some(there), alloc, zero, Copied::Yes);
-        set_words(geometry, slice, first_entry, guest, words)?;
+        entries.push((guest, encode_plain(geometry, Some(there), alloc, zero, Copied::Yes)));
         offset += geometry.cluster_size();
+    }
+    for (guest, words) in entries {
+        set_words(geometry, slice, first_entry, guest, words)?;
     }
     Ok(dropped)
 }
@@ -260,4 +266,240 @@ pub(crate) fn subcluster(geometry: Geometry, within: u64) -> u32 {
 /// The bits from `first` to `last`, both included; `last` is below 32.
 pub(crate) fn mask(first: u32, last: u32) -> u32 {
     (u32::MAX >> (31 - last.min(31))) & (u32::MAX << first.min(31))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::geometry::{L2Format, Version};
+    use crate::units::HostOffset;
+
+    const BITS: u32 = 14;
+    const CLUSTER: u64 = 1 << BITS;
+    const CLUSTERS: u64 = 6;
+    /// Where a new place is: beyond all that the entries hold.
+    const NEW: u64 = 1 << 30;
+    const COPIED: u64 = 1 << 63;
+
+    fn geometry(format: L2Format) -> Geometry {
+        Geometry::new(Version::V3, BITS, 4, format, DataLocation::Image).unwrap()
+    }
+
+    /// What the slow twin knows of a subcluster.
+    #[derive(Copy, Clone, PartialEq, Eq, Debug)]
+    enum Sub {
+        Unallocated,
+        Zero,
+        Data,
+    }
+
+    /// What the slow twin knows of a cluster.
+    #[derive(Clone, PartialEq, Eq, Debug)]
+    struct Known {
+        subs: Vec<Sub>,
+        /// The host cluster that may be written.
+        own: Option<u64>,
+        compressed: bool,
+        dropped: Option<Dropped>,
+    }
+
+    fn known(g: Geometry, slice: &[u64], cluster: u64) -> Known {
+        let (raw, bits) = words_at(g, slice, 0, GuestOffset::new(cluster * CLUSTER)).unwrap();
+        let entry = l2_entry(g, raw, bits).unwrap();
+        let count = g.subclusters();
+        let dropped = dropped_by(g, entry);
+        match entry {
+            Cluster::Compressed(_) => Known {
+                subs: vec![Sub::Data; count as usize],
+                own: None,
+                compressed: true,
+                dropped,
+            },
+            Cluster::Plain { host, alloc, zero } => {
+                let sub = |index: u32| match (alloc >> index & 1, zero >> index & 1) {
+                    (1, _) => Sub::Data,
+                    (_, 1) => Sub::Zero,
+                    _ => Sub::Unallocated,
+                };
+                let own = host.filter(|_| is_copied(raw)).map(HostOffset::bytes);
+                Known { subs: (0..count).map(sub).collect(), own, compressed: false, dropped }
+            }
+        }
+    }
+
+    /// The subclusters of a cluster that `range` touches.
+    fn touched_by(g: Geometry, cluster: u64, range: ByteRange) -> Vec<bool> {
+        let size = g.subcluster_size();
+        let start = |index: u32| cluster * CLUSTER + u64::from(index) * size;
+        let sub = |index| ByteRange::new(start(index), size).unwrap();
+        (0..g.subclusters()).map(|index| range.overlaps(sub(index))).collect()
+    }
+
+    /// Whether a write to `range` finds all that it touches of a cluster in a host cluster of its own.
+    fn in_place(g: Geometry, known: &Known, cluster: u64, range: ByteRange) -> Option<u64> {
+        let touched = touched_by(g, cluster, range);
+        let there = known.subs.iter().zip(touched).all(|(sub, hit)| !hit || *sub == Sub::Data);
+        known.own.filter(|_| there && !known.compressed)
+    }
+
+    /// Plays a write to `range` step by step and holds each against the twin.
+    fn play(g: Geometry, mut slice: Vec<u64>, range: ByteRange) {
+        let mut rest = range;
+        let mut next_host = NEW;
+        while !rest.is_empty() {
+            let before: Vec<_> = (0..CLUSTERS).map(|at| known(g, &slice, at)).collect();
+            let first = rest.offset() / CLUSTER;
+            let there = |at: u64| in_place(g, &before[at as usize], at, rest);
+            let done = match plan(g, &slice, 0, rest).unwrap() {
+                WriteStep::InPlace { len, host } => {
+                    let end = rest.offset() + len;
+                    let start = there(first).expect("in place") + rest.offset() % CLUSTER;
+                    assert_eq!(host.bytes(), start);
+                    for at in first..end.div_ceil(CLUSTER) {
+                        assert_eq!(there(at), Some(start + at * CLUSTER - rest.offset()));
+                    }
+                    // It ends only where it must.
+                    let more = (end < rest.end()).then(|| there(end / CLUSTER)).flatten();
+                    let next = start + end / CLUSTER * CLUSTER - rest.offset();
+                    assert_ne!(more, Some(next));
+                    len
+                }
+                WriteStep::Allocate(step) => {
+                    assert_eq!(there(first), None, "it could be written in place");
+                    let place = step.keep.unwrap_or(HostOffset::new(next_host));
+                    next_host += step.clusters.len();
+                    check_step(g, &before, &step, rest);
+                    let dropped = link(g, &mut slice, 0, &step, place, |_| Ok(())).unwrap();
+                    check_link(g, &before, &slice, &step, place, &dropped);
+                    step.write.len()
+                }
+            };
+            rest = rest.split_at(done).1;
+        }
+    }
+
+    /// The invariants of an allocation, and that nothing is lost or overwritten by it.
+    fn check_step(g: Geometry, before: &[Known], step: &Allocation, rest: ByteRange) {
+        let Allocation { clusters, write, fill, keep } = *step;
+        assert!(clusters.is_aligned(g.cluster_alignment()));
+        assert!(fill.contains(write) && clusters.contains(fill) && !write.is_empty());
+        assert_eq!(write.offset(), rest.offset());
+        assert!(write.end() == rest.end() || write.end() == clusters.end());
+        let size = g.subcluster_size();
+        for at in clusters.offset() / CLUSTER..clusters.end() / CLUSTER {
+            let known = &before[at as usize];
+            let own = known.own.map(|host| host + clusters.offset());
+            assert_eq!(own, keep.map(|keep| keep.bytes() + at * CLUSTER), "cluster {at}");
+            for (index, sub) in (0..).zip(&known.subs) {
+                let sub_range = ByteRange::new(at * CLUSTER + index * size, size).unwrap();
+                match (keep, sub) {
+                    // Somebody may write there meanwhile.
+                    (Some(_), Sub::Data) => {
+                        let filled = fill.intersect(sub_range);
+                        assert!(filled.is_empty() || write.contains(filled), "{at}/{index}");
+                    }
+                    (None, Sub::Data) => assert!(fill.contains(sub_range), "{at}/{index} is lost"),
+                    _ if write.overlaps(sub_range) => assert!(fill.contains(sub_range)),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn check_link(
+        g: Geometry,
+        before: &[Known],
+        slice: &[u64],
+        step: &Allocation,
+        place: HostOffset,
+        dropped: &[Dropped],
+    ) {
+        let mut expected = Vec::new();
+        for (at, old) in (0..).zip(before) {
+            let new = known(g, slice, at);
+            let range = ByteRange::new(at * CLUSTER, CLUSTER).unwrap();
+            if !step.clusters.contains(range) {
+                assert_eq!(new, *old, "cluster {at} is none of its business");
+                continue;
+            }
+            let filled = touched_by(g, at, step.fill);
+            let subs = old.subs.iter().zip(filled);
+            let subs: Vec<_> = subs.map(|(sub, hit)| if hit { Sub::Data } else { *sub }).collect();
+            assert_eq!(new.subs, subs);
+            assert_eq!(new.own, Some(place.bytes() + at * CLUSTER - step.clusters.offset()));
+            assert!(!new.compressed);
+            expected.extend(old.dropped.filter(|_| step.keep.is_none()));
+        }
+        assert_eq!(dropped, expected);
+    }
+
+    /// An entry; hosts follow each other often.
+    fn entry(extended: bool) -> impl Strategy<Value = (u64, u64)> {
+        let kind = 0u32..6;
+        let masks = prop_oneof![
+            Just((u32::MAX, 0)),
+            Just((0, u32::MAX)),
+            Just((0, 0)),
+            any::<(u32, u32)>(),
+            (0u32..32).prop_map(|bit| (1 << bit, !(1 << bit))),
+        ];
+        (kind, masks, any::<bool>()).prop_map(move |(kind, (alloc, zero), copied)| {
+            let flags = if copied { COPIED } else { 0 };
+            let bitmap = u64::from(zero & !alloc) << 32 | u64::from(alloc);
+            match (kind, extended) {
+                (0, true) => (0, bitmap >> 32 << 32),
+                (1, _) => (1 << 62 | 0x7_0123, 0),
+                (_, true) => (flags | CLUSTER, bitmap),
+                (0, false) => (0, 0),
+                (2, false) => (1, 0),
+                (3, false) => (flags | CLUSTER | 1, 0),
+                (_, false) => (flags | CLUSTER, 0),
+            }
+        })
+    }
+
+    proptest! {
+        /// Each step of a write is what the slow twin says of each of its subclusters.
+        #[test]
+        fn steps_are_what_the_subclusters_say(
+            extended: bool,
+            entries in prop::collection::vec((entry(false), entry(true), 0u64..3), 6),
+            offset in 0..CLUSTERS * CLUSTER,
+            len in 1..CLUSTERS * CLUSTER,
+        ) {
+            let format = if extended { L2Format::Extended } else { L2Format::Standard };
+            let mut host = 16;
+            let mut slice = Vec::new();
+            for (plain, sub, gap) in entries {
+                let (raw, bitmap) = if extended { sub } else { plain };
+                // Two of three follow the one before.
+                host += 1 + gap / 2;
+                let has_host = raw & CLUSTER != 0 && raw >> 62 & 1 == 0;
+                slice.push(if has_host { raw - CLUSTER + host * CLUSTER } else { raw });
+                slice.extend(extended.then_some(bitmap));
+            }
+            let range = ByteRange::new(offset, len.min(CLUSTERS * CLUSTER - offset)).unwrap();
+            play(geometry(format), slice, range);
+        }
+    }
+
+    #[test]
+    fn an_objection_leaves_every_entry_as_it_was() {
+        let g = geometry(L2Format::Standard);
+        let mut slice = vec![0, CLUSTER * 20, CLUSTER * 21];
+        let step = match plan(g, &slice, 0, ByteRange::up_to(3 * CLUSTER)).unwrap() {
+            WriteStep::Allocate(step) => step,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(step.clusters.len(), 3 * CLUSTER);
+        let fault = Fault::new("objection", 1);
+        let last = Dropped::Cluster(HostOffset::new(CLUSTER * 21));
+        let object = |dropped| if dropped == last { Err(fault) } else { Ok(()) };
+        let before = slice.clone();
+        let place = HostOffset::new(NEW);
+        assert_eq!(link(g, &mut slice, 0, &step, place, object), Err(fault));
+        assert_eq!(slice, before);
+    }
 }

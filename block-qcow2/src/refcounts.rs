@@ -58,6 +58,13 @@ pub(crate) enum Step {
     Down,
 }
 
+/// Whether the table is where it was when a write of it began.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    Same,
+    Moved,
+}
+
 /// Bytes of a block from the first to the last that changed.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 struct Span {
@@ -96,6 +103,14 @@ pub(crate) struct Refcounts {
     /// Sectors of the table that changed, and those that are being written.
     dirty_table: BTreeSet<u64>,
     writing_table: BTreeSet<u64>,
+    /// Indexes of blocks that the table in the file does not show yet, and of those of them whose
+    /// entries are being written.
+    hidden: BTreeSet<u64>,
+    showing: BTreeSet<u64>,
+    /// Whether the table has moved since the last write began.
+    moved: bool,
+    /// Where the table was, still counted: the caller gives it back.
+    pub(crate) left: Vec<Run>,
     blocks: HashMap<u64, Block>,
     max_blocks: usize,
     clock: u64,
@@ -134,6 +149,10 @@ impl Refcounts {
             table,
             dirty_table: BTreeSet::new(),
             writing_table: BTreeSet::new(),
+            hidden: BTreeSet::new(),
+            showing: BTreeSet::new(),
+            moved: false,
+            left: Vec::new(),
             blocks: HashMap::new(),
             max_blocks,
             clock: 0,
@@ -351,12 +370,17 @@ impl Refcounts {
         if let Some(entry) = self.table.get_mut(to_usize(index)) {
             *entry = offset.bytes();
         }
+        self.hidden.insert(index);
         self.dirty_table.insert(index / SECTOR_WORDS);
         self.blocks.insert(index, block);
     }
 
     /// Writes a longer table to `place`, with the `fresh` blocks that stand from cluster `first` on, and
-    /// makes the header point at it. The old one's clusters stay counted: the caller frees them.
+    /// makes the header point at it. The old one's clusters stay counted, in `left`: a write of the old
+    /// table may be under way.
+    ///
+    /// The new table in the file shows the fresh blocks and those that the old one shows for good. The
+    /// others follow with the next write: their contents need not be in the file yet.
     async fn move_table(
         &mut self,
         place: Run,
@@ -368,6 +392,10 @@ impl Refcounts {
         let bits = self.geometry.cluster_bits();
         file.driver().event("reftable_grow");
         let mut table = self.table.clone();
+        for index in self.hidden.iter().chain(&self.showing) {
+            let entry = table.get_mut(to_usize(*index));
+            *entry.ok_or(Fault::new("refcount table index", *index))? = 0;
+        }
         table.resize(to_usize(place.count << bits) / 8, 0);
         for (at, (index, block)) in (first..).zip(&fresh) {
             let offset = HostOffset::new(at << bits);
@@ -375,15 +403,6 @@ impl Refcounts {
             let entry = table.get_mut(to_usize(*index));
             *entry.ok_or(Fault::new("refcount table index", *index))? = offset.bytes();
         }
-        // The new table must not show blocks whose contents the file does not have.
-        for part in self.begin_write_blocks() {
-            let written = write_bytes(&file, part.offset, &part.bytes).await;
-            if let Err(error) = written {
-                self.end_write_blocks(&Err(error));
-                return Err(error);
-            }
-        }
-        self.end_write_blocks(&Ok(()));
         let offset = HostOffset::new(place.first << bits);
         let bytes: Vec<u8> = table.iter().flat_map(|word| word.to_be_bytes()).collect();
         file.driver().event("refblock_alloc.write_table");
@@ -399,23 +418,28 @@ impl Refcounts {
             .await;
         switched?;
         file.flush().await?;
-        let old = (self.table_offset, to_u64(self.table.len()) * 8);
-        self.overlap.remove(old.0, old.1);
-        self.overlap.insert(Section::RefcountTable, offset, place.count << bits);
-        self.table = table;
-        self.table_offset = offset;
-        self.dirty_table.clear();
+        self.table_has_moved(offset, place.count << bits);
         for (at, (index, mut block)) in (first..).zip(fresh) {
             block.dirty = None;
             self.add_block(index, at, block);
+            self.hidden.remove(&index);
         }
-        // Written with the table.
-        self.dirty_table.clear();
-        let old_first = old.0.bytes() >> bits;
-        for cluster in old_first..old_first + (old.1.div_ceil(1 << bits)) {
-            self.step_one(cluster, Step::Down).await?;
-        }
+        self.dirty_table = self.hidden.iter().map(|index| index / SECTOR_WORDS).collect();
         Ok(())
+    }
+
+    /// Notes that the header points at `len` bytes at `offset` for the table.
+    fn table_has_moved(&mut self, offset: HostOffset, len: u64) {
+        let bits = self.geometry.cluster_bits();
+        let old = (self.table_offset, to_u64(self.table.len()) * 8);
+        self.overlap.remove(old.0, old.1);
+        self.overlap.insert(Section::RefcountTable, offset, len);
+        self.left.push(Run { first: old.0.bytes() >> bits, count: old.1.div_ceil(1 << bits) });
+        self.table.resize(to_usize(len / 8), 0);
+        self.table_offset = offset;
+        self.hidden.append(&mut self.showing);
+        self.writing_table.clear();
+        self.moved = true;
     }
 
     /// One past the last cluster in use, as far as the refcounts tell.
@@ -441,7 +465,9 @@ impl Refcounts {
     /// [`Refcounts::end_write`]; no other write begins meanwhile.
     pub(crate) fn begin_write(&mut self) -> (Vec<DirtyPart>, Vec<DirtyPart>) {
         let blocks = self.begin_write_blocks();
+        self.moved = false;
         self.writing_table = std::mem::take(&mut self.dirty_table);
+        self.showing = std::mem::take(&mut self.hidden);
         let table = self.writing_table.iter().map(|sector| {
             let start = to_usize(sector * SECTOR_WORDS);
             let words = self.table.iter().skip(start).take(to_usize(SECTOR_WORDS));
@@ -473,16 +499,23 @@ impl Refcounts {
         parts
     }
 
+    /// Called when the table that is being written is stable. If it has moved meanwhile, what was written
+    /// is not in it, and nothing may rely on it.
+    pub(crate) fn confirm_table(&mut self) -> Place {
+        if self.moved {
+            return Place::Moved;
+        }
+        self.showing.clear();
+        Place::Same
+    }
+
     /// Ends the write that [`Refcounts::begin_write`] began. What was not written is dirty again.
     pub(crate) fn end_write(&mut self, result: &Result<()>) {
-        self.end_write_blocks(result);
         let written = std::mem::take(&mut self.writing_table);
         if result.is_err() {
             self.dirty_table.extend(written);
         }
-    }
-
-    fn end_write_blocks(&mut self, result: &Result<()>) {
+        self.hidden.append(&mut self.showing);
         for block in self.blocks.values_mut() {
             let written = block.writing.take();
             if result.is_err() {
@@ -572,3 +605,204 @@ impl Refcounts {
 
 /// An entry holds host offsets below this.
 const MAX_HOST_BYTES: u64 = 1 << 56;
+
+#[cfg(test)]
+mod tests {
+    use block_core::OpenFlags;
+    use block_core::node::NodeOptions;
+    use block_core::proto::mem::MemDriver;
+    use futures::executor::block_on;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::create::{CreateOptions, create_on};
+    use crate::open::Image;
+    use crate::overlap::Guarded;
+
+    /// An image in memory, its refcounts, and the slow twin: a map from clusters to counts.
+    struct Pair {
+        file: Node,
+        header: HeaderStore,
+        fast: Refcounts,
+        slow: HashMap<u64, u64>,
+    }
+
+    impl Pair {
+        fn new(bits: u64) -> Self {
+            let file = Node::new(Arc::new(MemDriver::new(64 << 20)), NodeOptions::default());
+            let new = CreateOptions::new(1 << 20).cluster_size(512).refcount_bits(bits);
+            block_on(create_on(&file, None, &new)).unwrap();
+            let (header, fast) = Self::open(&file);
+            let mut pair = Self { file, header, fast, slow: HashMap::new() };
+            for cluster in 0..pair.covered() {
+                let count = block_on(pair.fast.get(cluster)).unwrap();
+                pair.slow.extend((count > 0).then_some((cluster, count)));
+            }
+            pair
+        }
+
+        /// The refcounts as they are in the file, with the smallest cache.
+        fn open(file: &Node) -> (HeaderStore, Refcounts) {
+            let image = block_on(Image::read(file, OpenFlags::READ_WRITE)).unwrap();
+            let geometry = image.parts.header.geometry;
+            let overlap = Arc::new(OverlapMap::new(geometry, Guarded::CACHED));
+            let place = image.parts.header.refcount_table;
+            let words = u64::from(place.count) * (geometry.cluster_size() / 8);
+            let table = crate::table::read_words(file, "refcount table", place.offset, words);
+            let table = block_on(table).unwrap();
+            let budget = MemoryBudget::new(1 << 20);
+            let fast =
+                Refcounts::new(file.clone(), geometry, overlap, budget, place.offset, table, 0);
+            (HeaderStore::new(file.clone(), image.parts), fast)
+        }
+
+        fn covered(&self) -> u64 {
+            to_u64(self.fast.table.len()) * self.fast.geometry.refcounts_per_block()
+        }
+
+        /// Takes clusters; what the structure took for itself is in the twin, too.
+        fn allocate(&mut self, want: Want) -> Run {
+            let table_before = self.fast.table.clone();
+            let place_before = self.fast.table_offset;
+            let run = block_on(self.fast.allocate(want, &self.header)).unwrap();
+            let (least, most) = match want {
+                Want::Exactly(count) => (count, count),
+                Want::UpTo(count) => (1, count),
+            };
+            assert!((least..=most).contains(&run.count), "{run:?} for {want:?}");
+            assert!(run.first > 0);
+            let mut taken: Vec<u64> = (run.first..run.first + run.count).collect();
+            let (geometry, new) = (self.fast.geometry, self.fast.table.iter());
+            let blocks = new.enumerate().filter(|(at, raw)| table_before.get(*at) != Some(raw));
+            let bits = geometry.cluster_bits();
+            taken.extend(blocks.map(|(_, raw)| raw >> bits).filter(|cluster| *cluster > 0));
+            if self.fast.table_offset != place_before {
+                let clusters = |table: &[u64]| to_u64(table.len()) * 8 >> bits;
+                let first = self.fast.table_offset.bytes() >> bits;
+                taken.extend(first..first + clusters(&self.fast.table));
+                for run in std::mem::take(&mut self.fast.left) {
+                    assert_eq!(run.first, place_before.bytes() >> bits);
+                    assert_eq!(run.count, clusters(&table_before));
+                    block_on(self.fast.step(run, Step::Down)).unwrap();
+                    (run.first..run.first + run.count).for_each(|c| {
+                        assert_eq!(self.slow.remove(&c), Some(1));
+                    });
+                }
+            }
+            for cluster in taken {
+                assert_eq!(self.slow.insert(cluster, 1), None, "{cluster} was in use");
+            }
+            run
+        }
+
+        fn step(&mut self, run: Run, step: Step) {
+            let clusters = run.first..run.first + run.count;
+            let max = max_refcount(self.fast.geometry);
+            let fits = clusters.clone().all(|cluster| match (self.slow.get(&cluster), step) {
+                (None, _) => false,
+                (Some(count), Step::Up) => *count < max,
+                (Some(_), Step::Down) => true,
+            });
+            let done = block_on(self.fast.step(run, step));
+            assert_eq!(done.is_ok(), fits, "{run:?} {step:?}: {done:?}");
+            for cluster in clusters.filter(|_| fits) {
+                let count = self.slow.entry(cluster).or_default();
+                *count = if step == Step::Up { *count + 1 } else { *count - 1 };
+                if *count == 0 {
+                    self.slow.remove(&cluster);
+                }
+            }
+        }
+
+        fn write_back(&mut self) {
+            let (blocks, table) = self.fast.begin_write();
+            for part in blocks.into_iter().chain(table) {
+                block_on(write_bytes(&self.file, part.offset, &part.bytes)).unwrap();
+            }
+            assert_eq!(self.fast.confirm_table(), Place::Same);
+            self.fast.end_write(&Ok(()));
+            assert!(!self.fast.is_dirty());
+        }
+
+        fn check(&mut self) {
+            for cluster in 0..self.covered() {
+                let count = block_on(self.fast.get(cluster)).unwrap();
+                assert_eq!(count, self.slow.get(&cluster).copied().unwrap_or(0), "{cluster}");
+            }
+            let end = self.slow.keys().max().map_or(0, |last| last + 1);
+            assert_eq!(block_on(self.fast.end()).unwrap(), end);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// Counts of every width are what the slow twin says, in memory and in the file.
+        #[test]
+        fn counts_are_those_of_a_map(
+            order in 0u32..=6,
+            ops in prop::collection::vec((0u32..8, 1u64..200, any::<prop::sample::Index>()), 1..60),
+        ) {
+            let mut pair = Pair::new(1 << order);
+            let mut runs: Vec<Run> = Vec::new();
+            for (op, count, which) in ops {
+                match op {
+                    0 | 1 => runs.push(pair.allocate(Want::Exactly(count))),
+                    2 | 3 => runs.push(pair.allocate(Want::UpTo(count))),
+                    4 if !runs.is_empty() => pair.step(*which.get(&runs), Step::Up),
+                    5 if !runs.is_empty() => pair.step(*which.get(&runs), Step::Down),
+                    6 if !runs.is_empty() => {
+                        // Refused in the middle, where what follows the run is free.
+                        let run = *which.get(&runs);
+                        let longer = Run { count: run.count + 1, ..run };
+                        if !pair.slow.contains_key(&(run.first + run.count)) {
+                            pair.step(longer, Step::Down);
+                        }
+                    }
+                    _ => pair.write_back(),
+                }
+            }
+            pair.check();
+            pair.write_back();
+            (pair.header, pair.fast) = Pair::open(&pair.file);
+            pair.check();
+        }
+    }
+
+    #[test]
+    fn a_count_that_does_not_fit_changes_nothing() {
+        for order in 0..5 {
+            let mut pair = Pair::new(1 << order);
+            let run = pair.allocate(Want::Exactly(3));
+            let max = max_refcount(pair.fast.geometry).min(300);
+            let last = Run { first: run.first + 2, count: 1 };
+            (1..max).for_each(|_| pair.step(last, Step::Up));
+            if max < 300 {
+                assert!(block_on(pair.fast.step(run, Step::Up)).is_err());
+            }
+            pair.check();
+        }
+    }
+
+    #[test]
+    fn a_table_that_moves_leaves_out_blocks_that_are_being_written() {
+        let mut pair = Pair::new(64);
+        // A block that the file knows nothing of yet.
+        let room = pair.fast.geometry.refcounts_per_block();
+        pair.allocate(Want::Exactly(room));
+        let (blocks, table) = pair.fast.begin_write();
+        assert!(!blocks.is_empty() && !table.is_empty());
+        let old = pair.fast.table_offset;
+        while pair.fast.table_offset == old {
+            pair.allocate(Want::Exactly(room));
+        }
+        for part in blocks.into_iter().chain(table) {
+            block_on(write_bytes(&pair.file, part.offset, &part.bytes)).unwrap();
+        }
+        assert_eq!(pair.fast.confirm_table(), Place::Moved);
+        pair.fast.end_write(&Err(Error::Busy));
+        pair.write_back();
+        (pair.header, pair.fast) = Pair::open(&pair.file);
+        pair.check();
+    }
+}

@@ -87,6 +87,8 @@ impl Qcow2Driver {
             let Some(table) = l1_entry(geometry, *raw)? else { continue };
             let entries = referred(geometry, &self.read_l2(table).await?)?;
             let mut meta = self.writer()?.meta.lock().await;
+            meta.overlap.check_table(table)?;
+            entries.iter().try_for_each(|dropped| meta.overlap.check_dropped(*dropped))?;
             let all = entries.into_iter().chain([Dropped::Cluster(table)]);
             for run in all.map(|dropped| run_of(geometry, dropped)) {
                 for cluster in run.first..run.first + run.count {
@@ -124,6 +126,8 @@ impl Qcow2Driver {
         let geometry = self.geometry();
         let entries = referred(geometry, &self.read_l2(table).await?)?;
         let mut meta = self.writer()?.meta.lock().await;
+        meta.overlap.check_table(table)?;
+        entries.iter().try_for_each(|dropped| meta.overlap.check_dropped(*dropped))?;
         for dropped in entries {
             meta.drop_data(dropped, reason);
         }

@@ -236,6 +236,7 @@ impl Qcow2Driver {
         let geometry = self.geometry();
         let start = index * geometry.l2_coverage();
         let mut meta = self.writer()?.meta.lock().await;
+        let overlap = Arc::clone(&meta.overlap);
         let raw = self.l1_word(index)?;
         let Some(table) = l1_entry(geometry, raw)? else { return Ok(()) };
         let mut offset = start.max(end);
@@ -250,7 +251,12 @@ impl Qcow2Driver {
                     for at in (offset..stop).step_by(to_usize(geometry.cluster_size())) {
                         let guest = GuestOffset::new(at);
                         let (raw, bitmap) = words_at(geometry, words, slice.first_entry, guest)?;
-                        dropped.extend(dropped_by(geometry, l2_entry(geometry, raw, bitmap)?));
+                        let old = dropped_by(geometry, l2_entry(geometry, raw, bitmap)?);
+                        old.map_or(Ok(()), |old| overlap.check_dropped(old))?;
+                        dropped.extend(old);
+                    }
+                    for at in (offset..stop).step_by(to_usize(geometry.cluster_size())) {
+                        let guest = GuestOffset::new(at);
                         set_words(geometry, words, slice.first_entry, guest, (0, 0))?;
                     }
                     Ok(dropped)

@@ -61,6 +61,7 @@ impl Qcow2Driver {
         let index = geometry.l1_index(offset);
         let raw = self.l1_word(index)?;
         let old = l1_entry(geometry, raw)?;
+        old.map_or(Ok(()), |table| meta.overlap.check_table(table))?;
         if let Some(table) = old.filter(|_| is_copied(raw)) {
             return Ok(table);
         }

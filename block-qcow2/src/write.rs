@@ -193,8 +193,11 @@ impl Qcow2Driver {
         let mut meta = self.writer()?.meta.lock().await;
         let offset = GuestOffset::new(allocation.clusters.offset());
         let slice = self.own_slice(&mut meta, offset).await?;
-        let change =
-            |words: &mut [u64]| link(geometry, words, slice.first_entry, allocation, place.host);
+        let overlap = Arc::clone(&meta.overlap);
+        let change = |words: &mut [u64]| {
+            let may_drop = |dropped| overlap.check_dropped(dropped);
+            link(geometry, words, slice.first_entry, allocation, place.host, may_drop)
+        };
         for dropped in self.change_slice(slice, change).await? {
             meta.drop_data(dropped, Reason::Other);
         }

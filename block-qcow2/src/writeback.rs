@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use block_core::range::{to_u64, to_usize};
-use block_core::{ByteRange, Result};
+use block_core::{ByteRange, Error, Result};
 use futures::{StreamExt, future, stream};
 
 use crate::alloc::{Freed, Limbo, Meta};
@@ -23,7 +23,7 @@ use crate::geometry::Version;
 use crate::mapping::Slice;
 use crate::metadata_io::{encode_words, write_bytes};
 use crate::overlap::Section;
-use crate::refcounts::{DirtyPart, Run, Step};
+use crate::refcounts::{DirtyPart, Place, Run, Step};
 use crate::tables::L1_SECTOR_WORDS;
 use crate::units::HostOffset;
 use crate::writer::{LazyRefcounts, Writer};
@@ -78,22 +78,32 @@ impl Qcow2Driver {
         // Version 2, to which an image may have been changed meanwhile, has no dirty bit.
         let can_be_lazy = self.geometry().version() == Version::V3;
         let lazy = writer.lazy == LazyRefcounts::On && extent != Extent::Everything && can_be_lazy;
-        let batch = self.take_batch(&mut *writer.meta.lock().await, lazy);
-        if lazy && !(batch.linked.is_empty() && batch.l1.is_empty()) {
-            // Refcounts in the file are about to be wrong.
-            let marked = self.mark_dirty().await;
-            if marked.is_err() {
-                self.end_batch(writer, batch, &marked).await;
-                return marked;
-            }
-        }
-        let result = self.write_batch(&batch).await;
-        self.end_batch(writer, batch, &result).await;
-        result?;
+        while self.write_once(writer, lazy).await? == Place::Moved {}
         if extent != Extent::Flush {
             self.settle(writer).await?;
         }
         self.release(writer).await
+    }
+
+    /// Writes what is dirty now. If the refcount table moves meanwhile, all of it is dirty again.
+    async fn write_once(&self, writer: &Writer, lazy: bool) -> Result<Place> {
+        let batch = self.take_batch(&mut *writer.meta.lock().await, lazy);
+        if lazy && !(batch.linked.is_empty() && batch.l1.is_empty()) {
+            // Refcounts in the file are about to be wrong.
+            let marked = self.mark_dirty().await;
+            if let Err(error) = marked {
+                self.end_batch(writer, batch, &marked).await;
+                return Err(error);
+            }
+        }
+        let result = self.write_batch(&batch).await;
+        let done = match result {
+            Ok(Place::Same) => Ok(()),
+            Ok(Place::Moved) => Err(Error::Busy),
+            Err(error) => Err(error),
+        };
+        self.end_batch(writer, batch, &done).await;
+        result
     }
 
     /// Sets the dirty bit in the file, for good until the image is closed.
@@ -147,7 +157,7 @@ impl Qcow2Driver {
         }
     }
 
-    async fn write_batch(&self, batch: &Batch) -> Result<()> {
+    async fn write_batch(&self, batch: &Batch) -> Result<Place> {
         self.write_parts(&batch.blocks, "refblock_update").await?;
         self.write_slices(&batch.unlinked).await?;
         if batch.has_barrier() {
@@ -156,9 +166,14 @@ impl Qcow2Driver {
         if !batch.table.is_empty() {
             self.write_parts(&batch.table, "reftable_update").await?;
             self.file.flush().await?;
+            let mut meta = self.writer()?.meta.lock().await;
+            if meta.refcounts.confirm_table() == Place::Moved {
+                return Ok(Place::Moved);
+            }
         }
         self.write_slices(&batch.linked).await?;
-        self.write_parts(&batch.l1, "l1_update").await
+        self.write_parts(&batch.l1, "l1_update").await?;
+        Ok(Place::Same)
     }
 
     async fn write_parts(&self, parts: &[DirtyPart], event: &'static str) -> Result<()> {

@@ -202,7 +202,8 @@ impl Qcow2Driver {
 
     async fn punch_kept(&self, kept: Vec<Kept>) -> Result<()> {
         let writer = self.writer()?;
-        if writer.freeing != Freeing::Keep || !writer.discards.passes(Reason::Request) {
+        let here = self.geometry().data_location() == DataLocation::Image;
+        if !here || writer.freeing != Freeing::Keep || !writer.discards.passes(Reason::Request) {
             return Ok(());
         }
         for host in kept {
@@ -224,8 +225,11 @@ impl Qcow2Driver {
         target: Target,
     ) -> Result<Option<Vec<Kept>>> {
         let geometry = self.geometry();
-        let change =
-            |words: &mut [u64]| retarget(geometry, words, slice.first_entry, range, target);
+        let overlap = Arc::clone(&meta.overlap);
+        let change = |words: &mut [u64]| {
+            let may_drop = |dropped| overlap.check_dropped(dropped);
+            retarget(geometry, words, slice.first_entry, range, target, may_drop)
+        };
         let Some(LetGo { dropped, kept }) = self.change_slice(slice, change).await? else {
             return Ok(None);
         };
@@ -236,13 +240,15 @@ impl Qcow2Driver {
     }
 }
 
-/// Changes the entries that map `range`; none of them if a part of a compressed cluster is in it.
+/// Changes the entries that map `range`; none of them if a part of a compressed cluster is in it, or if
+/// `may_drop` objects to what would be let go.
 fn retarget(
     geometry: Geometry,
     words: &mut [u64],
     first_entry: u64,
     range: ByteRange,
     target: Target,
+    may_drop: impl Fn(Dropped) -> Result<(), Fault>,
 ) -> Result<Option<LetGo>, Fault> {
     let mut let_go = LetGo::default();
     let cluster_size = geometry.cluster_size();
@@ -260,18 +266,23 @@ fn retarget(
         let Some(new) = retargeted(geometry, old.0, cluster, touched, target) else {
             return Ok(None);
         };
-        entries.push((start, old, cluster, whole, new));
+        if new.0 != old {
+            match new.1 {
+                Some(host) => {
+                    may_drop(Dropped::Cluster(host))?;
+                    let_go.kept.extend(whole.then_some(host));
+                }
+                None => {
+                    let dropped = dropped_by(geometry, cluster);
+                    dropped.map_or(Ok(()), &may_drop)?;
+                    let_go.dropped.extend(dropped);
+                }
+            }
+            entries.push((start, new.0));
+        }
         start += cluster_size;
     }
-    for (start, old, cluster, whole, (new, host)) in entries {
-        if new == old {
-            continue;
-        }
-        match host {
-            Some(host) if whole => let_go.kept.push(host),
-            Some(_) => {}
-            None => let_go.dropped.extend(dropped_by(geometry, cluster)),
-        }
+    for (start, new) in entries {
         set_words(geometry, words, first_entry, GuestOffset::new(start), new)?;
     }
     Ok(Some(let_go))

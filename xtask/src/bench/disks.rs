@@ -3,6 +3,7 @@
 //! Invariant: when a sample begins, an empty disk is new, and nothing that an earlier sample wrote waits to
 //! be written to the disk.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -59,15 +60,17 @@ impl Disk {
 
     /// Before the first sample of a row: an allocated disk is in the page cache, or it is not at all if
     /// the row bypasses it, because a direct write must first throw out what the page cache has.
+    ///
+    /// Both files come into the page cache by the same reads: what a write costs depends on how large
+    /// the folios there are, and those are as large as what filled them.
     pub(super) fn settle(&self, direct: bool) -> Result<()> {
         if self.start == Start::Empty {
             return Ok(());
         }
         run::succeed(&mut run::command("sync"))?;
         for path in [&self.raw, &self.qcow2] {
-            if direct {
-                forget(path)?;
-            } else {
+            forget(path)?;
+            if !direct {
                 read_whole(path)?;
             }
         }
@@ -131,7 +134,7 @@ pub(super) fn read_whole(path: &Path) -> Result<()> {
 
 /// Takes a file, which has been synced, out of the page cache: dd does so when it copies nothing.
 fn forget(path: &Path) -> Result<()> {
-    let mut from = std::ffi::OsString::from("if=");
+    let mut from = OsString::from("if=");
     from.push(path);
     let mut dd = run::command("dd");
     run::succeed(dd.arg(from).args(["iflag=nocache", "count=0", "status=none"]))

@@ -28,7 +28,7 @@ pub(super) struct Disk {
     pub(super) raw: PathBuf,
     pub(super) qcow2: PathBuf,
     pub(super) len: u64,
-    start: Start,
+    pub(super) start: Start,
 }
 
 impl Disk {
@@ -58,23 +58,23 @@ impl Disk {
         run::succeed(&mut run::command("sync"))
     }
 
-    /// Before the first sample of a row: an allocated disk is in the page cache, or it is not at all if
-    /// the row bypasses it, because a direct write must first throw out what the page cache has.
-    ///
-    /// Both files come into the page cache by the same reads: what a write costs depends on how large
-    /// the folios there are, and those are as large as what filled them.
-    pub(super) fn settle(&self, direct: bool) -> Result<()> {
+    /// Takes an allocated disk out of the page cache.
+    pub(super) fn forget(&self) -> Result<()> {
         if self.start == Start::Empty {
             return Ok(());
         }
         run::succeed(&mut run::command("sync"))?;
-        for path in [&self.raw, &self.qcow2] {
-            forget(path)?;
-            if !direct {
-                read_whole(path)?;
-            }
+        forget(&self.raw)?;
+        forget(&self.qcow2)
+    }
+
+    /// Brings an allocated disk into the page cache.
+    pub(super) fn read(&self) -> Result<()> {
+        if self.start == Start::Empty {
+            return Ok(());
         }
-        Ok(())
+        read_whole(&self.raw)?;
+        read_whole(&self.qcow2)
     }
 
     /// Before each run of a program on `image`, one of the disk's two.

@@ -56,18 +56,18 @@ impl Drop for DrainGuard {
 
 /// Changes how nodes are opened: all of them, or, on the first error, none.
 ///
-/// Each node is flushed, then drained with everything below it, while its driver prepares and commits.
+/// Each node is flushed, and drained from before its driver prepares until all have committed. Parents
+/// come first in `changes`.
 pub async fn reopen(changes: &[(Node, ReopenOptions)]) -> Result<(), OpenError> {
     let mut guards = Vec::new();
     for (node, _) in changes.iter().filter(|(node, _)| !node.is_read_only()) {
         let what = "flush before reopen";
         node.flush().await.map_err(|error| OpenError::Request { what, error })?;
     }
-    for (node, _) in changes {
-        guards.push(drain_own(node).await);
-    }
     let mut prepared: Vec<(&Node, ReopenState)> = Vec::new();
     for (node, options) in changes {
+        // Before its children are: a driver that prepares may have something to write to them.
+        guards.push(drain_own(node).await);
         match node.driver().clone().reopen_prepare(options).await {
             Ok(state) => prepared.push((node, state)),
             Err(error) => {

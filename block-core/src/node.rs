@@ -57,7 +57,7 @@ struct Inner {
     options: NodeOptions,
     /// Asked from the driver at the start and after a reopen.
     facts: ArcSwap<Facts>,
-    /// [`Facts::inline_mask`], which the quickest reads look at instead.
+    /// [`Facts::inline_mask`], which the quickest requests look at instead.
     inline_mask: AtomicU64,
     tracker: Arc<Tracker>,
     /// Counts finished writes.
@@ -83,7 +83,7 @@ impl Facts {
         Self { limits: driver.limits().validated(), capabilities: driver.capabilities() }
     }
 
-    /// Bits that offset and length of a read must not have for it to be tried inline. All of them
+    /// Bits that offset and length of a request must not have for it to be tried inline. All of them
     /// where more than the request alignment matters.
     fn inline_mask(&self) -> u64 {
         let limits = &self.limits;
@@ -287,8 +287,8 @@ impl Node {
         self.inner.facts.store(Arc::new(facts));
     }
 
-    /// Whether the driver takes a read of `range` as it is, as far as can be told at a glance.
-    pub(crate) fn may_read_inline(&self, range: ByteRange) -> bool {
+    /// Whether the driver takes a read or a write of `range` as it is, as far as can be told at a glance.
+    pub(crate) fn may_go_inline(&self, range: ByteRange) -> bool {
         let mask = self.inner.inline_mask.load(Ordering::Acquire);
         (range.offset() | range.len()) & mask == 0 && !range.is_empty()
     }

@@ -88,6 +88,9 @@ pub struct CreateOption {
 /// Bytes that a format sees when it is probed.
 pub const PROBE_BYTES: u64 = 2048;
 
+/// The role of a backing file in [`OpenContext::open_reference`].
+pub const BACKING_FILE: &str = "backing file";
+
 /// Which names that stand inside an image (backing file, data file) are followed.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
 pub enum ReferencePolicy {
@@ -113,6 +116,9 @@ pub struct OpenContext {
     pub policy: ReferencePolicy,
     /// How many images are above this one.
     pub depth: usize,
+    /// How many images are above the one backing file that is opened writable; `None`: no backing file
+    /// is, whatever `flags` say. For a commit.
+    pub writable_backing_depth: Option<usize>,
     /// Called with whatever needs saying that is no error: a probed format, a clock that is off.
     pub warn: Arc<dyn Fn(&str) + Send + Sync>,
     /// The `file` child, where probing has already opened it.
@@ -128,6 +134,7 @@ impl OpenContext {
             budget: MemoryBudget::new(DEFAULT_CACHE_BYTES),
             policy: ReferencePolicy::default(),
             depth: 0,
+            writable_backing_depth: None,
             warn: Arc::new(|_| ()),
             opened: None,
         }
@@ -216,7 +223,10 @@ impl OpenContext {
         if let (None, Some(format)) = (options.peek("driver"), format) {
             options.set("driver", format);
         }
-        let context = Self { depth: self.depth + 1, opened: None, ..self.clone() };
+        let mut context = Self { depth: self.depth + 1, opened: None, ..self.clone() };
+        if role == BACKING_FILE {
+            context.flags.writable = self.writable_backing_depth == Some(context.depth);
+        }
         context.open(options).await.map_err(|source| OpenError::Child {
             role,
             name: name.to_owned(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use block_core::driver::{BlockDriver, Exactness, Prealloc, ReopenOptions};
 use block_core::format::raw::{RawDriver, RawFactory};
+use block_core::proto::file::FileFactory;
 use block_core::proto::mem::{MemDriver, MemFactory};
 use block_core::proto::null::NullFactory;
 use block_core::registry::{DriverFactory, OpenContext, ReferencePolicy};
@@ -214,4 +215,48 @@ fn reopening_changes_all_or_nothing() {
     write(&raw, 0, b"still writable").unwrap();
     block_on(graph::reopen(&changes[..1])).unwrap();
     assert_eq!(write(&raw, 0, b"no"), Err(Error::ReadOnly));
+}
+
+/// A context that knows the drivers which make files.
+fn making() -> OpenContext {
+    let registry = Registry::new().with(RawFactory).with(FileFactory).with(MemFactory).with(Magic);
+    OpenContext::new(Arc::new(registry), OpenFlags::READ_ONLY)
+}
+
+#[test]
+fn raw_images_are_made_by_their_protocol_or_on_a_file_that_exists() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a").to_str().unwrap().to_owned();
+    let make = |options: Options| {
+        let context = making();
+        let factory = Arc::clone(context.registry.get("raw").unwrap());
+        block_core::io::exec::block_on(factory.create(options, context))
+    };
+    std::fs::write(&path, [7; 5000]).unwrap();
+    make(Options::filename(&path).with("size", "1000").with("preallocation", "full")).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), [0; 1024]);
+
+    std::fs::write(&path, [7; 5000]).unwrap();
+    let on_file = Options::new().with("file.driver", "file").with("file.filename", &*path);
+    make(on_file.clone().with("size", "8k")).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), [0; 8192]);
+
+    // What is refused leaves the file as it is.
+    for (options, expect) in [
+        (Options::filename(&path), "Invalid option 'size': is missing"),
+        (Options::filename(&path).with("size", "8E"), "must be at most 0x7fffffffc0000000"),
+        (Options::filename(&path).with("size", "1M").with("bogus", "1"), "'bogus': unknown"),
+        (on_file.with("size", "1M").with("preallocation", "full"), "'preallocation': unknown"),
+        (
+            Options::filename(&path).with("size", "1M").with("preallocation", "metadata"),
+            "Invalid option 'preallocation=metadata': unknown value",
+        ),
+    ] {
+        let err = make(options).unwrap_err().to_string();
+        assert!(err.contains(expect), "{err}");
+        assert_eq!(std::fs::read(&path).unwrap(), [0; 8192]);
+    }
+    let magic = Arc::clone(making().registry.get("magic").unwrap());
+    let err = block_on(magic.create(Options::new(), making())).unwrap_err();
+    assert_eq!(err.to_string(), "creating an image is not supported by 'magic'");
 }

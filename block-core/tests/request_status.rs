@@ -198,3 +198,25 @@ fn beyond_the_end_there_is_nothing_to_say() {
         }
     });
 }
+
+#[test]
+fn a_filter_over_a_chain_speaks_for_all_of_it() {
+    let kinds = [vec![0, 0, 2, 1], vec![0, 2, 0, 2]];
+    let layers = kinds.map(|clusters| Layer { len: 4 * CLUSTER, clusters });
+    let chain = chain(&layers);
+    // From the middle of the second cluster on.
+    let start = CLUSTER + CLUSTER / 2;
+    let part = RawDriver::part(chain[0].1.clone(), start, None).unwrap();
+    let part = Node::new(Arc::new(part), NodeOptions::default());
+    block_core::io::exec::block_on(async move {
+        let mut found = Vec::new();
+        let mut offset = 0;
+        while offset < part.len() {
+            let rest = span(offset, part.len());
+            let status = part.block_status_above(None, rest, StatusDetail::Zeroes).await.unwrap();
+            found.push((offset + start, status.is_zero()));
+            offset += status.len;
+        }
+        assert_eq!(found, [(start, false), (2 * CLUSTER, false), (3 * CLUSTER, true)]);
+    });
+}

@@ -73,6 +73,8 @@ pub(crate) struct Meta {
     pub(crate) limbo: VecDeque<Limbo>,
     /// Bytes of the file from here on were never written, and read as zeroes.
     pub(crate) fresh_from: u64,
+    /// The length of the file, if it was made longer than it need be.
+    pub(crate) grown_to: Option<u64>,
     pub(crate) geometry: Geometry,
     pub(crate) overlap: Arc<OverlapMap>,
 }
@@ -116,14 +118,7 @@ impl Meta {
 
     /// Gives back what an entry held.
     pub(crate) fn drop_data(&mut self, dropped: Dropped, reason: Reason) {
-        let bits = self.geometry.cluster_bits();
-        let (start, end) = match dropped {
-            Dropped::Cluster(host) => (host.bytes(), host.bytes() + 1),
-            Dropped::Payload(payload) => (payload.offset.bytes(), payload.end()),
-        };
-        let first = start >> bits;
-        let count = (end.saturating_sub(1).max(start) >> bits) - first + 1;
-        self.push_dropped(Freed { run: Run { first, count }, reason });
+        self.push_dropped(Freed { run: run_of(self.geometry, dropped), reason });
     }
 
     /// Gives back `len` bytes of whole clusters that held metadata.
@@ -173,6 +168,17 @@ impl Meta {
         }
         merged(ready)
     }
+}
+
+/// The host clusters that an entry refers to, each once.
+pub(crate) fn run_of(geometry: Geometry, dropped: Dropped) -> Run {
+    let bits = geometry.cluster_bits();
+    let (start, end) = match dropped {
+        Dropped::Cluster(host) => (host.bytes(), host.bytes() + 1),
+        Dropped::Payload(payload) => (payload.offset.bytes(), payload.end()),
+    };
+    let first = start >> bits;
+    Run { first, count: (end.saturating_sub(1).max(start) >> bits) - first + 1 }
 }
 
 /// The same clusters in as few runs as possible. A cluster may be in several: each is one reference.

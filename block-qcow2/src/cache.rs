@@ -205,7 +205,8 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// Whether so many entries are dirty that they should be written back before more are.
     pub(crate) fn is_crowded(&self) -> bool {
         let shelf = self.shelf.read();
-        shelf.dirty > 0 && shelf.dirty >= shelf.slots.len().max(self.max_entries / 4) / 2
+        let room = shelf.slots.len().max(self.max_entries / 4);
+        shelf.dirty >= MIN_CROWD.max(room / 2)
     }
 
     /// Whether there is a dirty entry.
@@ -263,6 +264,9 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         shelf.push(key, value, reservation);
     }
 }
+
+/// Fewer dirty entries are never a crowd: a small disk has hardly more tables.
+const MIN_CROWD: usize = 4;
 
 impl<V> Shelf<V> {
     fn push(&mut self, key: u64, value: V, reservation: Option<Reservation>) {

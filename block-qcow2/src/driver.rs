@@ -7,10 +7,10 @@
 //! Not here: opening ([`crate::open`]), the mapping, the plan of a read, block status.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
-use block_core::ability::{Check, Snapshots};
+use block_core::ability::{Amend, Check, Rebase, Snapshots};
 use block_core::driver::{BlockDriver, Child, ChildRole, Children, Exactness, NodeEvent};
 use block_core::driver::{Prealloc, ReopenOptions, ReopenState};
 use block_core::info::DriverInfo;
@@ -30,6 +30,7 @@ use crate::header_store::HeaderStore;
 use crate::inflight::Allocations;
 use crate::map::Kind;
 use crate::mapping::Slice;
+use crate::snapshot::Selector;
 use crate::spec::Fault;
 use crate::spec::bitmap::Bitmap;
 use crate::spec::snapshot::Snapshot;
@@ -41,6 +42,8 @@ use crate::writer::Writer;
 ///
 /// Made by [`Qcow2Factory`](crate::Qcow2Factory).
 pub struct Qcow2Driver {
+    /// Itself, for abilities that run requests of their own.
+    pub(crate) this: Weak<Self>,
     pub(crate) file: Node,
     /// Where guest data is: `file`, or an external data file. `None` if that was kept closed.
     pub(crate) data: Option<Node>,
@@ -50,6 +53,8 @@ pub struct Qcow2Driver {
     pub(crate) geometry: GeometryCell,
     /// The header's disk length, or that of the snapshot that is open.
     pub(crate) disk_len: AtomicU64,
+    /// The snapshot that is open in place of the active disk.
+    pub(crate) view: Option<Selector>,
     pub(crate) lists: RwLock<Lists>,
     /// The L1 table: all of it if the image is writable, else what the disk needs. Changed under the
     /// metadata lock only; held for a look or a change of a word.
@@ -268,6 +273,16 @@ impl BlockDriver for Qcow2Driver {
         }
     }
 
+    fn write_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
+        self.check_access().ok()?;
+        let writer = self.writer().ok()?;
+        let _pass = self.gate.try_enter()?;
+        let (host, node) = self.in_place_at_once(range)?;
+        // Damage is told by the long way.
+        writer.overlap.check_data(host).ok()?;
+        node.write_now(host, iov)
+    }
+
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
         self.check_access()?;
         let _pass = self.enter().await;
@@ -392,6 +407,14 @@ impl BlockDriver for Qcow2Driver {
     }
 
     fn as_check(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+
+    fn as_amend(&self) -> Option<&dyn Amend> {
+        Some(self)
+    }
+
+    fn as_rebase(&self) -> Option<&dyn Rebase> {
         Some(self)
     }
 

@@ -18,6 +18,7 @@ use block_core::registry::{CreateOption, DriverFactory, OpenContext};
 use block_core::{ByteRange, Node, OpenError, OpenFlags, Options};
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
+use roaring::RoaringTreemap;
 
 use crate::alloc::Meta;
 use crate::cache::{Cache, CacheSize};
@@ -31,6 +32,7 @@ use crate::inflight::Allocations;
 use crate::mapping::{MIN_SLICES, slice_bytes, slice_count};
 use crate::overlap::{Guarded, OverlapMap, Section};
 use crate::refcounts::Refcounts;
+use crate::snapshot::Selector;
 use crate::spec::bitmap::Bitmap;
 use crate::spec::entry::l1_entry;
 use crate::spec::extension::{Extensions, text};
@@ -53,7 +55,7 @@ const NOT_IMPLEMENTED: [&str; 3] = ["cache-clean-interval", "encrypt.format", "e
 /// Opens and makes `qcow2` images. Options of opening: `file`, `backing`, `data-file`,
 /// `l2-cache-size`, `l2-cache-entry-size`, `refcount-cache-size`, `cache-size`, `lazy-refcounts`,
 /// `pass-discard-request`, `pass-discard-snapshot`, `pass-discard-other`, `discard-no-unref`,
-/// `overlap-check` (and `overlap-check.*`).
+/// `overlap-check` (and `overlap-check.*`), `snapshot` (or `snapshot.id`, `snapshot.name`).
 pub struct Qcow2Factory;
 
 #[async_trait]
@@ -171,6 +173,7 @@ struct Prepared {
     references: ReferenceOptions,
     slices: CacheSize,
     writing: WriterOptions,
+    view: Option<Selector>,
     context: OpenContext,
 }
 
@@ -194,6 +197,10 @@ impl Prepared {
         let caches = CacheOptions::take(&mut options)?;
         let writing = WriterOptions::take(&mut options)?;
         let references = ReferenceOptions::take(&mut options)?;
+        let view = Selector::take(&mut options)?;
+        if view.is_some() && context.flags.writable {
+            return Err(bad_option("snapshot", Problem::Contradicts("opening for writing")));
+        }
         let file = context.open_child(&mut options, "file").await?;
         options.finish()?;
         let mut image = Image::read(&file, context.flags).await?;
@@ -202,8 +209,11 @@ impl Prepared {
             mend(&file).await?;
             image = Image::read(&file, context.flags).await?;
         }
+        if let Some(view) = &view {
+            image.look_at(&file, view).await?;
+        }
         let slices = slice_cache_size(&image.parts.header, caches, context.budget.limit())?;
-        Ok(Box::new(Self { file, image, references, slices, writing, context }))
+        Ok(Box::new(Self { file, image, references, slices, writing, view, context }))
     }
 
     /// The node that holds guest data; `None` if it is a data file that stays closed.
@@ -257,9 +267,10 @@ impl Prepared {
         data: Option<Node>,
         backing: Option<Node>,
     ) -> Result<Arc<dyn BlockDriver>, OpenError> {
-        let Self { file, image, slices, writing, context, .. } = *self;
+        let Self { file, image, slices, writing, view, context, .. } = *self;
         let header = &image.parts.header;
-        let (geometry, disk_len) = (header.geometry, header.disk_len);
+        let (geometry, disk_len) = (header.geometry, image.disk_len);
+        let compression = header.compression;
         let clusters = CacheSize {
             entry_bytes: geometry.cluster_size(),
             max_entries: to_usize(INFLATED_BYTES / geometry.cluster_size()).clamp(1, 4),
@@ -272,8 +283,9 @@ impl Prepared {
             false => None,
         };
         let lists = Lists { snapshots: image.snapshots, bitmaps: image.bitmaps };
-        Ok(Arc::new(Qcow2Driver {
-            inflater: Inflater::new(file.clone(), header.compression, geometry.cluster_size()),
+        Ok(Arc::new_cyclic(|this| Qcow2Driver {
+            this: this.clone(),
+            inflater: Inflater::new(file.clone(), compression, geometry.cluster_size()),
             slices: Cache::new(slices, Arc::clone(&context.budget)),
             clusters: Cache::new(clusters, Arc::clone(&context.budget)),
             header: HeaderStore::new(file.clone(), image.parts),
@@ -282,6 +294,7 @@ impl Prepared {
             backing,
             geometry: GeometryCell::new(geometry),
             disk_len: AtomicU64::new(disk_len),
+            view,
             lists: RwLock::new(lists),
             l1: RwLock::new(image.l1),
             access: image.access,
@@ -295,10 +308,11 @@ impl Prepared {
     }
 }
 
-/// Repairs an image that was not closed properly.
+/// Brings the refcounts of an image that was not closed properly up to date. Other damage is not this
+/// writer's to judge: the image is refused.
 async fn mend(file: &Node) -> Result<(), OpenError> {
     let request = |error| OpenError::Request { what: "repair of a dirty image", error };
-    let report = check_image(file, None, Repair::All, &|_| ()).await.map_err(request)?;
+    let report = check_image(file, None, Repair::Refcounts, &|_| ()).await.map_err(request)?;
     if report.corruptions + report.check_errors > 0 {
         let problem = Problem::Contradicts("the dirty bit: a repair did not mend them");
         return Err(bad_field("errors in the image", report.corruptions, problem));
@@ -347,8 +361,12 @@ pub(crate) async fn note_metadata(
     let geometry = header.geometry;
     overlap.insert(Section::ActiveL1, header.l1.offset, u64::from(header.l1.count) * 8);
     let tables = image.l1.iter().filter_map(|raw| l1_entry(geometry, *raw).ok().flatten());
-    tables.for_each(|table| overlap.insert(Section::ActiveL2, table, geometry.cluster_size()));
-    let table_bytes = snapshot::table_bytes(&image.snapshots);
+    let active: RoaringTreemap = tables.map(|t| t.bytes() >> geometry.cluster_bits()).collect();
+    for table in &active {
+        let table = HostOffset::new(table << geometry.cluster_bits());
+        overlap.insert(Section::ActiveL2, table, geometry.cluster_size());
+    }
+    let table_bytes = snapshot::stored_bytes(file, header.snapshots).await?;
     overlap.insert(Section::SnapshotTable, header.snapshots.offset, table_bytes);
     for snapshot in &image.snapshots {
         let l1 = snapshot.l1;
@@ -356,7 +374,10 @@ pub(crate) async fn note_metadata(
         if guarded.has(Section::InactiveL2) {
             let count = u64::from(l1.count).min(MAX_L1_BYTES / 8);
             for raw in read_words(file, "snapshot L1 table", l1.offset, count).await? {
-                if let Ok(Some(table)) = l1_entry(geometry, raw) {
+                // A shared table is an active one.
+                if let Ok(Some(table)) = l1_entry(geometry, raw)
+                    && !active.contains(table.bytes() >> geometry.cluster_bits())
+                {
                     overlap.insert(Section::InactiveL2, table, geometry.cluster_size());
                 }
             }
@@ -417,6 +438,7 @@ pub(crate) async fn read_meta(
         written: Vec::new(),
         limbo: VecDeque::new(),
         fresh_from,
+        grown_to: None,
         geometry,
         overlap,
     })
@@ -428,6 +450,7 @@ pub(crate) struct Image {
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) bitmaps: Vec<Bitmap>,
     pub(crate) l1: Vec<u64>,
+    pub(crate) disk_len: u64,
     pub(crate) access: Access,
 }
 
@@ -464,8 +487,18 @@ impl Image {
             Err(_) if flags.check => Default::default(),
             loaded => loaded?,
         };
+        let disk_len = header.disk_len;
         let parts = Parts { header, extensions, backing_name };
-        Ok(Self { parts, snapshots, bitmaps, l1, access })
+        Ok(Self { parts, snapshots, bitmaps, l1, disk_len, access })
+    }
+
+    /// Takes the disk of a snapshot in place of the active one.
+    pub(crate) async fn look_at(&mut self, file: &Node, view: &Selector) -> Result<(), OpenError> {
+        let header = &self.parts.header;
+        let (geometry, active_len) = (header.geometry, header.disk_len);
+        let view = snapshot::read_view(file, geometry, &self.snapshots, view, active_len).await?;
+        (self.disk_len, self.l1) = view;
+        Ok(())
     }
 }
 

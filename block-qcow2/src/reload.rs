@@ -21,7 +21,10 @@ impl Qcow2Driver {
     /// [`Qcow2Driver::reload`] in an exclusive turn, or where nobody writes.
     pub(crate) async fn read_again(&self) -> Result<()> {
         let flags = OpenFlags { writable: self.writer.is_some(), ..OpenFlags::READ_ONLY };
-        let image = Image::read(&self.file, flags).await.map_err(request_error)?;
+        let mut image = Image::read(&self.file, flags).await.map_err(request_error)?;
+        if let Some(view) = &self.view {
+            image.look_at(&self.file, view).await.map_err(request_error)?;
+        }
         if let Some(writer) = &self.writer {
             writer.overlap.reset();
             let guarded = writer.options.guarded;
@@ -33,7 +36,7 @@ impl Qcow2Driver {
             *writer.meta.lock().await = meta.map_err(request_error)?;
         }
         self.geometry.store(image.parts.header.geometry);
-        self.disk_len.store(image.parts.header.disk_len, Ordering::Release);
+        self.disk_len.store(image.disk_len, Ordering::Release);
         self.header.replace(image.parts);
         *self.lists.write() = Lists { snapshots: image.snapshots, bitmaps: image.bitmaps };
         *self.l1.write() = image.l1;

@@ -12,7 +12,7 @@ use block_core::{Alignment, ByteRange, Error, IoBuf, RequestFlags, Result};
 
 use crate::alloc::Reason;
 use crate::driver::Qcow2Driver;
-use crate::geometry::{DataLocation, Version};
+use crate::geometry::Version;
 use crate::metadata_io::{encode_words, write_bytes};
 use crate::overlap::Section;
 use crate::plan::{Allocation, dropped_by, set_words, words_at};
@@ -38,8 +38,7 @@ impl Qcow2Driver {
         if len < old {
             return self.shrink(len).await;
         }
-        self.grow(len).await?;
-        self.hide_tail(old, len).await?;
+        self.grow(old, len).await?;
         if prealloc != Prealloc::Off {
             self.preallocate(ByteRange::from_bounds(old, len)?, prealloc).await?;
         }
@@ -57,7 +56,7 @@ impl Qcow2Driver {
         self.header.with(|parts| parts.header.features.raw_data_file)
     }
 
-    async fn grow(&self, len: u64) -> Result<()> {
+    async fn grow(self: &Arc<Self>, old: u64, len: u64) -> Result<()> {
         let geometry = self.geometry();
         let needed = geometry.l1_entries_for(len);
         if needed > MAX_L1_BYTES / 8 {
@@ -66,9 +65,45 @@ impl Qcow2Driver {
         if needed > self.l1_len() {
             self.move_l1(needed).await?;
         }
-        self.header.update(|header| header.disk_len = len).await?;
+        // What comes up must be zero in the file before the header shows it.
         self.disk_len.store(len, Ordering::Release);
-        Ok(())
+        let shown = match self.hide_what_comes_up(old, len).await {
+            Ok(()) => self.header.update(|header| header.disk_len = len).await,
+            failed => failed,
+        };
+        if shown.is_err() {
+            self.disk_len.store(old, Ordering::Release);
+        }
+        shown
+    }
+
+    /// Makes what the last cluster and the backing file hold behind the end `old` read as zeroes, and
+    /// that stable.
+    async fn hide_what_comes_up(self: &Arc<Self>, old: u64, len: u64) -> Result<()> {
+        self.hide_tail(old, len).await?;
+        let start = self.geometry().cluster_alignment().round_up(old);
+        let below = self.backing.as_ref().map_or(0, |backing| backing.len()).min(len);
+        if let Ok(mut rest) = ByteRange::from_bounds(start, below) {
+            match Arc::clone(self).zero(rest, RequestFlags::empty()).await {
+                Err(Error::Unsupported) => {}
+                zeroed => {
+                    zeroed?;
+                    rest = ByteRange::default();
+                }
+            }
+            // Version 2 has no zero clusters.
+            while !rest.is_empty() {
+                let (piece, after) = rest.split_at(ZERO_BUFFER_BYTES);
+                let buf = IoBuf::zeroed(to_usize(piece.len()), Alignment::PAGE)?;
+                Arc::clone(self).write(piece, buf.into()).await?;
+                rest = after;
+            }
+        }
+        if start == old && below <= start {
+            return Ok(());
+        }
+        self.write_back(Extent::Flush).await?;
+        self.barrier().await
     }
 
     /// Moves the L1 table to where `count` entries have room.
@@ -197,7 +232,7 @@ impl Qcow2Driver {
 
     /// Drops what the L2 table number `index` maps from guest offset `end` on; all of it, if that is
     /// all that it maps.
-    async fn drop_table(&self, index: u64, end: u64) -> Result<()> {
+    pub(crate) async fn drop_table(&self, index: u64, end: u64) -> Result<()> {
         let geometry = self.geometry();
         let start = index * geometry.l2_coverage();
         let mut meta = self.writer()?.meta.lock().await;
@@ -237,22 +272,6 @@ impl Qcow2Driver {
         Ok(())
     }
 
-    /// Cuts the file behind the last cluster in use.
-    async fn trim_file(&self) -> Result<()> {
-        let mut meta = self.writer()?.meta.lock().await;
-        let end = meta.refcounts.end().await? << self.geometry().cluster_bits();
-        if end < self.file.len() && end > 0 {
-            self.file.truncate(end, Exactness::AtLeast, Prealloc::Off).await?;
-            meta.fresh_from = meta.fresh_from.min(end);
-        }
-        if self.geometry().data_location() == DataLocation::DataFile
-            && let Some(data) = self.data.as_ref().filter(|data| data.len() > self.disk_len())
-        {
-            data.truncate(self.disk_len(), Exactness::AtLeast, Prealloc::Off).await?;
-        }
-        Ok(())
-    }
-
     /// Writes everything back, gives back what was dropped, and clears the dirty bit.
     pub(crate) async fn finish_writing(&self) -> Result<()> {
         let _exclusive = self.gate.exclusive().await;
@@ -274,10 +293,13 @@ impl Qcow2Driver {
             self.barrier().await?;
             self.header.update(|header| header.features.dirty = false).await?;
         }
+        self.take_back_growth().await?;
         self.barrier().await
     }
 }
 
+/// Zeroes that are written at once.
+const ZERO_BUFFER_BYTES: u64 = 1 << 20;
 /// Lengths of disks are multiples of this.
 const SECTOR: u32 = 512;
 /// Rounds in which everything is given back: two suffice, unless an error leaves something.

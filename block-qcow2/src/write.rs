@@ -140,7 +140,12 @@ impl Qcow2Driver {
             None => {
                 self.event("cluster_alloc");
                 let first = GuestOffset::new(allocation.clusters.offset());
-                meta.allocate_data(first, wanted, &self.header).await?
+                let place = meta.allocate_data(first, wanted, &self.header).await?;
+                if place.fresh {
+                    let end = place.host.plus(place.count << geometry.cluster_bits());
+                    self.grow_ahead(&mut meta, end.bytes()).await;
+                }
+                place
             }
         };
         let allocation = if place.count == wanted {

@@ -114,8 +114,10 @@ impl Qcow2Driver {
             let data = self.data.as_ref().ok_or(Error::Unsupported)?;
             data.write_zeroes(within, RequestFlags::MAY_UNMAP).await?;
         }
-        self.retarget(&mut meta, slice, aligned, target).await?;
-        Ok(Ok(within.len()))
+        match self.retarget(&mut meta, slice, aligned, target).await? {
+            Some(_) => Ok(Ok(within.len())),
+            None => Ok(Err(Stop::Partial)),
+        }
     }
 
     /// `range` in whole subclusters (clusters, where the target has no zero flag for parts); `None` if
@@ -181,13 +183,15 @@ impl Qcow2Driver {
         }
         let slice = self.own_slice(&mut meta, offset).await?;
         let within = rest.intersect(free).intersect(ByteRange::up_to(slice.guest_end));
-        let kept = self.retarget(&mut meta, slice, within, target).await?;
+        let kept = self.retarget(&mut meta, slice, within, target).await?.unwrap_or_default();
         // Within this request, so that nothing was written there meanwhile: discards serialise.
         self.punch_kept(kept).await?;
         if geometry.data_location() == DataLocation::DataFile {
             let data = self.data.as_ref().ok_or(Error::Unsupported)?;
             let there = within.intersect(ByteRange::up_to(data.len()));
-            if self.keeps_data_file_clusters() {
+            if there.is_empty() {
+                // The data file ends before it.
+            } else if self.keeps_data_file_clusters() {
                 data.write_zeroes(there, RequestFlags::MAY_UNMAP).await?;
             } else if self.writer()?.discards.passes(Reason::Request) {
                 data.discard(there).await?;
@@ -210,59 +214,57 @@ impl Qcow2Driver {
     }
 
     /// Changes the entries that map `range`, whole subclusters of one slice. Gives the host clusters
-    /// that are kept although nothing in them is needed.
+    /// that are kept although nothing in them is needed; `None`, with nothing changed, if a part of a
+    /// compressed cluster is in it.
     async fn retarget(
         &self,
         meta: &mut Meta,
         slice: OwnSlice,
         range: ByteRange,
         target: Target,
-    ) -> Result<Vec<Kept>> {
+    ) -> Result<Option<Vec<Kept>>> {
         let geometry = self.geometry();
         let change =
             |words: &mut [u64]| retarget(geometry, words, slice.first_entry, range, target);
-        let LetGo { dropped, kept } = self.change_slice(slice, change).await?;
+        let Some(LetGo { dropped, kept }) = self.change_slice(slice, change).await? else {
+            return Ok(None);
+        };
         for dropped in dropped {
             meta.drop_data(dropped, Reason::Request);
         }
-        Ok(kept)
+        Ok(Some(kept))
     }
 }
 
-/// Changes the entries that map `range`.
+/// Changes the entries that map `range`; none of them if a part of a compressed cluster is in it.
 fn retarget(
     geometry: Geometry,
     words: &mut [u64],
     first_entry: u64,
     range: ByteRange,
     target: Target,
-) -> Result<LetGo, Fault> {
+) -> Result<Option<LetGo>, Fault> {
     let mut let_go = LetGo::default();
     let cluster_size = geometry.cluster_size();
     let mut start = geometry.cluster_alignment().round_down(range.offset());
-    // First all are looked at, so that a faulty entry changes nothing.
+    // First all are looked at, so that one that cannot be changed changes nothing.
     let mut entries = Vec::new();
     while start < range.end() {
         let old = words_at(geometry, words, first_entry, GuestOffset::new(start))?;
-        entries.push((start, old, l2_entry(geometry, old.0, old.1)?));
-        start += cluster_size;
-    }
-    for (start, old, cluster) in entries {
+        let cluster = l2_entry(geometry, old.0, old.1)?;
         let from = range.offset().max(start) - start;
         let to = range.end().min(start + cluster_size) - start;
         let touched = mask(subcluster(geometry, from), subcluster(geometry, to - 1));
         let whole = to - from == cluster_size;
-        let new = retargeted(
-            geometry,
-            old.0,
-            cluster,
-            touched,
-            if whole { target } else { Target::ZeroInPlace },
-        );
-        let Some((words_now, host)) = new else {
-            return Err(Fault::new("part of a compressed cluster to be zeroed", old.0));
+        let target = if whole { target } else { Target::ZeroInPlace };
+        let Some(new) = retargeted(geometry, old.0, cluster, touched, target) else {
+            return Ok(None);
         };
-        if words_now == old {
+        entries.push((start, old, cluster, whole, new));
+        start += cluster_size;
+    }
+    for (start, old, cluster, whole, (new, host)) in entries {
+        if new == old {
             continue;
         }
         match host {
@@ -270,12 +272,13 @@ fn retarget(
             Some(_) => {}
             None => let_go.dropped.extend(dropped_by(geometry, cluster)),
         }
-        set_words(geometry, words, first_entry, GuestOffset::new(start), words_now)?;
+        set_words(geometry, words, first_entry, GuestOffset::new(start), new)?;
     }
-    Ok(let_go)
+    Ok(Some(let_go))
 }
 
-/// An entry's new words and the host cluster that it keeps. `None`: it cannot be told.
+/// An entry's new words and the host cluster that it keeps. `None`: a part of a compressed cluster
+/// cannot be told apart.
 fn retargeted(
     geometry: Geometry,
     raw: u64,

@@ -6,23 +6,28 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use block_core::driver::Prealloc;
 use block_core::format::raw::RawFactory;
 use block_core::io::exec::block_on;
 use block_core::options::OpenFlags;
 use block_core::proto::file::FileFactory;
 use block_core::proto::mem::MemDriver;
 use block_core::registry::OpenContext;
-use block_core::{Node, OpenError, Options, Registry};
+use block_core::{Node, OpenError, Options, Registry, Support};
 use block_qcow2::Qcow2Factory;
 use block_qcow2::create::{CreateOptions, create_on};
+use block_testkit::disk::crash::CrashDisk;
 use block_testkit::disk::fault::{Fault, Rule};
+use block_testkit::disk::mem::{MemConfig, MemDisk};
 use block_testkit::disk::record::Record;
 use block_testkit::disk::tap::{Kind, Tapped};
 use block_testkit::naive::qcow2::Image;
 use block_testkit::peer::{ImageDir, Verdict};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 use support::{contents, open_with};
 
@@ -83,23 +88,23 @@ fn check(options: &str) {
     assert!(contents(&node, 1 << 20) == expect, "{options}");
 }
 
-#[test]
-fn every_cluster_size_and_refcount_width_with_every_other_option() {
-    let sizes = ["0", "1000", "3000320", "64k", "5M"];
+/// Every refcount width with clusters of these sizes; all other options change from one to the next.
+fn check_matrix(cluster_bits: &[u32]) {
+    let sizes = ["0", "1000", "2000896", "64k", "1M"];
     let preallocations = ["off", "metadata", "falloc", "full"];
     let data_files = ["", "", ",data_file=data.raw", ",data_file=data.raw,data_file_raw=on"];
     let mut n = 0;
-    for cluster_bits in [9, 10, 12, 14, 16, 18, 21] {
+    for bits in cluster_bits {
         for refcount_order in 0..=6 {
             let size = sizes[n % sizes.len()];
             let preallocation = preallocations[n % 4];
             let data_file = data_files[n / 4 % 4];
+            let (cluster_size, refcount_bits) = (1u64 << bits, 1u64 << refcount_order);
             let mut options = format!(
-                "size={size},cluster_size={},refcount_bits={},preallocation={preallocation}{data_file}",
-                1u64 << cluster_bits,
-                1u64 << refcount_order,
+                "size={size},cluster_size={cluster_size},refcount_bits={refcount_bits},\
+                 preallocation={preallocation}{data_file}"
             );
-            if cluster_bits >= 14 && n % 3 == 0 {
+            if *bits >= 14 && n % 3 != 0 {
                 options += ",extended_l2=on";
             }
             if n % 5 == 1 {
@@ -112,7 +117,22 @@ fn every_cluster_size_and_refcount_width_with_every_other_option() {
             n += 1;
         }
     }
-    assert_eq!(n, 49);
+    assert_eq!(n, 7 * cluster_bits.len());
+}
+
+#[test]
+fn small_clusters_with_every_refcount_width_and_option() {
+    check_matrix(&[9, 10, 12]);
+}
+
+#[test]
+fn clusters_of_every_refcount_width_and_option() {
+    check_matrix(&[14, 16]);
+}
+
+#[test]
+fn large_clusters_of_every_refcount_width_and_option() {
+    check_matrix(&[18, 21]);
 }
 
 #[test]
@@ -258,7 +278,6 @@ fn what_cannot_be_is_refused_by_name_and_value_before_anything_is_made() {
 
 #[test]
 fn the_builder_makes_what_the_options_make() {
-    use block_core::driver::Prealloc;
     use block_qcow2::geometry::Version;
     use block_qcow2::spec::header::Compression;
     let dir = ImageDir::new().unwrap();
@@ -303,7 +322,7 @@ fn the_first_sector_is_written_last_behind_a_flush() {
     let record = Record::new();
     let disk = Tapped::new(Arc::new(MemDriver::new(1 << 20)), Arc::clone(&record));
     let node = Node::new(disk, Default::default());
-    let options = CreateOptions::new(1 << 20).preallocation(block_core::driver::Prealloc::Metadata);
+    let options = CreateOptions::new(1 << 20).preallocation(Prealloc::Metadata);
     block_on(create_on(&node, None, &options)).unwrap();
     let mut calls = record.take();
     calls.retain(|call| call.kind != Kind::FlushToOs);
@@ -323,7 +342,7 @@ fn a_creation_that_fails_half_way_leaves_no_image() {
         create(&dir, "a.qcow2", "size=64M").unwrap();
         dir.bytes("a.qcow2").unwrap()
     };
-    let options = CreateOptions::new(1 << 20).preallocation(block_core::driver::Prealloc::Metadata);
+    let options = CreateOptions::new(1 << 20).preallocation(Prealloc::Metadata);
     let mut failed = 0;
     for kind in [Kind::Truncate, Kind::Write, Kind::FlushToDisk] {
         for skip in 0.. {
@@ -341,10 +360,129 @@ fn a_creation_that_fails_half_way_leaves_no_image() {
             // Neither the old image nor half of the new one, except where nothing was done or all.
             let opened = support::open_driver(memory, OpenFlags::READ_ONLY);
             let nothing_done = kind == Kind::Truncate && skip == 0;
-            let all_done = kind == Kind::FlushToDisk && skip == 1;
+            let all_done = kind == Kind::FlushToDisk && skip == 2;
             assert_eq!(opened.is_ok(), nothing_done || all_done, "{kind:?} {skip}");
             failed += 1;
         }
     }
     assert!(failed >= 8, "{failed}");
+}
+
+/// Creates over an old image and crashes at every moment: what is left is the old image untouched, the
+/// new one whole, or none.
+fn crash_everywhere(options: &CreateOptions, seed: u64) -> [usize; 3] {
+    let old = {
+        let dir = ImageDir::new().unwrap();
+        create(&dir, "a.qcow2", "size=1M,cluster_size=512,preallocation=metadata").unwrap();
+        dir.bytes("a.qcow2").unwrap()
+    };
+    let disk = CrashDisk::new(old.clone());
+    let rng = Mutex::new(ChaCha8Rng::seed_from_u64(seed));
+    let images = Arc::new(Mutex::new(Vec::new()));
+    let (crashed, into) = (Arc::downgrade(&disk), Arc::clone(&images));
+    disk.watch(move |_| {
+        let Some(disk) = crashed.upgrade() else { return };
+        let mut rng = rng.lock().unwrap();
+        for _ in 0..4 {
+            into.lock().unwrap().push(disk.crash(&mut *rng).bytes);
+        }
+    });
+    block_on(create_on(&Node::new(disk.clone(), Default::default()), None, options)).unwrap();
+    let new = disk.stable();
+    assert!(Image::open(&new).unwrap().check().unwrap().is_clean());
+    let mut seen = [0; 3];
+    for bytes in images.lock().unwrap().iter() {
+        let index = match Image::open(bytes) {
+            Err(_) => 0,
+            Ok(_) if *bytes == old => 1,
+            Ok(_) => 2,
+        };
+        assert!(index < 2 || *bytes == new, "seed {seed}: an image that is neither old nor new");
+        seen[index] += 1;
+    }
+    seen
+}
+
+#[test]
+fn a_crash_leaves_the_old_image_the_new_one_or_none() {
+    let mut seen = [0; 3];
+    for seed in 0..8 {
+        for options in [
+            CreateOptions::new(1 << 20),
+            CreateOptions::new(1 << 20).cluster_size(512).preallocation(Prealloc::Metadata),
+            CreateOptions::new(1 << 20).backing("base", "raw"),
+        ] {
+            let more = crash_everywhere(&options, seed);
+            seen.iter_mut().zip(more).for_each(|(all, more)| *all += more);
+        }
+    }
+    // Each of the three was reached.
+    assert!(seen.iter().all(|count| *count > 10), "{seen:?}");
+}
+
+#[test]
+fn the_peer_goes_on_writing() {
+    for options in [
+        "cluster_size=512,refcount_bits=64",
+        "cluster_size=4k,refcount_bits=1,compression_type=zstd",
+        "extended_l2=on,preallocation=metadata",
+        "cluster_size=512,preallocation=full",
+        "compat=0.10",
+        "data_file=data.raw,data_file_raw=on,lazy_refcounts=on",
+    ] {
+        let dir = ImageDir::new().unwrap();
+        create(&dir, "a.qcow2", &format!("size=3M,{options}")).unwrap();
+        let commands =
+            ["write -P 1 100k 1M", "write -z 512k 64k", "discard 1M 128k", "write -P 2 2M 1M"];
+        dir.qemu_io("a.qcow2", &commands).unwrap();
+        assert_eq!(dir.check("a.qcow2").unwrap(), Verdict::Clean, "{options}");
+        let node = open_with(&dir.path("a.qcow2"), OpenFlags::READ_ONLY, Options::new()).unwrap();
+        let expect = dir.raw_contents("a.qcow2", &[]).unwrap();
+        assert!(expect[2 << 20..].iter().all(|byte| *byte == 2), "{options}");
+        assert!(contents(&node, 1 << 20) == expect, "{options}");
+    }
+}
+
+/// A disk like a device: it keeps its length, and holds something.
+fn device(len: u64) -> Arc<MemDisk> {
+    let mut config = MemConfig::new(len);
+    config.capabilities.truncate = Support::None;
+    config.capabilities.has_zero_init = false;
+    let disk = config.build();
+    disk.load(0, &vec![0xee; usize::try_from(len).unwrap()]);
+    disk
+}
+
+#[test]
+fn what_a_device_held_does_not_show() {
+    let len = 2 << 20;
+    for options in [
+        CreateOptions::new(len),
+        CreateOptions::new(len).preallocation(Prealloc::Metadata),
+        CreateOptions::new(len).preallocation(Prealloc::Full).cluster_size(512),
+        CreateOptions::new(len).extended_l2().preallocation(Prealloc::Metadata),
+    ] {
+        let disk = device(3 << 20);
+        block_on(create_on(&Node::new(disk.clone(), Default::default()), None, &options)).unwrap();
+        let report = Image::open(&disk.to_vec()).unwrap().check().unwrap();
+        assert!(report.is_clean(), "{options:?}: {report}");
+        let node = support::open_driver(disk, OpenFlags::READ_ONLY).unwrap();
+        assert!(contents(&node, 1 << 20).iter().all(|byte| *byte == 0), "{options:?}");
+    }
+    for options in
+        [CreateOptions::new(len).raw_data_file("d"), CreateOptions::new(len).data_file("d")]
+    {
+        let (disk, data) = (device(1 << 20), device(len));
+        let nodes = [disk.clone(), data.clone()].map(|disk| Node::new(disk, Default::default()));
+        block_on(create_on(&nodes[0], Some(&nodes[1]), &options)).unwrap();
+        let (file, data) = (disk.to_vec(), data.to_vec());
+        let image = Image::open(&file).unwrap().with_data_file(&data);
+        assert!(image.check().unwrap().is_clean(), "{options:?}");
+        assert!(image.contents().unwrap().iter().all(|byte| *byte == 0), "{options:?}");
+    }
+    // Too short a device is an error, and no image.
+    let disk = device(1 << 20);
+    let options = CreateOptions::new(len).preallocation(Prealloc::Metadata);
+    block_on(create_on(&Node::new(disk.clone(), Default::default()), None, &options)).unwrap_err();
+    assert!(support::open_driver(disk, OpenFlags::READ_ONLY).is_err());
 }

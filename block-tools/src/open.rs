@@ -17,6 +17,7 @@ use block_core::{Node, OpenFlags, Options, Registry};
 use block_qcow2::Qcow2Factory;
 
 use crate::spec::{SpecError, image_opts, json};
+use crate::temporary;
 
 /// Every driver that the tools know.
 pub fn registry() -> Arc<Registry> {
@@ -144,6 +145,20 @@ pub struct ImageSpec {
     pub detect_zeroes: DetectZeroes,
     /// Decides `flags.force_share` (`-U`).
     pub force_share: bool,
+    /// Opens the backing file that so many images are above writable too.
+    pub writable_backing_depth: Option<usize>,
+    /// Where writes go.
+    pub writes: Writes,
+}
+
+/// Where the writes to an image go.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub enum Writes {
+    /// To the image.
+    #[default]
+    Image,
+    /// To an overlay that is gone when it is closed; the image itself is opened for reading.
+    TemporaryOverlay,
 }
 
 impl ImageSpec {
@@ -160,6 +175,8 @@ impl ImageSpec {
             discard: DiscardMode::default(),
             detect_zeroes: DetectZeroes::Off,
             force_share: false,
+            writable_backing_depth: None,
+            writes: Writes::Image,
         }
     }
 
@@ -227,6 +244,10 @@ pub async fn open(spec: &ImageSpec) -> Result<Node, SpecError> {
 /// [`open`] with a registry, budget and warnings of the caller's. The spec decides the flags.
 pub async fn open_in(mut context: OpenContext, spec: &ImageSpec) -> Result<Node, SpecError> {
     context.flags = spec.open_flags();
+    context.writable_backing_depth = spec.writable_backing_depth;
+    if spec.writes == Writes::TemporaryOverlay {
+        return temporary::open(context, spec).await;
+    }
     let options = spec.node_options()?;
     let probed = options.peek("driver").is_none();
     let node = context.open(options).await?;

@@ -87,6 +87,37 @@ fn check(prepare: impl Fn(&Path), args: &[&str], input: &str) {
     assert_eq!(ours.status, theirs.status, "exit status of {shown}");
 }
 
+/// [`check`] for scripts that write: the images that they leave are the same to `qemu-img`, which finds
+/// nothing wrong in them.
+fn check_written(prepare: impl Fn(&Path), args: &[&str], input: &str, images: &[&str]) {
+    let mut left = Vec::new();
+    for name in ["qemu-io", "block-io"] {
+        let command = match name {
+            "qemu-io" => tool("QEMU_IO", name),
+            _ => Command::new(env!("CARGO_BIN_EXE_block-io")),
+        };
+        let dir = TempDir::new().unwrap();
+        prepare(dir.path());
+        let ran = ran(&feed(command, dir.path(), args, input, name));
+        let img =
+            |args: &[&str]| feed(tool("QEMU_IMG", "qemu-img"), dir.path(), args, "", "qemu-img");
+        let contents = images.iter().map(|image| {
+            let found = img(&["check", "-q", "-f", "qcow2", image]);
+            assert!(found.status.success(), "{name} {input:?}: {image}: {found:?}");
+            let read = img(&["convert", "-O", "raw", image, "contents"]);
+            assert!(read.status.success(), "{name} {input:?}: {image}: {read:?}");
+            std::fs::read(dir.path().join("contents")).unwrap()
+        });
+        left.push((contents.collect::<Vec<_>>(), ran));
+    }
+    let [(theirs, their_run), (ours, our_run)] = left.try_into().ok().unwrap();
+    assert_eq!(our_run.lines, their_run.lines, "{args:?} {input:?}: {}", our_run.stderr);
+    assert_eq!(our_run.status, their_run.status, "{args:?} {input:?}: {}", our_run.stderr);
+    for ((image, ours), theirs) in images.iter().zip(&ours).zip(&theirs) {
+        assert!(ours == theirs, "contents of {image} after {args:?} {input:?}");
+    }
+}
+
 /// A raw image of 1 MiB, and a file of 300 bytes of every value.
 fn raw(dir: &Path) {
     std::fs::write(dir.join("a.raw"), vec![0; 1 << 20]).unwrap();
@@ -271,4 +302,60 @@ fn a_qcow2_chain_reads_alike() {
     let options = "driver=qcow2,file.filename=top.qcow2,backing.driver=raw,backing.file.driver=file,\
         backing.file.filename=base.qcow2,backing.offset=64k";
     check(chain, &["--image-opts", "-r", options], "read -P 3 64k 64k\nread -v 0 16\n");
+}
+
+#[test]
+fn a_qcow2_chain_is_written_alike() {
+    let top = |script: &str| check_written(chain, &["top.qcow2"], script, &["top.qcow2"]);
+    top("write -P 9 0 64k\nwrite -P 8 100k 300k\nwrite -P 7 1000k 100k\nread -P 9 0 64k\n\
+         read -P 7 1000k 100k\nread -P 0 1100k 64k\nwrite -P 6 3M 1k\nread -P 0xcd 3073k 63k\n\
+         writev -P 5 2M 1k 2k 512\naio_write -P 4 2100k 64k\naio_flush\nmap\nalloc 0 4M\nflush\n\
+         write -f -P 3 3500k 64k\nwrite -P 2 4095k 1k\nwrite 4M 1\nlength\n");
+    top("write -z 0 64k\nwrite -z -u 1M 64k\nwrite -z -u -n 2M 1M\nwrite -z -n 192k 64k\n\
+         write -z 1000 5000\nwrite -z -n 70k 1k\nread -P 0 1000 5000\nread -P 0 2M 1M\n\
+         aio_write -z -u 3M 64k\naio_flush\nread -P 0 3M 64k\nmap\nalloc 0 4M\n");
+    top("discard 0 128k\ndiscard -C 1M 64k\ndiscard -q 3M 64k\ndiscard 5 7\ndiscard 4M 1k\n\
+         read -P 0 64k 64k\nread -P 0 3M 64k\nwrite -P 5 64k 64k\nread -P 5 64k 64k\nmap\n");
+    top("truncate 5M\nlength\nread -P 0 4M 1M\nwrite -P 5 4M 1M\ntruncate 4500k\nlength\n\
+         truncate 1M\nlength\nmap\ntruncate 3M\nread -P 0 1M 2M\ntruncate -m bogus 4M\n\
+         truncate -m metadata 4M\nlength\nread -P 0 1M 3M\ninfo\n");
+    top("write -P 5 0 64k\nreopen -r\nwrite 0 1k\nread -P 5 0 64k\nreopen -w\nwrite -P 6 0 1k\n\
+         reopen -c unsafe\nwrite -P 7 1k 1k\nreopen -c writethrough\nwrite -P 8 2k 1k\nflush\n\
+         read -P 6 0 1k\nread -P 7 1k 1k\nread -P 8 2k 1k\n");
+    for mode in ["none", "directsync", "writethrough", "unsafe"] {
+        let script = "write -P 5 3 70000\nwrite -z 128k 100\nread -P 5 3 70000\nflush\n";
+        check_written(chain, &["-t", mode, "-m", "top.qcow2"], script, &["top.qcow2"]);
+    }
+    let script = "write -P 5 0 64k\ndiscard 0 64k\nread -P 5 0 64k\nread -P 0 0 64k\nmap\n";
+    for mode in ["ignore", "unmap"] {
+        check_written(chain, &["-d", mode, "top.qcow2"], script, &["top.qcow2"]);
+    }
+}
+
+#[test]
+fn a_temporary_overlay_takes_the_writes() {
+    let script = "write -P 9 0 64k\nwrite -z 1M 64k\nread -P 9 0 64k\nread -P 3 64k 64k\n\
+        read -P 0 1M 64k\nlength\nflush\nclose\nopen -s top.qcow2\nread -P 1 0 64k\nwrite 0 1k\n\
+        close\nopen top.qcow2\nread -P 1 0 64k\n";
+    check_written(chain, &["-s", "top.qcow2"], script, &["top.qcow2", "base.qcow2"]);
+    check_written(chain, &["-s", "-f", "qcow2", "-n", "top.qcow2"], "write 0 1k\n", &["top.qcow2"]);
+    check_written(chain, &["-s", "-r", "top.qcow2"], "write 0 1k\n", &["top.qcow2"]);
+    let images = ["base.qcow2"];
+    check_written(chain, &["-s", "-f", "raw", "top.qcow2"], "write 0 1k\nread 0 1k\n", &images);
+    check_written(chain, &["-s", "missing"], "length\n", &images);
+}
+
+#[test]
+fn the_overlay_leaves_no_file() {
+    let dir = TempDir::new().unwrap();
+    chain(dir.path());
+    let overlays = TempDir::new().unwrap();
+    let before = std::fs::read(dir.path().join("top.qcow2")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_block-io"));
+    command.env("TMPDIR", overlays.path());
+    let args = ["-s", "-c", "write -P 9 0 3M", "-c", "read -P 9 0 3M", "top.qcow2"];
+    let output = feed(command, dir.path(), &args, "", "block-io");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(std::fs::read_dir(overlays.path()).unwrap().count(), 0);
+    assert!(std::fs::read(dir.path().join("top.qcow2")).unwrap() == before);
 }

@@ -126,6 +126,14 @@ impl BlockDriver for RawDriver {
         self.file.read_now(self.in_file(range).ok()?, iov)
     }
 
+    fn write_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
+        // The guard of a guessed image has to look at the head first.
+        if self.guard.is_some() && range.offset() < PROBE_BYTES {
+            return None;
+        }
+        self.file.write_now(self.in_file(range).ok()?, iov)
+    }
+
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
         self.file.read(self.in_file(range)?, iov).await
     }

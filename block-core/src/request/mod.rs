@@ -13,14 +13,15 @@
 //!    ticket is given back and waiters wake.
 //!
 //! An aligned request that waits for nothing and fits the driver takes the fast path: one lock pair
-//! for the ticket and the driver's own future, polled in place. A read that the driver can answer at
-//! once needs not even that: it is counted and answered by [`BlockDriver::read_now`]. Everything else
-//! is a boxed future.
+//! for the ticket and the driver's own future, polled in place. A read or a write that the driver can
+//! answer at once needs not even that: it is counted and answered by [`BlockDriver::read_now`] or
+//! [`BlockDriver::write_now`]. Everything else is a boxed future.
 //!
 //! **Invariant:** a request that was polled once runs to completion. Dropping the future detaches it:
 //! the rest runs on the current executor's spawner, or on a thread for such strays.
 //!
 //! [`BlockDriver::read_now`]: crate::BlockDriver::read_now
+//! [`BlockDriver::write_now`]: crate::BlockDriver::write_now
 
 pub mod status;
 
@@ -107,13 +108,17 @@ impl Request {
         Self { node: node.clone(), op, state: State::New, polling: false }
     }
 
-    /// The result of a read that the driver answers at once. Its memory is let go of.
-    fn read_now(&mut self) -> Option<Result<()>> {
-        let Op::Read { range, iov, flags } = &mut self.op else { return None };
-        if !flags.is_empty() {
-            return None;
-        }
-        let result = self.node.read_now(*range, iov)?;
+    /// The result of a request that the driver answers at once. Its memory is let go of.
+    fn answer_now(&mut self) -> Option<Result<()>> {
+        let (result, iov) = match &mut self.op {
+            Op::Read { range, iov, flags } if flags.is_empty() => {
+                (self.node.read_now(*range, iov)?, iov)
+            }
+            Op::Write { range, iov, flags } if flags.is_empty() => {
+                (self.node.write_now(*range, iov)?, iov)
+            }
+            _ => return None,
+        };
         drop(std::mem::take(iov));
         Some(result)
     }
@@ -162,7 +167,7 @@ impl Future for Request {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let this = &mut *self;
         if let State::New = this.state {
-            if let Some(result) = this.read_now() {
+            if let Some(result) = this.answer_now() {
                 this.state = State::Done;
                 return Poll::Ready(result);
             }

@@ -35,7 +35,7 @@ impl Node {
     /// Reads `range` into `iov` within this call, if that takes no waiting: see
     /// [`BlockDriver::read_now`](crate::BlockDriver::read_now). `None`: send a [`Node::read`].
     pub fn read_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
-        let fits = self.may_read_inline(range)
+        let fits = self.may_go_inline(range)
             && to_u64(iov.len()) == range.len()
             && iov.bufs().len() <= IOV_MAX;
         if !fits {

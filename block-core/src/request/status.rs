@@ -262,7 +262,11 @@ fn add_holes(
 ) -> BoxFuture<'_, Result<BlockStatus>> {
     Box::pin(async move {
         let range = ByteRange::new(below.offset, status.len)?;
-        let found = below.node.block_status(range, detail).await?;
+        // Whoever passes requests through reads what the whole chain below reads as.
+        let found = match filtered {
+            true => below.node.block_status_above(None, range, detail).await?,
+            false => below.node.block_status(range, detail).await?,
+        };
         if found.len == 0 {
             // Beyond the end of the file.
             status.flags.insert(StatusFlags::ZERO);

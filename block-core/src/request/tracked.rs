@@ -3,8 +3,8 @@
 //! A request is entered with its range, whether it is serialising, and a number; none of these change
 //! afterwards. Two requests conflict if their ranges overlap and at least one is serialising.
 //!
-//! A read that the driver answers within one call ([`BlockDriver::read_now`]) is only counted: it
-//! begins while nothing serialises or drains, and whoever then begins to do so waits for the count to
+//! A request that the driver answers within one call ([`BlockDriver::read_now`],
+//! [`BlockDriver::write_now`]) is only counted: it begins while nothing serialises or drains, and whoever then begins to do so waits for the count to
 //! reach zero, whatever the ranges. Such a read never waits, so this adds no cycle.
 //!
 //! **Invariants.** A request waits only for conflicting requests with smaller numbers, so the waits
@@ -12,6 +12,7 @@
 //! enters the list. `exclusive` is the number of serialising requests in the list and of drains.
 //!
 //! [`BlockDriver::read_now`]: crate::driver::BlockDriver::read_now
+//! [`BlockDriver::write_now`]: crate::driver::BlockDriver::write_now
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,7 +52,7 @@ pub(crate) struct Tracker {
     /// Guards the list. Held for a few instructions (longer only while something serialises), never
     /// while a waker runs. Innermost in the lock order.
     state: Mutex<State>,
-    /// Reads that are inside the driver's `read_now`.
+    /// Requests that are inside the driver's `read_now` or `write_now`.
     inline: AtomicUsize,
     /// Who needs `inline` to be zero. Changed under the lock; with `inline` it forms a store-load
     /// pair on both sides, hence the sequentially consistent orders.
@@ -99,13 +100,13 @@ pub(crate) struct Ticket {
     place: Place,
 }
 
-/// A read inside the driver's `read_now`; ends when dropped.
+/// A request inside the driver's `read_now` or `write_now`; ends when dropped.
 pub(crate) struct Inline<'a> {
     tracker: &'a Tracker,
 }
 
 impl Tracker {
-    /// Counts a read that will not wait; `None` if something serialises or drains.
+    /// Counts a request that will not wait; `None` if something serialises or drains.
     pub(crate) fn try_inline(&self) -> Option<Inline<'_>> {
         self.inline.fetch_add(1, Ordering::SeqCst);
         let inline = Inline { tracker: self };
@@ -179,7 +180,7 @@ impl Tracker {
         Ok(ticket)
     }
 
-    /// Waits until no read is inside `read_now`. The caller is counted in `exclusive`.
+    /// Waits until nobody is inside `read_now` or `write_now`. The caller is counted in `exclusive`.
     async fn no_inline(&self) {
         std::future::poll_fn(|cx| {
             if self.inline.load(Ordering::SeqCst) == 0 {

@@ -6,6 +6,7 @@ use crate::buf::IoVec;
 use crate::driver::{Exactness, Prealloc};
 use crate::error::{Error, Result};
 use crate::flags::{RequestFlags, Support};
+use crate::limits::IOV_MAX;
 use crate::node::{DetectZeroes, Node};
 use crate::range::{ByteRange, MAX_LEN, to_u64};
 
@@ -44,6 +45,28 @@ pub(super) fn fast(
     }
     node.tracker().end(&place);
     None
+}
+
+impl Node {
+    /// Writes `iov` to `range` within this call, if that takes no waiting: see
+    /// [`BlockDriver::write_now`](crate::BlockDriver::write_now). `None`: send a [`Node::write`].
+    pub fn write_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
+        let fits = self.may_go_inline(range)
+            && self.options().detect_zeroes == DetectZeroes::Off
+            && to_u64(iov.len()) == range.len()
+            && iov.bufs().len() <= IOV_MAX;
+        if !fits {
+            return None;
+        }
+        let _inline = self.tracker().try_inline()?;
+        // Looked at once it is counted: a truncate is serialising, and a reopen drains.
+        if range.end() > self.len() || self.is_read_only() {
+            return None;
+        }
+        let written = self.driver().write_now(range, iov)?;
+        self.finish_write(range, RequestFlags::empty());
+        Some(written)
+    }
 }
 
 /// Step 1 of everything that writes to `range`.

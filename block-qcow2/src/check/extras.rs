@@ -58,8 +58,9 @@ impl Walk<'_> {
             }
         }
         let len = entries.iter().map(|entry| entry.len).sum();
-        if !self.refer_exclusive("the snapshot table", start.bytes(), len)? {
+        if !self.refer_minor("the snapshot table", start.bytes(), len)? {
             self.faults.snapshots = true;
+            self.log.corruption(|| "the snapshot table overlaps other metadata".to_owned());
         }
         for (index, entry) in entries.iter().enumerate() {
             if !entry.has_disk_len && self.layout.geometry().version() != Version::V2 {
@@ -75,14 +76,17 @@ impl Walk<'_> {
 
     fn refer_snapshot(&mut self, index: usize, l1: Table) -> Result<()> {
         let (offset, count) = (l1.offset.bytes(), u64::from(l1.count));
-        if count == 0 {
+        let is_aligned = self.layout.geometry().offset_in_cluster(offset) == 0;
+        if count == 0 && is_aligned && self.layout.is_inside(offset) {
             return Ok(());
         }
         let problem = if count * 8 > MAX_L1_BYTES {
             Some("is too large")
-        } else if self.layout.geometry().offset_in_cluster(offset) != 0 || offset == 0 {
+        } else if !is_aligned || offset == 0 {
             Some("is not aligned to a cluster")
-        } else if !self.refer_exclusive("the L1 table of a snapshot", offset, count * 8)? {
+        } else if !self.layout.is_inside(offset)
+            || !self.refer_minor("the L1 table of a snapshot", offset, count * 8)?
+        {
             Some("overlaps other metadata or the end of the file")
         } else {
             self.snapshots.push(L1 { offset, count });
@@ -112,7 +116,7 @@ impl Walk<'_> {
             return Ok(());
         }
         let (start, len) = (extension.directory_offset.bytes(), extension.directory_size);
-        if !self.refer_exclusive("the bitmap directory", start, len)? {
+        if !self.refer_minor("the bitmap directory", start, len)? {
             self.bad_bitmaps(|| "the bitmap directory overlaps something".to_owned());
             return Ok(());
         }
@@ -159,7 +163,7 @@ impl Walk<'_> {
             self.bad_bitmaps(|| format!("the table of bitmap '{name}' is not aligned: {start:#x}"));
             return Ok(());
         }
-        if !self.refer_exclusive("a bitmap table", start, count * 8)? {
+        if !self.refer_minor("a bitmap table", start, count * 8)? {
             self.bad_bitmaps(|| format!("the table of bitmap '{name}' overlaps something"));
             return Ok(());
         }
@@ -177,9 +181,11 @@ impl Walk<'_> {
                 if raw & reserved != 0 || !aligned {
                     self.bad_bitmaps(|| format!("entry {index} of bitmap '{name}' is {raw:#x}"));
                 } else if offset != 0
-                    && !self.refer_exclusive("bits of a bitmap", offset, cluster_size)?
+                    && !self.refer_minor("bits of a bitmap", offset, cluster_size)?
                 {
-                    self.faults.bitmaps = true;
+                    self.bad_bitmaps(|| {
+                        format!("the bits at {offset:#x} of bitmap '{name}' overlap something")
+                    });
                 }
             }
         }
@@ -201,7 +207,8 @@ pub(super) async fn snapshot_entries(
         let entry = reader.next_entry(snapshot::FIXED_BYTES, snapshot::entry_len, parse).await;
         let Ok((parsed, bytes)) = entry else { break };
         let (offset, size) = (parsed.l1.offset.bytes(), u64::from(parsed.l1.count));
-        if size != 0 && !good.iter().any(|l1| l1.offset == offset && l1.count == size) {
+        let is_empty = size == 0 && layout.is_inside(offset);
+        if !is_empty && !good.iter().any(|l1| l1.offset == offset && l1.count == size) {
             continue;
         }
         let v2 = layout.geometry().version() == Version::V2;

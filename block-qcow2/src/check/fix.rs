@@ -27,6 +27,9 @@ use crate::spec::refcount::max_refcount;
 /// What a pass over the tables changes.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(super) enum Pass {
+    /// What points at refcounts and must not be left there when these move: L1 entries and compressed
+    /// data. It needs no room.
+    Untangle,
     /// Whatever is wrong besides COPIED, in all tables.
     Entries,
     /// COPIED where the refcount is not one, in the tables of the disk.
@@ -63,7 +66,7 @@ impl Walk<'_> {
             let mut changed = Changed::default();
             for (index, raw) in (piece.first..active.count).zip(piece.words()) {
                 let Target::Cluster(offset) = self.layout.judge_l1(raw).target else {
-                    changed.note(index - piece.first, raw, self.layout.judge_l1(raw).fixed.0);
+                    changed.note(index - piece.first, raw, self.new_l1(pass, raw).await);
                     continue;
                 };
                 let new = self.new_l1(pass, raw).await;
@@ -76,20 +79,25 @@ impl Walk<'_> {
             }
             changed.write(self.file, active.offset, &piece).await?;
         }
-        if pass == Pass::Entries {
-            self.rewrite_inactive(&mut done, spare).await?;
+        if matches!(pass, Pass::Entries | Pass::Untangle) {
+            self.rewrite_inactive(pass, &mut done, spare).await?;
         }
         Ok(())
     }
 
-    async fn rewrite_inactive(&mut self, done: &mut Counts, spare: &mut Spare) -> Result<()> {
+    async fn rewrite_inactive(
+        &mut self,
+        pass: Pass,
+        done: &mut Counts,
+        spare: &mut Spare,
+    ) -> Result<()> {
         for number in 0..self.snapshots.len() {
             let Some(l1) = self.snapshots.get(number).copied() else { break };
             let mut reader = TableReader::new(self.file, l1.offset, l1.count * 8);
             while let Some(piece) = reader.next().await? {
                 let mut changed = Changed::default();
                 for (index, raw) in (piece.first..l1.count).zip(piece.words()) {
-                    let new = self.new_l1(Pass::Entries, raw).await;
+                    let new = self.new_l1(pass, raw).await;
                     changed.note(index - piece.first, raw, new);
                 }
                 changed.write(self.file, l1.offset, &piece).await?;
@@ -100,7 +108,7 @@ impl Walk<'_> {
             from = cluster + 1;
             let offset = cluster << self.layout.geometry().cluster_bits();
             if done.get(cluster) == 0 && self.is_table(offset) {
-                self.rewrite_l2(Pass::Entries, offset, None, spare).await?;
+                self.rewrite_l2(pass, offset, None, spare).await?;
             }
         }
         Ok(())
@@ -108,7 +116,7 @@ impl Walk<'_> {
 
     /// Whether the cluster at `offset` can be followed as an L2 table.
     fn is_table(&self, offset: u64) -> bool {
-        self.layout.is_inside(offset) && self.refs.exclusive_is_free(self.layout, offset)
+        self.layout.is_inside(offset) && self.refs.may_be_l2(self.layout, offset)
     }
 
     async fn new_l1(&mut self, pass: Pass, raw: u64) -> u64 {
@@ -118,6 +126,8 @@ impl Walk<'_> {
         };
         let cluster = self.layout.cluster_of(offset);
         match pass {
+            Pass::Untangle if self.layout.is_inside(offset) && !self.is_table(offset) => 0,
+            Pass::Untangle => raw,
             Pass::Entries if !self.is_table(offset) => 0,
             Pass::Entries if judged.rounded && self.refs.l2.get(cluster) > 1 => 0,
             Pass::Entries => judged.fixed.0,
@@ -166,6 +176,12 @@ impl Walk<'_> {
                         self.copied(&judged, times, spare).await?
                     }
                     (Pass::Entries, _) => self.new_l2(&judged, times),
+                    (Pass::Untangle, Target::Compressed(payload))
+                        if self.layout.is_inside(payload.end().saturating_sub(1)) =>
+                    {
+                        self.new_l2(&judged, times)
+                    }
+                    (Pass::Untangle, _) => (raw, bitmap),
                     (_, Target::Cluster(host)) => {
                         let cluster = self.layout.cluster_of(host);
                         (self.new_copied(pass, raw, cluster).await, bitmap)

@@ -12,6 +12,7 @@ use crate::check::counts::Counts;
 use crate::check::layout::Layout;
 use crate::check::tables::{TableReader, read_all, write_bytes};
 use crate::check::walk::Walk;
+use crate::geometry::Geometry;
 use crate::spec::refcount::{max_refcount, refcount, set_refcount};
 
 /// Bytes of blocks that are kept for random access.
@@ -118,6 +119,9 @@ impl Blocks {
             let mut changed = false;
             for first in (0..per_block).step_by(to_usize(WINDOW)) {
                 counted.copy_to(index * per_block + first, &mut counts);
+                if counts.iter().all(|count| *count == 0) && is_zero(geometry, &block, first) {
+                    continue;
+                }
                 for (place, counted) in (first..per_block).zip(&counts) {
                     let stored = refcount(geometry, &block, place).unwrap_or(0);
                     if stored == 0 && *counted == 0 {
@@ -141,6 +145,15 @@ impl Blocks {
         }
         Ok(missed)
     }
+}
+
+/// Whether no refcount of a window is set.
+fn is_zero(geometry: Geometry, block: &[u8], first: u64) -> bool {
+    let bits = geometry.refcount_bits();
+    let (start, end) = (first * bits / 8, (first + WINDOW) * bits / 8);
+    let end = to_usize(end).min(block.len());
+    let bytes = block.get(to_usize(start)..end).unwrap_or_default();
+    bytes.iter().all(|byte| *byte == 0)
 }
 
 /// A block whose contents are not read where the file has a hole.
@@ -208,7 +221,8 @@ impl Walk<'_> {
     /// Compares every refcount with what was counted.
     pub(super) async fn compare_refcounts(&mut self) -> Result<()> {
         let (mut end, log, layout) = (0, &mut self.log, self.layout);
-        let mut lacking = false;
+        let (mut lacking, mut too_many) = (false, 0u64);
+        let max = max_refcount(layout.geometry());
         let per_block = layout.geometry().refcounts_per_block();
         let covered: Vec<bool> = self.blocks.table.iter().map(|start| *start != 0).collect();
         let compared = self.blocks.visit(self.file, layout, &self.refs.all, |difference| {
@@ -216,6 +230,7 @@ impl Walk<'_> {
             if cluster < layout.clusters {
                 end = end.max(cluster + 1);
             }
+            too_many = too_many.saturating_add(counted.saturating_sub(max));
             if stored < counted {
                 lacking |= !covered.get(to_usize(cluster / per_block)).copied().unwrap_or(false);
                 log.corruption(|| {
@@ -230,6 +245,8 @@ impl Walk<'_> {
         });
         let compared = compared.await;
         log.report.image_end_offset = end << layout.geometry().cluster_bits();
+        self.faults.entries |= too_many > 0;
+        self.faults.too_many = too_many;
         self.faults.blocks |= lacking | self.blocks_are_overlapped();
         match compared {
             Ok(_) => Ok(()),

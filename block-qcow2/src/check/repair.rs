@@ -35,6 +35,8 @@ const CORRUPT: u64 = 1 << 1;
 /// Place of the autoclear features in the header.
 const AUTOCLEAR_PLACE: u64 = 88;
 const AUTOCLEAR_BITMAPS: u64 = 1 << 0;
+/// Place of the number of L1 entries in the header.
+const L1_SIZE_PLACE: u64 = 36;
 /// Place of the number of snapshots in the header; the offset of their table follows.
 const SNAPSHOTS_PLACE: u64 = 60;
 
@@ -65,7 +67,7 @@ pub(super) async fn mend(
         match repair {
             Repair::Nothing => {}
             Repair::Leaks => lower_leaks(file, layout, found).await?,
-            Repair::All => mend_all(file, found).await?,
+            Repair::Refcounts | Repair::All => mend_all(file, repair, found).await?,
         }
         let layout = Layout::read(file).await?;
         after = Walk::run(file, &layout, Log::new(Some(found))).await?.log.report;
@@ -126,14 +128,14 @@ async fn lower_leaks(file: &Node, layout: &Layout, found: Found<'_>) -> Result<(
 }
 
 /// Rounds until nothing is left to do.
-async fn mend_all(file: &Node, found: Found<'_>) -> Result<()> {
+async fn mend_all(file: &Node, repair: Repair, found: Found<'_>) -> Result<()> {
     for _ in 0..MAX_ROUNDS {
         let layout = Layout::read(file).await?;
         let mut walk = Walk::run(file, &layout, Log::new(None)).await?;
         let report = walk.log.report;
         walk.log = Log::new(Some(found));
         let is_clean = report.corruptions == 0 && report.leaks == 0;
-        if is_clean || report.check_errors > 0 || round(walk).await? == Round::Last {
+        if is_clean || report.check_errors > 0 || round(walk, repair).await? == Round::Last {
             break;
         }
     }
@@ -141,13 +143,28 @@ async fn mend_all(file: &Node, found: Found<'_>) -> Result<()> {
 }
 
 /// Mends one kind of thing.
-async fn round(mut walk: Walk<'_>) -> Result<Round> {
+async fn round(mut walk: Walk<'_>, repair: Repair) -> Result<Round> {
     let faults = walk.faults;
+    let beyond_refcounts = faults.excess || faults.entries || faults.snapshots || faults.bitmaps;
+    if repair == Repair::Refcounts && beyond_refcounts {
+        walk.log.repaired(|| "nothing: more than refcounts is damaged".to_owned());
+        return Ok(Round::Last);
+    }
+    if faults.hopeless {
+        walk.log.repaired(|| "nothing: the L1 table is where it cannot be".to_owned());
+        return Ok(Round::Last);
+    }
+    if faults.excess {
+        walk.cut_l1().await?;
+        return Ok(Round::Again);
+    }
     let copies = walk.clusters_to_copy();
     let snapshots = if faults.snapshots { walk.snapshot_table_clusters().await? } else { 0 };
     let mut spare = walk.spare(copies + snapshots);
     let lacks_room = walk.lacks_blocks(spare);
     if faults.blocks || lacks_room {
+        walk.rewrite(Pass::Untangle, &mut spare).await?;
+        walk.file.flush().await?;
         walk.rebuild(copies + snapshots).await?;
         return Ok(Round::Again);
     }
@@ -192,7 +209,7 @@ impl Walk<'_> {
         let sets = [&self.refs.exclusive, &self.refs.l2, &self.refs.compressed];
         let overlapping = sets.into_iter().flat_map(|counts| counts.iter_from(0));
         let over = |(cluster, count): (u64, u64)| self.refs.all.get(cluster).saturating_sub(count);
-        overlapping.map(over).fold(0, u64::saturating_add).min(max)
+        overlapping.map(over).fold(self.faults.too_many, u64::saturating_add).min(max)
     }
 
     /// `count` clusters behind everything that is there.
@@ -211,6 +228,17 @@ impl Walk<'_> {
             self.blocks.table.get(index).is_some_and(|start| *start != 0)
         };
         spare.next < spare.end && !(spare.next / per_block..=(spare.end - 1) / per_block).all(has)
+    }
+
+    /// Cuts the L1 table to what the disk needs: the rest is no table.
+    async fn cut_l1(&mut self) -> Result<()> {
+        let layout = self.layout;
+        let needed = layout.geometry().l1_entries_for(layout.header.disk_len);
+        let count = u32::try_from(needed).unwrap_or(u32::MAX).min(layout.header.l1.count);
+        write_bytes(self.file, L1_SIZE_PLACE, &count.to_be_bytes()).await?;
+        self.file.flush().await?;
+        self.log.repaired(|| format!("the L1 table was cut to {count} entries"));
+        Ok(())
     }
 
     /// Bitmaps that contradict themselves are dropped, all of them: whoever relies on one has to

@@ -31,6 +31,8 @@ pub(super) struct References {
     pub(super) l2: Counts,
     /// Compressed clusters, which may share a cluster with each other.
     pub(super) compressed: Counts,
+    /// L2 tables whose cluster the refcount table claims too, without reason as far as can be seen.
+    disputed: Counts,
     /// L2 tables that were read.
     seen: Counts,
 }
@@ -46,6 +48,12 @@ pub(super) struct Faults {
     pub(super) snapshots: bool,
     /// The bitmap directory or what it points at.
     pub(super) bitmaps: bool,
+    /// The L1 table's size, which takes in other metadata.
+    pub(super) excess: bool,
+    /// The place of the L1 table contradicts the header's other fields: nothing can be told from it.
+    pub(super) hopeless: bool,
+    /// References beyond what refcounts of this width can say.
+    pub(super) too_many: u64,
     /// Something was not followed: what it refers to looks like a leak and may be none.
     pub(super) unfollowed: bool,
 }
@@ -82,17 +90,19 @@ impl<'a> Walk<'a> {
         walk.load_blocks().await?;
         let l1 = layout.header.l1;
         let active = L1 { offset: l1.offset.bytes(), count: l1.count.into() };
-        walk.refer_exclusive("the L1 table", active.offset, active.count * 8)?;
-        walk.walk_snapshot_table().await?;
-        walk.walk_bitmaps().await?;
+        walk.refer_active(active)?;
         walk.count_l2(active, "the L1 table").await?;
+        walk.walk_snapshot_table().await?;
         for index in 0..walk.snapshots.len() {
             if let Some(l1) = walk.snapshots.get(index).copied() {
                 walk.count_l2(l1, "the L1 table of a snapshot").await?;
             }
         }
+        walk.walk_bitmaps().await?;
+        walk.settle_disputes().await?;
         walk.walk_active(active).await?;
         walk.walk_inactive().await?;
+        walk.judge_active(active);
         walk.find_overlaps();
         walk.compare_refcounts().await?;
         Ok(walk)
@@ -118,6 +128,44 @@ impl<'a> Walk<'a> {
             self.refs.exclusive.add(cluster, 1)?;
         }
         Ok(alone)
+    }
+
+    /// Counts the clusters of metadata that the disk can do without. They are not claimed, and this is
+    /// `false`, where they are not in the file or belong to other metadata.
+    pub(super) fn refer_minor(&mut self, what: &str, offset: u64, len: u64) -> Result<bool> {
+        let first = self.layout.cluster_of(offset);
+        let last = self.layout.cluster_of(offset.saturating_add(len.saturating_sub(1)));
+        let is_free =
+            |cluster| self.refs.exclusive.get(cluster) == 0 && self.refs.l2.get(cluster) == 0;
+        let may = last < self.layout.clusters && (first..=last).all(is_free);
+        Ok((may || len == 0) && self.refer_exclusive(what, offset, len)?)
+    }
+
+    /// Counts the clusters of the L1 table of the disk.
+    fn refer_active(&mut self, l1: L1) -> Result<()> {
+        let table = self.layout.header.refcount_table;
+        let start = self.layout.cluster_of(table.offset.bytes());
+        let (first, needed) = self.clusters_of_l1(l1);
+        let other = 0..u64::from(self.layout.extensions.crypto_header.is_some()) + 1;
+        let tables = first < start + u64::from(table.count) && start < needed;
+        self.faults.hopeless = tables || other.contains(&first) || needed > self.layout.clusters;
+        self.refer_exclusive("the L1 table", l1.offset, l1.count * 8)?;
+        Ok(())
+    }
+
+    /// The first cluster of an L1 table, and the end of those that hold what the disk needs.
+    fn clusters_of_l1(&self, l1: L1) -> (u64, u64) {
+        let needed = self.layout.geometry().l1_entries_for(self.layout.header.disk_len);
+        let end = l1.offset.saturating_add(needed.max(1) * 8 - 1);
+        (self.layout.cluster_of(l1.offset), self.layout.cluster_of(end) + 1)
+    }
+
+    /// Whether the entries that the disk does not need stand where something else does.
+    fn judge_active(&mut self, l1: L1) {
+        let (_, needed) = self.clusters_of_l1(l1);
+        let end =
+            self.layout.cluster_of(l1.offset.saturating_add(l1.count * 8).saturating_sub(1)) + 1;
+        self.faults.excess = (needed..end).any(|cluster| self.refs.all.get(cluster) != 1);
     }
 
     /// Counts the references of one L1 table to L2 tables.
@@ -151,6 +199,50 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Where an L1 entry and the refcount structure claim the same cluster, its contents decide: the
+    /// refcounts can be written anew elsewhere, an L2 table cannot.
+    async fn settle_disputes(&mut self) -> Result<()> {
+        let place = self.layout.header.refcount_table;
+        let first = self.layout.cluster_of(place.offset.bytes());
+        let table = first..first.saturating_add(place.count.into());
+        let claimed: Vec<_> = table.chain(self.blocks.counted.iter().copied()).collect();
+        for cluster in claimed {
+            let is_new = self.refs.disputed.get(cluster) == 0 && self.refs.l2.get(cluster) != 0;
+            let offset = cluster << self.layout.geometry().cluster_bits();
+            if is_new && self.looks_like_l2(offset).await? {
+                self.refs.disputed.add(cluster, 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a cluster holds nothing that an L2 table would not, and refers to guest data.
+    async fn looks_like_l2(&self, offset: u64) -> Result<bool> {
+        let geometry = self.layout.geometry();
+        let mut refers = false;
+        let mut reader = TableReader::new(self.file, offset, geometry.cluster_size());
+        while let Some(piece) = reader.next().await? {
+            let mut words = piece.words();
+            while let Some(raw) = words.next() {
+                let bitmap =
+                    if geometry.l2_entry_words() == 2 { words.next().unwrap_or(0) } else { 0 };
+                let judged = self.layout.judge_l2((raw, bitmap), None);
+                let is_sound = match judged.target {
+                    Target::None => true,
+                    // Nothing in a data file is shared.
+                    Target::External => judged.is_copied(),
+                    Target::Cluster(offset) => self.layout.is_inside(offset),
+                    Target::Compressed(payload) => self.layout.is_inside(payload.end() - 1),
+                };
+                if judged.problems[0].is_some() || !is_sound {
+                    return Ok(false);
+                }
+                refers |= judged.target != Target::None;
+            }
+        }
+        Ok(refers)
+    }
+
     /// Walks the L2 tables of the disk in guest order.
     async fn walk_active(&mut self, l1: L1) -> Result<()> {
         let mut reader = TableReader::new(self.file, l1.offset, l1.count * 8);
@@ -170,8 +262,8 @@ impl<'a> Walk<'a> {
                     }
                 }
                 // What such an entry should point at looks like a leak.
-                let is_table = self.layout.is_inside(offset)
-                    && self.refs.exclusive_is_free(self.layout, offset);
+                let is_table =
+                    self.layout.is_inside(offset) && self.refs.may_be_l2(self.layout, offset);
                 self.faults.unfollowed |= !is_table;
                 if is_table {
                     let guest = index.saturating_mul(self.layout.geometry().l2_coverage());
@@ -188,7 +280,7 @@ impl<'a> Walk<'a> {
         while let Some((cluster, _)) = self.refs.l2.next(from) {
             from = cluster + 1;
             let offset = cluster << self.layout.geometry().cluster_bits();
-            if self.refs.exclusive_is_free(self.layout, offset) {
+            if self.refs.may_be_l2(self.layout, offset) {
                 self.walk_l2(offset, None).await?;
             } else {
                 self.faults.unfollowed = true;
@@ -343,8 +435,9 @@ impl<'a> Walk<'a> {
 }
 
 impl References {
-    /// Whether no metadata but L2 tables is in the cluster at `offset`.
-    pub(super) fn exclusive_is_free(&self, layout: &Layout, offset: u64) -> bool {
-        self.exclusive.get(layout.cluster_of(offset)) == 0
+    /// Whether the cluster at `offset` can be taken for an L2 table: no other metadata is in it.
+    pub(super) fn may_be_l2(&self, layout: &Layout, offset: u64) -> bool {
+        let cluster = layout.cluster_of(offset);
+        self.exclusive.get(cluster) == 0 || self.disputed.get(cluster) != 0
     }
 }

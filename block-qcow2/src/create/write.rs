@@ -19,6 +19,8 @@ use crate::units::HostOffset;
 const CHUNK: u64 = 1 << 20;
 /// Bytes that storage writes as a whole or not at all.
 const SECTOR: u64 = 512;
+/// Bytes of a data file that are written in any case.
+const FIRST_BLOCK: u64 = 4096;
 /// Smallest cluster whose header has room for the names of feature bits beside everything else.
 const MIN_CLUSTER_WITH_NAMES: u64 = 4096;
 
@@ -108,6 +110,8 @@ impl NewImage<'_> {
         let (tables, len) = (layout.data_offset().bytes(), layout.len());
         match empty(self.file).await? {
             Emptied::Yes => {
+                // No old header comes back beside new tables.
+                flush(self.file).await?;
                 grow("image file", self.file, tables, Prealloc::Off).await?;
                 let space = space_of(self.options.allocated());
                 grow("image file", self.file, len, space).await
@@ -131,6 +135,11 @@ impl NewImage<'_> {
             // What is not mapped is not shown, whatever it holds.
             Emptied::No if self.options.allocated() == Prealloc::Off => {}
             Emptied::No => zero("data file", data, 0, len).await?,
+        }
+        if self.options.allocated() != Prealloc::Full {
+            // Who opens it with O_DIRECT learns its alignment there, and not from a hole.
+            let first = vec![0; to_usize(len.min(FIRST_BLOCK))];
+            write("data file", data, 0, &first).await?;
         }
         flush(data).await
     }
@@ -187,7 +196,7 @@ impl NewImage<'_> {
         let word = |index: u64| {
             let host = first.plus(index / words * geometry.cluster_size());
             let entry = encode_plain(geometry, Some(host), subclusters, 0, Copied::Yes);
-            if index % words == 0 { entry.0 } else { entry.1 }
+            if index.is_multiple_of(words) { entry.0 } else { entry.1 }
         };
         let count = disk_len.div_ceil(geometry.cluster_size()) * words;
         self.write_words("L2 table", layout.l2_offset(), count, word).await

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use block_core::{ByteRange, Options};
+use block_core::{ByteRange, Options, RequestFlags};
 use block_testkit::naive::qcow2::make::{Cluster, L2Entries, Made, Shape};
 use block_testkit::op::{Discards, OpSpace, Reopens, Snapshots, contents};
 use block_testkit::play::Discarded;
@@ -192,6 +192,7 @@ impl Setup {
         );
         OpSpace {
             max_request: self.max_request,
+            zero_flags: RequestFlags::FUA | RequestFlags::MAY_UNMAP | RequestFlags::NO_FALLBACK,
             discards: Discards::Sometimes,
             truncates: Some(self.shape.size + self.shape.size / 4),
             snapshots: self.snapshots,

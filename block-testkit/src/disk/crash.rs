@@ -49,9 +49,19 @@ pub enum Moment {
     Flushed,
 }
 
+/// What a flush does.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Flushes {
+    /// What it promises.
+    Kept,
+    /// Nothing: for tests of tests.
+    Lost,
+}
+
 /// The disk. See the module.
 pub struct CrashDisk {
     discarded: Discarded,
+    flushes: Flushes,
     /// Called at every moment at which a crash may have another result. Not called under the lock.
     watcher: Mutex<Option<Watcher>>,
     /// Guards everything; held while bytes are copied, never across a wait.
@@ -151,13 +161,13 @@ enum Mood {
 impl CrashDisk {
     /// A file that holds `bytes`, all of them stable. What is discarded reads as zeroes.
     pub fn new(bytes: Vec<u8>) -> Arc<Self> {
-        Self::with_discarded(bytes, Discarded::Zeroes)
+        Self::with(bytes, Discarded::Zeroes, Flushes::Kept)
     }
 
-    /// [`CrashDisk::new`] where what is discarded reads as `discarded`.
-    pub fn with_discarded(bytes: Vec<u8>, discarded: Discarded) -> Arc<Self> {
+    /// [`CrashDisk::new`] where what is discarded reads as `discarded`, and with flushes that may lie.
+    pub fn with(bytes: Vec<u8>, discarded: Discarded, flushes: Flushes) -> Arc<Self> {
         let state = State { live: bytes.clone(), stable: bytes, ..State::default() };
-        Arc::new(Self { discarded, watcher: Mutex::default(), state: Mutex::new(state) })
+        Arc::new(Self { discarded, flushes, watcher: Mutex::default(), state: Mutex::new(state) })
     }
 
     /// Calls `watcher` at every moment at which a crash may have another result than before.
@@ -484,7 +494,9 @@ impl BlockDriver for CrashDisk {
         };
         yield_now().await;
         yield_now().await;
-        self.state.lock().flushed(last);
+        if self.flushes == Flushes::Kept {
+            self.state.lock().flushed(last);
+        }
         self.tell(Moment::Flushed);
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use block_core::OpenFlags;
 use block_tools::io_cmd::{BufferPlace, MAX_LINE_BYTES, Outcome, Session};
-use block_tools::open::{AioMode, CacheMode, DiscardMode, ImageSpec, block_on};
+use block_tools::open::{AioMode, CacheMode, DiscardMode, ImageSpec, Writes, block_on};
 use clap::Parser;
 use futures::channel::oneshot;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -37,6 +37,9 @@ struct Cli {
     /// Open the image for reading only
     #[arg(short, long)]
     read_only: bool,
+    /// Write to a temporary overlay, so that the image stays as it is
+    #[arg(short, long)]
+    snapshot: bool,
     /// Bypass the host's page cache, the same as -t none
     #[arg(short, long, overrides_with = "cache")]
     nocache: bool,
@@ -79,6 +82,9 @@ impl Cli {
         spec.format.clone_from(&self.format);
         spec.flags = OpenFlags { writable: !self.read_only, ..OpenFlags::READ_WRITE };
         spec.force_share = self.force_share;
+        if self.snapshot {
+            spec.writes = Writes::TemporaryOverlay;
+        }
         if self.nocache {
             spec.cache = CacheMode::NONE;
         }

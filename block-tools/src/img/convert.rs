@@ -4,18 +4,24 @@
 //! is held; a target that was not finished is left as it is.
 
 use block_core::job::copy::{
-    CopyOptions, CopySource, MAX_PARALLEL, MAX_SPARSE_BYTES, Sparseness, TargetContents, WriteOrder,
+    Copied, CopyOptions, CopySource, Layers, MAX_PARALLEL, MAX_SPARSE_BYTES, OnReadError,
+    Sparseness, TargetContents, WriteOrder,
 };
 use block_core::job::{CopyError, copy};
 use block_core::{Cancel, Node, OpenFlags, RequestFlags, graph};
 
 use crate::open::{CacheMode, ImageSpec, block_on, open};
-use crate::spec::SpecError;
+use crate::spec::image_opts;
 
+use super::backing::{beside, chain, find_in_chain};
+use super::bitmaps::{self, Broken};
 use super::common::{SECTOR, cache_mode, cannot_open, open_image, sector_len, size_argument};
-use super::create::{CreateError, NewImage, format_of};
+use super::create::format_of;
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
 use super::progress::{Outcome, Progress};
+use super::source_snapshot;
+use super::target::Target;
+use super::watch::{Rate, Watch};
 use super::{Failure, Output, PROGRAM};
 
 /// Copy one image, or several joined, to another.
@@ -37,6 +43,9 @@ pub(super) struct Args {
     /// Cache mode of the source images.
     #[arg(short = 'T', long, value_name = "SRC_CACHE")]
     source_cache: Option<String>,
+    /// Name or id of the snapshot of the source to copy, or snapshot.id=ID, snapshot.name=NAME.
+    #[arg(short = 'l', long, value_name = "SNAPSHOT_PARAMS")]
+    source_snapshot: Option<String>,
     /// Format of the target image (default: raw).
     #[arg(short = 'O', long, value_name = "TGT_FMT", conflicts_with = "target_image_opts")]
     target_format: Option<String>,
@@ -49,6 +58,12 @@ pub(super) struct Args {
     /// Cache mode of the target image (default: unsafe).
     #[arg(short = 't', long, value_name = "TGT_CACHE")]
     target_cache: Option<String>,
+    /// Backing file of the target; only what the source holds above it is copied.
+    #[arg(short = 'B', long, alias = "backing", value_name = "BACKING_FILENAME")]
+    target_backing: Option<String>,
+    /// Format of the backing file of the target.
+    #[arg(short = 'F', long, value_name = "BACKING_FMT")]
+    backing_format: Option<String>,
     /// Write into an image that exists.
     #[arg(short, long)]
     no_create: bool,
@@ -67,6 +82,18 @@ pub(super) struct Args {
     /// Write as data arrives, not in order.
     #[arg(short = 'W', long)]
     oob_writes: bool,
+    /// Bytes a second that are written at most.
+    #[arg(short = 'r', long, value_name = "RATE")]
+    rate: Option<String>,
+    /// Copy what can be read; the rest is zero in the target.
+    #[arg(long)]
+    salvage: bool,
+    /// Copy the persistent bitmaps too.
+    #[arg(long)]
+    bitmaps: bool,
+    /// Leave out bitmaps that are inconsistent (needs --bitmaps).
+    #[arg(long)]
+    skip_broken_bitmaps: bool,
     /// Source images, then the target.
     #[arg(value_name = "SRC_FILENAME... TGT_FILENAME")]
     files: Vec<String>,
@@ -81,6 +108,9 @@ struct Plan<'a> {
     target: &'a str,
     source_cache: CacheMode,
     target_cache: CacheMode,
+    /// The backing file that the target gets, or that an existing one has.
+    backing: Option<String>,
+    bitmaps: Option<Broken>,
     copy: CopyOptions,
 }
 
@@ -88,10 +118,11 @@ struct Plan<'a> {
 pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
     let plan = plan(args)?;
     let cancel = Cancel::new();
+    let rate = Rate::parse(args.rate.as_deref(), &cancel)?;
     cancel_on_signal(&cancel)?;
     block_on(async {
         let mut nodes = Vec::new();
-        let result = convert(args, &plan, &cancel, &mut nodes, out).await;
+        let result = convert(args, &plan, &cancel, rate, &mut nodes, out).await;
         // Everything is closed, whatever happened: the last chance to hear of lost data.
         let mut closed = Ok(());
         for node in nodes {
@@ -129,16 +160,7 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
             "Invalid number of coroutines specified. Must be between 1 and {MAX_PARALLEL}."
         ))
     })?;
-    let needs = |option| Failure::new(format_args!("--{option} requires use of -n flag"));
-    if args.target_image_opts && !args.no_create {
-        return Err(needs("target-image-opts"));
-    }
-    if args.target_is_zero && !args.no_create {
-        return Err(needs("target-is-zero"));
-    }
-    if args.no_create && !args.target_options.is_empty() {
-        eprintln!("{PROGRAM}: warning: -o has no effect when skipping image creation");
-    }
+    check_combinations(args, sources.len())?;
     let target_cache =
         cache_mode(args.target_cache.as_deref(), CacheMode::UNSAFE, "Invalid cache option: {}")?;
     let source_cache = cache_mode(
@@ -155,12 +177,55 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
         },
         target: TargetContents::Unknown,
         memory_bytes: MEMORY_BYTES,
+        on_read_error: if args.salvage { OnReadError::Salvage } else { OnReadError::Fail },
         write_flags: match target_cache.writethrough {
             true => RequestFlags::FUA,
             false => RequestFlags::empty(),
         },
     };
-    Ok(Plan { sources, target, source_cache, target_cache, copy })
+    let backing = backing(args)?;
+    if backing.is_some() && sources.len() > 1 {
+        return Err(Failure::new(
+            "Having a backing file for the target makes no sense when concatenating multiple input \
+             images",
+        ));
+    }
+    let bitmaps = args.bitmaps.then_some(match args.skip_broken_bitmaps {
+        true => Broken::Skip,
+        false => Broken::Refuse,
+    });
+    Ok(Plan { sources, target, source_cache, target_cache, backing, bitmaps, copy })
+}
+
+/// Refuses options that need others, or cannot stand beside them.
+fn check_combinations(args: &Args, sources: usize) -> Result<(), Failure> {
+    let needs = |option| Err(Failure::new(format_args!("--{option} requires use of -n flag")));
+    if args.target_image_opts && !args.no_create {
+        return needs("target-image-opts");
+    }
+    if args.target_is_zero && !args.no_create {
+        return needs("target-is-zero");
+    }
+    if args.skip_broken_bitmaps && !args.bitmaps {
+        return Err(Failure::new("Use of --skip-broken-bitmaps requires --bitmaps"));
+    }
+    if args.bitmaps && sources > 1 {
+        return Err(Failure::new("Copying bitmaps only possible with single source"));
+    }
+    if args.source_snapshot.is_some() && sources > 1 {
+        return Err(Failure::new("No support for concatenating multiple snapshot"));
+    }
+    if args.no_create && !args.target_options.is_empty() {
+        eprintln!("{PROGRAM}: warning: -o has no effect when skipping image creation");
+    }
+    Ok(())
+}
+
+/// The backing file that `-B` or `-o` names.
+fn backing(args: &Args) -> Result<Option<String>, Failure> {
+    let mut options = image_opts::parse(&args.target_options.join(",")).map_err(Failure::new)?;
+    let given = args.target_backing.clone();
+    Ok(given.or_else(|| options.take("backing_file").filter(|_| !args.no_create)))
 }
 
 /// Opens the images into `nodes` and copies.
@@ -168,36 +233,41 @@ async fn convert(
     args: &Args,
     plan: &Plan<'_>,
     cancel: &Cancel,
+    rate: Option<Rate>,
     nodes: &mut Vec<Node>,
     out: &mut Output,
 ) -> Result<u8, Failure> {
-    let mut sources = Vec::new();
-    for name in plan.sources {
-        let spec = ImageSpec {
-            format: args.source_format.clone(),
-            image_opts: args.image_opts,
-            cache: plan.source_cache,
-            force_share: args.force_share,
-            ..ImageSpec::new(name)
-        };
-        let node = open_image(&spec, 1).await?;
-        nodes.push(node.clone());
-        sources.push(CopySource { len: sector_len(&node), node });
+    let sources = open_sources(args, plan, nodes).await?;
+    if let (Some(broken), Some(source)) = (plan.bitmaps, sources.first()) {
+        bitmaps::check_source(&source.node, broken)?;
     }
     let total = sources.iter().map(|source| source.len).fold(0, u64::saturating_add);
-    let (target, contents) = open_target(args, plan, total).await?;
-    nodes.push(target.clone());
+    let (target, contents) = open_target(args, plan, total, nodes).await?;
+    if plan.bitmaps.is_some() {
+        bitmaps::check_target(&target)?;
+    }
     let options = CopyOptions { target: contents, ..plan.copy };
+    let source = sources.first().map(|source| source.node.clone());
 
     let mut progress = Progress::new(args.progress && !args.quiet, out);
-    let show = |p: copy::Progress| progress.show(p.done, p.total, out);
-    let copied = copy(sources, &target, options, cancel, show).await;
-    let flushed = match copied {
-        Ok(_) => target.flush().await,
-        Err(_) => Ok(()),
-    };
-    let outcome = if copied.is_ok() { Outcome::Done } else { Outcome::Stopped };
+    let watch = Watch { progress: &mut progress, out, quiet: args.quiet, rate };
+    let copied = copy(sources, &target, options, cancel, watch).await;
+    let finished = finish(&target, copied, total).await;
+    let outcome = if finished.is_ok() { Outcome::Done } else { Outcome::Stopped };
     progress.finish(outcome, out);
+    finished?;
+    if let (Some(broken), Some(source)) = (plan.bitmaps, source) {
+        bitmaps::copy(&source, &target, broken)?;
+    }
+    Ok(0)
+}
+
+/// What became of the copy, and of the flush behind it.
+async fn finish(
+    target: &Node,
+    copied: Result<Copied, CopyError>,
+    total: u64,
+) -> Result<(), Failure> {
     match copied {
         Ok(_) => {}
         Err(CopyError::Cancelled { done }) => {
@@ -206,53 +276,78 @@ async fn convert(
         }
         Err(error) => return Err(Failure::new(error)),
     }
-    match flushed {
-        Ok(()) => Ok(0),
-        Err(error) => Err(Failure::new(format_args!("error while flushing: {error}"))),
+    let flushed = target.flush().await;
+    flushed.map_err(|error| Failure::new(format_args!("error while flushing: {error}")))
+}
+
+/// Opens the sources, with those of their layers that are copied.
+async fn open_sources(
+    args: &Args,
+    plan: &Plan<'_>,
+    nodes: &mut Vec<Node>,
+) -> Result<Vec<CopySource>, Failure> {
+    let mut sources = Vec::new();
+    for name in plan.sources {
+        let mut spec = ImageSpec {
+            format: args.source_format.clone(),
+            image_opts: args.image_opts,
+            cache: plan.source_cache,
+            force_share: args.force_share,
+            ..ImageSpec::new(name)
+        };
+        if let Some(snapshot) = &args.source_snapshot {
+            source_snapshot::select(&mut spec, snapshot).await?;
+        }
+        let node = open_image(&spec, 1).await?;
+        nodes.push(node.clone());
+        let layers = match &plan.backing {
+            None => Layers::All,
+            Some(backing) => layers_above(&node, &beside(plan.target, backing)),
+        };
+        let len = sector_len(&node);
+        sources.push(CopySource { layers, ..CopySource::new(node, len) });
+    }
+    Ok(sources)
+}
+
+/// The layers of `source` that a target over `path` needs: those above that file, or, if it is
+/// another one with the same contents, above the source's own backing file.
+fn layers_above(source: &Node, path: &str) -> Layers {
+    let found = find_in_chain(source, path).map(|(node, _)| node);
+    match found.or_else(|| chain(source).next()) {
+        Some(base) => Layers::Above(base),
+        None => Layers::All,
     }
 }
 
-/// Makes or opens the target; says what is known of its contents.
+/// Makes or opens the target, into `nodes`; says what is known of its contents.
 async fn open_target(
     args: &Args,
     plan: &Plan<'_>,
     total: u64,
+    nodes: &mut Vec<Node>,
 ) -> Result<(Node, TargetContents), Failure> {
-    let name = plan.target;
     let format = args.target_format.as_deref().unwrap_or("raw");
     if args.no_create {
-        return open_existing(args, plan, total).await;
+        return open_existing(args, plan, total, nodes).await;
     }
-    let mut new = NewImage::new(format, name, &args.target_options).map_err(Failure::new)?;
-    new.set_size(total);
-    let fail = |error: CreateError| {
-        Failure::new(format_args!("{name}: error while converting {format}: {error}"))
-    };
-    new.create().await.map_err(fail)?;
-    let node = open_made(format, plan).await.map_err(|error| fail(error.into()))?;
-    let contents = match node.capabilities().has_zero_init {
+    let mut new = Target::new(plan.target, format, &args.target_options, total)?;
+    new.set_backing(args.target_backing.as_deref(), args.backing_format.as_deref())?;
+    let node = new.make(plan.target_cache).await?;
+    nodes.push(node.clone());
+    let contents = match node.capabilities().has_zero_init && plan.backing.is_none() {
         true => TargetContents::Zeroes,
         false => TargetContents::Unknown,
     };
     Ok((node, contents))
 }
 
-/// Opens the image that was made.
-async fn open_made(format: &str, plan: &Plan<'_>) -> Result<Node, SpecError> {
-    let spec = ImageSpec {
-        format: Some(format.to_owned()),
-        flags: OpenFlags::READ_WRITE,
-        cache: plan.target_cache,
-        ..ImageSpec::new(plan.target)
-    };
-    open(&spec).await
-}
-
-/// Opens a target that exists (`-n`).
+/// Opens a target that exists (`-n`), into `nodes`.
 async fn open_existing(
     args: &Args,
     plan: &Plan<'_>,
     total: u64,
+    nodes: &mut Vec<Node>,
 ) -> Result<(Node, TargetContents), Failure> {
     let format = args.target_format.as_deref().unwrap_or("raw");
     if !args.target_image_opts {
@@ -266,10 +361,14 @@ async fn open_existing(
         ..ImageSpec::new(plan.target)
     };
     let node = open(&spec).await.map_err(|error| cannot_open(plan.target, &error))?;
+    nodes.push(node.clone());
     if node.len() < total {
-        // Not kept open on the way out: the caller closes only what it was given.
-        let _ = graph::close(&node).await;
         return Err(Failure::new("output file is smaller than input file"));
+    }
+    if args.target_is_zero && (node.backing().is_some() || plan.backing.is_some()) {
+        return Err(Failure::new(
+            "Cannot use --target-is-zero when the destination image has a backing file",
+        ));
     }
     let contents = match args.target_is_zero {
         true => TargetContents::Zeroes,

@@ -147,8 +147,8 @@ pub(super) enum CreateError {
     #[error("Error: Trying to create an image with the same filename as the backing file")]
     OwnBacking,
     /// The backing file cannot be opened.
-    #[error("Could not open '{0}': {1}\nCould not open backing image.")]
-    Backing(String, SpecError),
+    #[error("{0}\nCould not open backing image.")]
+    Backing(SpecError),
     /// The options cannot be read, or the file cannot be made.
     #[error(transparent)]
     Open(#[from] SpecError),
@@ -200,12 +200,17 @@ impl NewImage {
         Ok(self.factory.create(options, context).await?)
     }
 
-    fn get(&self, option: &str) -> Option<&str> {
+    /// The value of an option, if it was given.
+    pub(super) fn get(&self, option: &str) -> Option<&str> {
         self.options.peek(option)
     }
 
     /// Sets what `-b` and `-F` say, and checks what is said of the backing file at all.
-    fn set_backing(&mut self, file: Option<&str>, format: Option<&str>) -> Result<(), CreateError> {
+    pub(super) fn set_backing(
+        &mut self,
+        file: Option<&str>,
+        format: Option<&str>,
+    ) -> Result<(), CreateError> {
         for (option, what, value) in
             [("backing_file", "file", file), ("backing_fmt", "file format", format)]
         {
@@ -227,14 +232,17 @@ impl NewImage {
     /// Length of the backing file, which must open.
     async fn backing_len(&self) -> Result<u64, CreateError> {
         let file = self.get("backing_file").unwrap_or_default();
-        let failed = |error| CreateError::Backing(file.to_owned(), error);
         let context = OpenContext::new(registry(), OpenFlags::READ_ONLY);
-        let path = context.resolve_beside(&self.name, file).map_err(|e| failed(e.into()))?;
+        let path = context
+            .resolve_beside(&self.name, file)
+            .map_err(|error| CreateError::Backing(error.into()))?;
         let format = self.get("backing_fmt").map(str::to_owned);
-        let node = open(&ImageSpec { format, ..ImageSpec::new(path) }).await.map_err(failed)?;
+        let node = open(&ImageSpec { format, ..ImageSpec::new(path) })
+            .await
+            .map_err(CreateError::Backing)?;
         let len = node.len();
         let closed = graph::close(&node).await;
-        closed.map_err(|error| failed(OpenError::Request { what: "closing", error }.into()))?;
+        closed.map_err(|error| OpenError::Request { what: "closing the backing file", error })?;
         Ok(len)
     }
 }
@@ -253,7 +261,7 @@ impl fmt::Display for NewImage {
 }
 
 /// The options of a format, and those of the protocol of `name` that the format does not have itself.
-fn known_options(
+pub(super) fn known_options(
     factory: &dyn DriverFactory,
     name: Option<&str>,
 ) -> Result<Vec<CreateOption>, CreateError> {
@@ -310,16 +318,12 @@ fn value_of(option: &CreateOption, text: &str) -> Result<String, CreateError> {
 }
 
 /// Whether one of the `-o` asks for a list of options.
-pub(super) fn wants_help(texts: &[String]) -> bool {
+fn wants_help(texts: &[String]) -> bool {
     texts.iter().flat_map(|text| text.split(',')).any(|item| matches!(item, "help" | "?"))
 }
 
 /// Lists the options of a format, with those of the protocol of `name`.
-pub(super) fn print_help(
-    format: &str,
-    name: Option<&str>,
-    out: &mut Output,
-) -> Result<u8, CreateError> {
+fn print_help(format: &str, name: Option<&str>, out: &mut Output) -> Result<u8, CreateError> {
     let factory = format_of(format)?;
     let mut known = known_options(&*factory, name)?;
     known.sort_by_key(|option| option.name);

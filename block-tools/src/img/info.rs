@@ -169,7 +169,7 @@ impl Report {
 }
 
 /// The file name of what holds the image.
-fn storage_name(node: &Node) -> Option<String> {
+pub(super) fn storage_name(node: &Node) -> Option<String> {
     let child = node.children().into_iter().find(|child| child.role != ChildRole::Cow)?;
     child.node.driver().info().filename.or_else(|| storage_name(&child.node))
 }
@@ -253,7 +253,7 @@ impl Report {
         if let Some(format) = &info.backing_format {
             writeln!(out, "backing file format: {format}")?;
         }
-        self.print_snapshots(out)?;
+        print_snapshots(&self.snapshots, out)?;
         if !info.specific.is_empty() {
             writeln!(out, "Format specific information:")?;
             print_named(&info.specific, 1, out)?;
@@ -288,23 +288,24 @@ impl Report {
         }
         Ok(())
     }
+}
 
-    fn print_snapshots(&self, out: &mut Output) -> Result<(), Failure> {
-        if self.snapshots.is_empty() {
-            return Ok(());
-        }
-        writeln!(out, "Snapshot list:")?;
-        let columns = ["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"];
-        print_snapshot_row(&columns, out)?;
-        for snapshot in &self.snapshots {
-            let size = human::size(snapshot.vm_state_size);
-            let date = human::date(snapshot.date_seconds);
-            let clock = human::clock(snapshot.vm_clock_nanoseconds);
-            let count = snapshot.instruction_count.map_or("--".to_owned(), |c| c.to_string());
-            print_snapshot_row(&[&snapshot.id, &snapshot.name, &size, &date, &clock, &count], out)?;
-        }
-        Ok(())
+/// The table of snapshots; nothing if there are none.
+pub(super) fn print_snapshots(snapshots: &[SnapshotInfo], out: &mut Output) -> Result<(), Failure> {
+    if snapshots.is_empty() {
+        return Ok(());
     }
+    writeln!(out, "Snapshot list:")?;
+    let columns = ["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"];
+    print_snapshot_row(&columns, out)?;
+    for snapshot in snapshots {
+        let size = human::size(snapshot.vm_state_size);
+        let date = human::date(snapshot.date_seconds);
+        let clock = human::clock(snapshot.vm_clock_nanoseconds);
+        let count = snapshot.instruction_count.map_or("--".to_owned(), |c| c.to_string());
+        print_snapshot_row(&[&snapshot.id, &snapshot.name, &size, &date, &clock, &count], out)?;
+    }
+    Ok(())
 }
 
 fn print_snapshot_row(columns: &[&str; 6], out: &mut Output) -> Result<(), Failure> {

@@ -6,21 +6,34 @@
 //! Invariant: every command returns its exit status, so that buffered output is always written; only a
 //! second interrupt ends the process on the spot.
 
+mod amend;
+mod backing;
 mod bench;
+mod bitmap;
+mod bitmaps;
 mod check;
+mod commit;
 mod common;
 mod compare;
 mod convert;
 mod create;
+mod dd;
 mod failure;
 mod human;
 mod info;
 mod interrupt;
 mod json;
 mod map;
+mod measure;
 mod output;
 mod progress;
+mod rebase;
+mod resize;
 mod slots;
+mod snapshot;
+mod source_snapshot;
+mod target;
+mod watch;
 
 pub use failure::Failure;
 pub use output::Output;
@@ -43,6 +56,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Change the options that an image was made with.
+    Amend(amend::Args),
+    /// Change the persistent bitmaps of an image.
+    Bitmap(bitmap::Args),
+    /// Move what an image holds into its backing file.
+    Commit(commit::Args),
+    /// Copy a part of one image to another.
+    Dd(dd::Args),
+    /// Give an image another backing file.
+    Rebase(rebase::Args),
+    /// Change the length of a disk.
+    Resize(resize::Args),
+    /// List or change the snapshots inside an image.
+    Snapshot(snapshot::Args),
     /// Run a simple image benchmark.
     Bench(bench::Args),
     /// Check an image for errors, and mend them.
@@ -57,6 +84,8 @@ enum Command {
     Info(info::Args),
     /// Show how the contents of an image are stored.
     Map(map::Args),
+    /// Calculate the size that a new image would need.
+    Measure(measure::Args),
 }
 
 /// Runs the command line `args` (program name first), writes to `out` and to standard error, and
@@ -68,6 +97,13 @@ pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
         Err(error) => return refuse(&error, command_of(&args)),
     };
     let result = match cli.command {
+        Command::Amend(args) => amend::run(&args, out),
+        Command::Bitmap(args) => bitmap::run(&args, out),
+        Command::Commit(args) => commit::run(&args, out),
+        Command::Dd(args) => dd::run(&args, out),
+        Command::Rebase(args) => rebase::run(&args, out),
+        Command::Resize(args) => resize::run(&args, out),
+        Command::Snapshot(args) => snapshot::run(&args, out),
         Command::Bench(args) => bench::run(&args, out),
         Command::Check(args) => check::run(&args, out),
         Command::Compare(args) => compare::run(&args, out),
@@ -75,6 +111,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
         Command::Create(args) => create::run(&args, out),
         Command::Info(args) => info::run(&args, out),
         Command::Map(args) => map::run(&args, out),
+        Command::Measure(args) => measure::run(&args, out),
     };
     let result = result.and_then(|status| out.finish().map(|()| status));
     match result {
@@ -90,9 +127,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
 
 /// The subcommand that a command line names, or nothing.
 fn command_of(args: &[OsString]) -> &'static str {
-    const NAMES: [&str; 7] = ["bench", "check", "compare", "convert", "create", "info", "map"];
+    const NAMES: &[&str] = &[
+        "amend", "bench", "bitmap", "check", "commit", "compare", "convert", "create", "dd",
+        "info", "map", "measure", "rebase", "resize", "snapshot",
+    ];
     let given = args.get(1).and_then(|arg| arg.to_str()).unwrap_or_default();
-    NAMES.into_iter().find(|name| *name == given).unwrap_or_default()
+    NAMES.iter().find(|name| **name == given).copied().unwrap_or_default()
 }
 
 /// Says what is wrong with the command line, or shows the help that it asked for.

@@ -5,7 +5,7 @@ use block_core::driver::{Exactness, Prealloc, ReopenOptions};
 use block_core::{OpenFlags, graph};
 
 use super::{Failure, Session, open_failure, size, sort};
-use crate::open::{self, AioMode, CacheMode, DiscardMode, ImageSpec};
+use crate::open::{self, AioMode, CacheMode, DiscardMode, ImageSpec, Writes};
 use crate::spec::image_opts;
 
 impl Session {
@@ -20,12 +20,13 @@ impl Session {
     }
 
     pub(super) async fn open_command(&mut self, words: &[&str]) -> Result<(), Failure> {
-        let parsed = sort("open", words, "rnkUi:t:d:o:")?;
+        let parsed = sort("open", words, "rsnkUi:t:d:o:")?;
         let mut spec = ImageSpec::new("");
         spec.flags = OpenFlags::READ_WRITE;
         for (letter, value) in parsed.options() {
             match letter {
                 'r' => spec.flags.writable = false,
+                's' => spec.writes = Writes::TemporaryOverlay,
                 'n' => spec.cache = CacheMode::NONE,
                 'k' => spec.aio = Some(AioMode::Native),
                 'U' => spec.force_share = true,

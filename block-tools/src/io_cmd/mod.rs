@@ -4,8 +4,8 @@
 //! Invariants: no line panics or allocates more than the request that it names; a request beyond the
 //! end of the disk is refused before memory is allocated for it.
 //!
-//! What is not here: breakpoints, zones, snapshots of the image (`-s`), copy on read (`-C` of
-//! `open`). The machine state (`-b`) is answered with "Operation not supported": no driver has it yet.
+//! What is not here: breakpoints, zones, copy on read (`-C` of `open`). The machine state (`-b`) is
+//! answered with "Operation not supported": no driver has it yet.
 
 mod args;
 mod image;

@@ -188,7 +188,7 @@ pub(super) static COMMANDS: [Command; 20] = [
     Command {
         min_words: 1,
         max_words: None,
-        usage: "[-rnkU] [-i aio] [-t cache] [-d discard] [-o options] [path]",
+        usage: "[-rsnkU] [-i aio] [-t cache] [-d discard] [-o options] [path]",
         summary: "opens an image",
         options: &[
             "-d  what becomes of discards: ignore or unmap",
@@ -197,6 +197,7 @@ pub(super) static COMMANDS: [Command; 20] = [
             "-n  the same as -t none",
             "-o  options of the node: name=value,name=value",
             "-r  read only",
+            "-s  write to a temporary overlay, so that the image stays as it is",
             "-t  cache mode: none, writeback, writethrough, directsync or unsafe",
             "-U  take no lock that keeps others out",
         ],

@@ -14,19 +14,23 @@
 //! * When `copy` returns, with whatever result, no request of it is in flight.
 //! * `Cancel::done` never passes a byte that is not yet in the target.
 //!
-//! Not here: making, growing and flushing the target; offload to the kernel.
+//! Not here: making, growing and flushing the target; offload to the kernel; clocks, which the caller
+//! brings where it wants a rate kept ([`Watch::before_write`]).
 
 mod pipeline;
 mod runs;
+mod salvage;
 mod scan;
 #[cfg(test)]
 mod tests;
+
+use futures::future::BoxFuture;
 
 use crate::cancel::Cancel;
 use crate::error::Error;
 use crate::flags::RequestFlags;
 use crate::node::Node;
-use crate::range::{Alignment, MAX_LEN};
+use crate::range::{Alignment, ByteRange, MAX_LEN};
 
 /// Most pieces in flight.
 pub const MAX_PARALLEL: usize = 16;
@@ -57,6 +61,36 @@ pub struct CopySource {
     pub node: Node,
     /// How many bytes of the target it fills. What it has beyond is left out, what it lacks is zero.
     pub len: u64,
+    /// Which of its layers are copied.
+    pub layers: Layers,
+}
+
+impl CopySource {
+    /// The first `len` bytes of what `node` reads as.
+    pub fn new(node: Node, len: u64) -> Self {
+        Self { node, len, layers: Layers::All }
+    }
+}
+
+/// Which layers of a chain of backing files are copied.
+#[derive(Clone, Debug)]
+pub enum Layers {
+    /// All of them: the target gets what the node reads as.
+    All,
+    /// Those above this node, which is one of the chain: what none of them holds is left out, because
+    /// the target has it from elsewhere.
+    Above(Node),
+}
+
+/// What becomes of bytes that a source cannot give.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub enum OnReadError {
+    /// The copy fails.
+    #[default]
+    Fail,
+    /// They are zero in the target, no more of them than the source's alignment demands, and
+    /// [`Watch::unreadable`] hears of them.
+    Salvage,
 }
 
 /// In which order writes begin.
@@ -106,6 +140,8 @@ pub struct CopyOptions {
     pub target: TargetContents,
     /// Bytes that all buffers together may take.
     pub memory_bytes: u64,
+    /// What becomes of bytes that cannot be read.
+    pub on_read_error: OnReadError,
     /// Flags of every write to the target; zero writes have `MAY_UNMAP` too.
     pub write_flags: RequestFlags,
 }
@@ -118,6 +154,7 @@ impl Default for CopyOptions {
             sparseness: Sparseness::Holes { min_bytes: 4096 },
             target: TargetContents::Unknown,
             memory_bytes: 64 << 20,
+            on_read_error: OnReadError::Fail,
             write_flags: RequestFlags::empty(),
         }
     }
@@ -141,6 +178,43 @@ pub struct Copied {
     pub zeroes: u64,
     /// Not written, because the target reads as zeroes already.
     pub skipped: u64,
+    /// Not written, because no layer that is copied holds it.
+    pub below: u64,
+}
+
+/// A part of a source that could not be read.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Unreadable {
+    /// Index of the source.
+    pub source_index: usize,
+    /// Where in the source.
+    pub range: ByteRange,
+    /// Why.
+    pub error: Error,
+}
+
+/// Who watches a copy; a closure that takes [`Progress`] does.
+pub trait Watch: Send {
+    /// Called at the start and after every piece.
+    fn progress(&mut self, progress: Progress);
+
+    /// With [`OnReadError::Salvage`]: these bytes could not be read and become zero.
+    fn unreadable(&mut self, part: Unreadable) {
+        let _ = part;
+    }
+
+    /// Called when `bytes` of data are about to be written; they are written when the future ends. How
+    /// a rate is kept by those who have a clock.
+    fn before_write(&mut self, bytes: u64) -> Option<BoxFuture<'static, ()>> {
+        let _ = bytes;
+        None
+    }
+}
+
+impl<F: FnMut(Progress) + Send> Watch for F {
+    fn progress(&mut self, progress: Progress) {
+        self(progress);
+    }
 }
 
 /// Why a copy did not come to its end.
@@ -201,18 +275,18 @@ pub enum CopyError {
 ///
 /// Looks at `cancel` between pieces and then ends with [`CopyError::Cancelled`]; `cancel.done()` says
 /// up to where everything is in the target. On an error pieces in flight are waited for, those
-/// not yet begun are left out. `progress` is called after every piece. The target is not flushed.
+/// not yet begun are left out. `watch` hears of every piece. The target is not flushed.
 pub async fn copy(
     sources: Vec<CopySource>,
     target: &Node,
     options: CopyOptions,
     cancel: &Cancel,
-    progress: impl FnMut(Progress) + Send,
+    watch: impl Watch,
 ) -> Result<Copied, CopyError> {
     let total = check(&sources, &options)?;
     let plan = Plan::new(&sources, target, &options);
     let pipeline = pipeline::Pipeline::new(sources, target.clone(), plan, total, cancel.clone());
-    pipeline.run(progress).await
+    pipeline.run(watch).await
 }
 
 /// The options in the form in which the parts of a copy use them.

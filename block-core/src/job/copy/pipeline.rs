@@ -20,9 +20,11 @@ use crate::node::Node;
 use crate::range::{ByteRange, to_u64, to_usize};
 
 use super::runs::{Run, Runs};
-use super::scan::{Piece, Scanner};
+use super::salvage;
+use super::scan::{Kind, Piece, Scanner};
 use super::{
-    Copied, CopyError, CopySource, Plan, Progress, Sparseness, TargetContents, WriteOrder,
+    Copied, CopyError, CopySource, OnReadError, Plan, Progress, Sparseness, TargetContents,
+    Unreadable, Watch, WriteOrder,
 };
 
 /// Events after which the loop lets its executor have a look at other tasks, and at completions.
@@ -68,6 +70,8 @@ enum Contents {
 struct ReadDone {
     piece: Piece,
     result: Result<Contents, (Error, IoBuf)>,
+    /// What of it is zero because it could not be read.
+    unreadable: Vec<Unreadable>,
 }
 
 struct Written {
@@ -118,22 +122,19 @@ impl Pipeline {
     }
 
     /// Copies everything; gives what was done, or the first error.
-    pub(super) async fn run(
-        mut self,
-        mut progress: impl FnMut(Progress) + Send,
-    ) -> Result<Copied, CopyError> {
-        progress(self.state.progress);
+    pub(super) async fn run(mut self, mut watch: impl Watch) -> Result<Copied, CopyError> {
+        watch.progress(self.state.progress);
         while let Some(event) = poll_fn(|cx| self.poll_event(cx)).await {
             let outcome = match event {
                 Event::Found(found) => found.and_then(|piece| self.begin(piece)),
-                Event::Read(read) => self.write(read),
+                Event::Read(read) => self.write(read, &mut watch),
                 Event::Written(written) => self.finish(written),
             };
             if let Err(error) = outcome {
                 self.fail(error);
             }
             self.cancel.set_done(self.state.low_water());
-            progress(self.state.progress);
+            watch.progress(self.state.progress);
         }
         match self.state.failed {
             None => Ok(self.state.copied),
@@ -186,15 +187,23 @@ impl Pipeline {
         let options = self.plan.options;
         self.state.begun = piece.to.end();
         let full = options.sparseness == Sparseness::Full;
-        if piece.is_zero && !full && options.target == TargetContents::Zeroes {
-            self.state.progress.done += piece.to.len();
-            self.state.copied.skipped += piece.to.len();
-            return Ok(());
-        }
-        let read = match (piece.is_zero, full) {
-            (false, _) => self.read(piece),
-            (true, true) => self.zero_buffer(piece).map(|buf| at_once(piece, Contents::Data(buf))),
-            (true, false) => Ok(at_once(piece, Contents::Zero)),
+        let len = piece.to.len();
+        let read = match piece.kind {
+            Kind::Below => {
+                self.state.progress.done += len;
+                self.state.copied.below += len;
+                return Ok(());
+            }
+            Kind::Zero if !full && options.target == TargetContents::Zeroes => {
+                self.state.progress.done += len;
+                self.state.copied.skipped += len;
+                return Ok(());
+            }
+            Kind::Data => self.read(piece),
+            Kind::Zero if full => {
+                self.zero_buffer(piece).map(|buf| at_once(piece, Contents::Data(buf)))
+            }
+            Kind::Zero => Ok(at_once(piece, Contents::Zero)),
         };
         match read {
             Ok(read) => {
@@ -222,13 +231,22 @@ impl Pipeline {
             None => self.buffer()?,
         };
         let part = buf.slice(0, to_usize(piece.from.len()));
-        let request = source.node.read(piece.from, part.into());
+        let request = source.node.read(piece.from, part.clone().into());
+        let again = match self.plan.options.on_read_error {
+            OnReadError::Fail => None,
+            OnReadError::Salvage => Some(source.node.clone()),
+        };
         Ok(Box::pin(async move {
-            let result = match request.await {
-                Ok(()) => Ok(Contents::Data(buf)),
-                Err(error) => Err((error, buf)),
+            let mut unreadable = Vec::new();
+            let result = match (request.await, again) {
+                (Ok(()), _) => Ok(Contents::Data(buf)),
+                (Err(error), None) => Err((error, buf)),
+                (Err(_), Some(node)) => {
+                    unreadable = salvage::read(&node, &piece, &part).await;
+                    Ok(Contents::Data(buf))
+                }
             };
-            ReadDone { piece, result }
+            ReadDone { piece, result, unreadable }
         }))
     }
 
@@ -245,8 +263,9 @@ impl Pipeline {
     }
 
     /// Starts to write a piece that was read.
-    fn write(&mut self, read: ReadDone) -> Result<(), CopyError> {
-        let ReadDone { piece, result } = read;
+    fn write(&mut self, read: ReadDone, watch: &mut impl Watch) -> Result<(), CopyError> {
+        let ReadDone { piece, result, unreadable } = read;
+        unreadable.into_iter().for_each(|part| watch.unreadable(part));
         let contents = match result {
             Ok(contents) => contents,
             Err((error, buf)) => {
@@ -265,10 +284,17 @@ impl Pipeline {
             return Ok(());
         }
         let (target, plan) = (self.target.clone(), self.plan);
+        let turn = match contents {
+            Contents::Data(_) => watch.before_write(piece.to.len()),
+            Contents::Zero => None,
+        };
         self.writes.push(Box::pin(async move {
+            if let Some(turn) = turn {
+                turn.await;
+            }
             let result = write_piece(&target, &plan, piece, &contents).await;
             let buf = match contents {
-                Contents::Data(buf) if !piece.is_zero => Some(buf),
+                Contents::Data(buf) if piece.kind == Kind::Data => Some(buf),
                 _ => None,
             };
             Written { piece, buf, result }
@@ -339,7 +365,7 @@ impl Reads {
 /// A read of what needs no reading.
 fn at_once(piece: Piece, contents: Contents) -> BoxFuture<'static, ReadDone> {
     let result = Ok(contents);
-    Box::pin(ready(ReadDone { piece, result }))
+    Box::pin(ready(ReadDone { piece, result, unreadable: Vec::new() }))
 }
 
 /// Writes a piece: its runs of data one after the other, its zeroes as the options say.

@@ -2,13 +2,13 @@
 //!
 //! Invariants: pieces follow each other without gap from the start of the target to the end of the
 //! last source; pieces of data are at most `piece_bytes` long (plain ones shorter) and end at a multiple of it, at the end
-//! of their source, or where zeroes begin; every boundary inside of a source is a multiple of the
-//! grain (counted in the target), for which data grows and zeroes shrink.
+//! of their source, or where something else begins; every boundary inside of a source is a multiple of
+//! the grain (counted in the target), for which data grows and everything else shrinks.
 
 use crate::range::{ByteRange, MAX_LEN};
 use crate::request::status::{StatusDetail, StatusFlags};
 
-use super::{CopyError, CopySource, PLAIN_PIECE_BYTES, Plan, Sparseness};
+use super::{CopyError, CopySource, Layers, OnReadError, PLAIN_PIECE_BYTES, Plan, Sparseness};
 
 /// Longest piece of zeroes: bounds how long a cancel waits where the target has to write them out.
 const ZERO_PIECE_BYTES: u64 = 256 << 20;
@@ -22,8 +22,19 @@ pub(super) struct Piece {
     pub(super) from: ByteRange,
     /// Where in the target; as long.
     pub(super) to: ByteRange,
-    /// Whether the source says that it reads as zeroes.
-    pub(super) is_zero: bool,
+    /// What the source says of it.
+    pub(super) kind: Kind,
+}
+
+/// What a source says of a part of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// It has to be read.
+    Data,
+    /// It reads as zeroes.
+    Zero,
+    /// No layer that is copied holds it.
+    Below,
 }
 
 /// What was learned about the bytes at the scanner's position.
@@ -31,7 +42,7 @@ pub(super) struct Piece {
 struct Known {
     /// Up to here, counted in the source.
     end: u64,
-    is_zero: bool,
+    kind: Kind,
     /// Reading it takes inflating.
     is_compressed: bool,
 }
@@ -59,13 +70,13 @@ impl Scanner {
             return Ok(None);
         };
         let start = self.offset;
-        let Known { mut end, is_zero, is_compressed } = self.look(start, len).await?;
-        let longest = self.longest(is_zero, is_compressed);
+        let Known { mut end, kind, is_compressed } = self.look(start, len).await?;
+        let longest = self.longest(kind, is_compressed);
         let limit = self.cut(start, len, longest);
         // Neighbours of one kind become one piece: a fragmented image reports many small ones.
         while end < limit {
             let next = self.look(end, len).await?;
-            if next.is_zero != is_zero {
+            if next.kind != kind {
                 break;
             }
             end = next.end;
@@ -83,7 +94,7 @@ impl Scanner {
                 value: self.base + end,
             });
         };
-        let piece = Piece { source_index: self.index, from, to, is_zero };
+        let piece = Piece { source_index: self.index, from, to, kind };
         Ok(Some((piece, self)))
     }
 
@@ -101,14 +112,13 @@ impl Scanner {
         }
     }
 
-    fn longest(&self, is_zero: bool, is_compressed: bool) -> u64 {
-        // Fully allocated targets get their zeroes from a buffer like any data.
-        if is_zero && self.plan.options.sparseness != Sparseness::Full {
-            ZERO_PIECE_BYTES
-        } else if is_compressed {
-            self.plan.piece_bytes
-        } else {
-            self.plan.piece_bytes.min(PLAIN_PIECE_BYTES)
+    fn longest(&self, kind: Kind, is_compressed: bool) -> u64 {
+        match kind {
+            Kind::Below => ZERO_PIECE_BYTES,
+            // Fully allocated targets get their zeroes from a buffer like any data.
+            Kind::Zero if self.plan.options.sparseness != Sparseness::Full => ZERO_PIECE_BYTES,
+            Kind::Data if is_compressed => self.plan.piece_bytes,
+            _ => self.plan.piece_bytes.min(PLAIN_PIECE_BYTES),
         }
     }
 
@@ -127,20 +137,20 @@ impl Scanner {
             _ => {}
         }
         let asked = self.ask(offset, len).await?;
-        // In the target's grain: whole blocks are zero or data, and data wins.
+        // In the target's grain: whole blocks are of one kind, and data wins.
         let grain = self.plan.grain;
         let end = self.base + asked.end;
         let known = if asked.end >= len {
             Known { end: len, ..asked }
-        } else if !asked.is_zero {
+        } else if asked.kind == Kind::Data {
             let up = grain.round_up(end) - self.base;
-            Known { end: up.min(len), is_zero: false, ..asked }
+            Known { end: up.min(len), ..asked }
         } else {
             match grain.round_down(end).checked_sub(self.base) {
-                Some(down) if down > offset => Known { end: down, is_zero: true, ..asked },
+                Some(down) if down > offset => Known { end: down, ..asked },
                 _ => {
                     let up = grain.round_up(self.base + offset + 1) - self.base;
-                    Known { end: up.min(len), is_zero: false, ..asked }
+                    Known { end: up.min(len), kind: Kind::Data, ..asked }
                 }
             }
         };
@@ -150,28 +160,46 @@ impl Scanner {
 
     /// What the source says of the bytes at `offset`.
     async fn ask(&self, offset: u64, len: u64) -> Result<Known, CopyError> {
-        let zero_to = |end| Ok(Known { end, is_zero: true, is_compressed: false });
+        let to = |end, kind| Ok(Known { end, kind, is_compressed: false });
         let Some(source) = self.sources.get(self.index) else {
-            return zero_to(len);
+            return to(len, Kind::Zero);
         };
         let inside = ByteRange::up_to(source.node.len().min(len));
         let range = match ByteRange::from_bounds(offset, inside.end()) {
             Ok(range) if !range.is_empty() => range,
             // Beyond the end of the node.
-            _ => return zero_to(len),
+            _ => return to(len, Kind::Zero),
         };
-        let status = source
-            .node
-            .block_status_above(None, range, StatusDetail::Zeroes)
-            .await
-            .map_err(|error| CopyError::Status { source_index: self.index, offset, error })?;
+        let base = match &source.layers {
+            Layers::All => None,
+            Layers::Above(base) => Some(base),
+        };
+        let asked = source.node.block_status_above(base, range, StatusDetail::Zeroes).await;
+        let status = match asked {
+            Ok(status) => status,
+            // What cannot be told is read.
+            Err(_) if self.plan.options.on_read_error == OnReadError::Salvage => {
+                return to(range.end().min(offset.saturating_add(PLAIN_PIECE_BYTES)), Kind::Data);
+            }
+            Err(error) => {
+                return Err(CopyError::Status { source_index: self.index, offset, error });
+            }
+        };
         if status.len == 0 {
             // The node became shorter.
-            return zero_to(len);
+            return to(len, Kind::Zero);
         }
+        let held = StatusFlags::DATA | StatusFlags::ZERO | StatusFlags::ALLOCATED;
+        let kind = if status.is_zero() {
+            Kind::Zero
+        } else if base.is_some() && !status.flags.intersects(held) {
+            Kind::Below
+        } else {
+            Kind::Data
+        };
         Ok(Known {
             end: offset + status.len.min(range.len()),
-            is_zero: status.flags.contains(StatusFlags::ZERO),
+            kind,
             is_compressed: status.flags.contains(StatusFlags::COMPRESSED),
         })
     }

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use super::{
-    Copied, CopyError, CopyOptions, CopySource, PLAIN_PIECE_BYTES, Progress, Sparseness,
-    TargetContents, WriteOrder, copy,
+    Copied, CopyError, CopyOptions, CopySource, Layers, OnReadError, PLAIN_PIECE_BYTES, Progress,
+    Sparseness, TargetContents, Unreadable, Watch, WriteOrder, copy,
 };
 use crate::buf::IoVec;
 use crate::cancel::Cancel;
@@ -217,7 +217,7 @@ fn node(disk: &Arc<Disk>) -> Node {
 }
 
 fn source(disk: &Arc<Disk>) -> CopySource {
-    CopySource { node: node(disk), len: disk.len() }
+    CopySource::new(node(disk), disk.len())
 }
 
 /// What a guest reads.
@@ -274,7 +274,7 @@ fn options() -> impl Strategy<Value = CopyOptions> {
             sparseness,
             target,
             memory_bytes,
-            write_flags: RequestFlags::empty(),
+            ..CopyOptions::default()
         })
 }
 
@@ -306,8 +306,8 @@ proptest! {
         let target = Arc::new(Disk { delay, alignment: target_alignment, ..Disk::target(room, fill) });
         top.log.lock().clear();
         let sources = vec![
-            CopySource { node: node(&top), len: top_len },
-            CopySource { node: node(&second), len: second_len },
+            CopySource::new(node(&top), top_len),
+            CopySource::new(node(&second), second_len),
         ];
         let total = to_u64(expect.len());
         let mut seen = Vec::new();
@@ -332,6 +332,37 @@ proptest! {
         }
         let longest = (options.memory_bytes / to_u64(options.parallel)).max(64 << 10);
         prop_assert!(top.logged(Kind::Read).iter().all(|range| range.len() <= longest));
+    }
+
+    #[test]
+    fn copying_the_layers_above_a_base_onto_the_base_gives_what_the_top_reads_as(
+        top in disk(),
+        middle in disk(),
+        base in disk(),
+        options in options(),
+    ) {
+        // The target holds what the base reads as, and is long enough.
+        let base = Arc::new(base);
+        let middle = Arc::new(Disk { backing: Some(node(&base)), ..middle });
+        let middle_node = node(&middle);
+        let base_node = middle_node.backing().unwrap();
+        let top = Arc::new(Disk { backing: Some(middle_node), ..top });
+        let len = top.len();
+        let expect = contents(&node(&top), len);
+        let room = to_usize(len.max(base.len())).next_multiple_of(4096);
+        let mut before = contents(&base_node, base.len());
+        before.resize(room, 0);
+        let target = Arc::new(Disk { bytes: Mutex::new(before.clone()), ..Disk::target(room, 0) });
+        let options = CopyOptions { target: TargetContents::Unknown, ..options };
+        let layers = Layers::Above(base_node);
+        let sources = vec![CopySource { layers, ..CopySource::new(node(&top), len) }];
+        let copied =
+            block_on(copy(sources, &node(&target), options, &Cancel::new(), |_| ())).unwrap();
+
+        let after = target.bytes.lock();
+        prop_assert!(after[..expect.len()] == expect[..]);
+        prop_assert!(after[expect.len()..] == before[expect.len()..]);
+        prop_assert_eq!(copied.data + copied.zeroes + copied.below, len);
     }
 
     #[test]
@@ -448,7 +479,7 @@ fn what_is_known_to_be_zero_is_never_read() {
     let copied =
         block_on(copy(vec![source(&disk)], &node(&target), options, &Cancel::new(), |_| ()))
             .unwrap();
-    assert_eq!(copied, Copied { data: 2 * piece, zeroes: 0, skipped: 6 * piece });
+    assert_eq!(copied, Copied { data: 2 * piece, zeroes: 0, skipped: 6 * piece, below: 0 });
     let first = ByteRange::up_to(piece);
     assert_eq!(disk.logged(Kind::Read), [first, first.shifted(7 * piece).unwrap()]);
     assert_eq!(target.logged(Kind::Write), disk.logged(Kind::Read));
@@ -503,4 +534,70 @@ fn options_that_cannot_be_are_refused_by_name() {
     assert_eq!(refused(CopyOptions { parallel: 17, ..options }), "parallel");
     let sparseness = Sparseness::Holes { min_bytes: 511 };
     assert_eq!(refused(CopyOptions { sparseness, ..options }), "sparse size");
+}
+
+/// Keeps what it hears, and holds writes back for as many turns of the executor as were asked for.
+#[derive(Default)]
+struct Listener {
+    unreadable: Vec<Unreadable>,
+    paced: u64,
+}
+
+impl Watch for &mut Listener {
+    fn progress(&mut self, _: Progress) {}
+    fn unreadable(&mut self, part: Unreadable) {
+        self.unreadable.push(part);
+    }
+    fn before_write(&mut self, bytes: u64) -> Option<futures::future::BoxFuture<'static, ()>> {
+        self.paced += bytes;
+        Some(Box::pin(yield_once()))
+    }
+}
+
+#[test]
+fn salvaging_zeroes_the_one_block_that_cannot_be_read() {
+    for (alignment, block) in [(Alignment::ONE, 512), (Alignment::PAGE, 4096)] {
+        for bad in [0, 100_000, (1 << 20) - 1] {
+            let fail = Some((Kind::Read, bad));
+            let disk = Arc::new(Disk { alignment, fail, ..Disk::data(1 << 20) });
+            let target = Arc::new(Disk::target(1 << 20, 0));
+            let on_read_error = OnReadError::Salvage;
+            let options = CopyOptions { on_read_error, ..CopyOptions::default() };
+            let mut listener = Listener::default();
+            let sources = vec![source(&disk)];
+            block_on(copy(sources, &node(&target), options, &Cancel::new(), &mut listener))
+                .unwrap();
+
+            let start = bad / block * block;
+            let range = ByteRange::new(start, block).unwrap();
+            let error = Error::IO;
+            assert_eq!(listener.unreadable, [Unreadable { source_index: 0, range, error }]);
+            let mut expect = disk.bytes.lock().clone();
+            expect[span(range)].fill(0);
+            assert!(*target.bytes.lock() == expect, "{bad}");
+        }
+    }
+}
+
+#[test]
+fn salvaging_reads_what_has_no_status() {
+    let disk = Arc::new(Disk { fail: Some((Kind::Status, 300_000)), ..Disk::data(1 << 20) });
+    let target = Arc::new(Disk::target(1 << 20, 0));
+    let options = CopyOptions { on_read_error: OnReadError::Salvage, ..CopyOptions::default() };
+    block_on(copy(vec![source(&disk)], &node(&target), options, &Cancel::new(), |_| ())).unwrap();
+    assert!(*target.bytes.lock() == *disk.bytes.lock());
+    assert!(!disk.logged(Kind::Status).is_empty());
+}
+
+#[test]
+fn only_data_waits_for_its_turn() {
+    let areas = vec![(1 << 20, Stored::Data), (3 << 20, Stored::Zero)];
+    let disk = Arc::new(Disk { areas, ..Disk::data(3 << 20) });
+    let target = Arc::new(Disk::target(3 << 20, 1));
+    let mut listener = Listener::default();
+    let options = CopyOptions::default();
+    let sources = vec![source(&disk)];
+    block_on(copy(sources, &node(&target), options, &Cancel::new(), &mut listener)).unwrap();
+    assert_eq!(listener.paced, 1 << 20);
+    assert!(target.bytes.lock()[1 << 20..].iter().all(|byte| *byte == 0));
 }

@@ -234,6 +234,17 @@ impl BlockDriver for FileDriver {
         }
     }
 
+    fn write_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
+        let opened = self.opened.load();
+        if opened.handle.is_direct() || !opened.access.writable {
+            return None;
+        }
+        match io::write_cached(&opened.handle, range.offset(), iov) {
+            Ok(done) if done < iov.len() => None,
+            written => Some(written.map(|_| ())),
+        }
+    }
+
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
         match self.read_inline(range, &iov)? {
             None => Ok(()),

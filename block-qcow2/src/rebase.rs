@@ -1,0 +1,52 @@
+//! Another backing file in the header, and an image without data of its own.
+//!
+//! Both have an exclusive turn. **Invariant:** a crash while the image is emptied leaves every cluster
+//! either as it was or as the backing file has it.
+
+use async_trait::async_trait;
+use block_core::ability::Rebase;
+use block_core::error::Problem;
+use block_core::{OpenError, Result};
+
+use crate::driver::Qcow2Driver;
+use crate::spec::bad_field;
+use crate::writeback::Extent;
+
+#[async_trait]
+impl Rebase for Qcow2Driver {
+    async fn change_backing(
+        &self,
+        name: Option<&str>,
+        format: Option<&str>,
+    ) -> Result<(), OpenError> {
+        let failed = |error| OpenError::Request { what: "backing file", error };
+        self.writer().map_err(failed)?;
+        let raw_data_file = self.header.with(|parts| parts.header.features.raw_data_file);
+        if raw_data_file && name.is_some() {
+            let problem = Problem::Contradicts("the raw data file");
+            return Err(bad_field("backing file", 1, problem));
+        }
+        let _exclusive = self.gate.exclusive().await;
+        let rewritten = self.header.rewrite(|parts| {
+            parts.backing_name = name.map(|name| name.as_bytes().to_vec());
+            parts.extensions.backing_format = name.and(format).map(str::to_owned);
+        });
+        rewritten.await?;
+        self.barrier().await.map_err(failed)
+    }
+
+    async fn make_empty(&self) -> Result<()> {
+        self.writer()?;
+        let _exclusive = self.gate.exclusive().await;
+        // What is about to go must not be in a write that is under way to the file.
+        self.write_back(Extent::Flush).await?;
+        for index in 0..self.l1_len() {
+            self.relieve().await?;
+            self.drop_table(index, 0).await?;
+        }
+        // What one round takes out of the tables is given back in the next.
+        self.write_back(Extent::Everything).await?;
+        self.write_back(Extent::Everything).await?;
+        self.trim_file().await
+    }
+}

@@ -1,0 +1,55 @@
+//! Making the target of a command that copies: `convert`, `dd`.
+
+use block_core::{Node, OpenFlags};
+
+use crate::open::{CacheMode, ImageSpec, open};
+
+use super::Failure;
+use super::create::{CreateError, NewImage};
+
+/// An image that is to be made and written to.
+pub(super) struct Target<'a> {
+    name: &'a str,
+    format: &'a str,
+    new: NewImage,
+}
+
+impl<'a> Target<'a> {
+    /// The image that the texts of all `-o` describe, of `size` bytes whatever they say.
+    pub(super) fn new(
+        name: &'a str,
+        format: &'a str,
+        texts: &[String],
+        size: u64,
+    ) -> Result<Self, Failure> {
+        let mut new = NewImage::new(format, name, texts).map_err(Failure::new)?;
+        new.set_size(size);
+        Ok(Self { name, format, new })
+    }
+
+    /// Names the backing file and its format, unless the format has none.
+    pub(super) fn set_backing(
+        &mut self,
+        file: Option<&str>,
+        format: Option<&str>,
+    ) -> Result<(), Failure> {
+        self.new.set_backing(file, format).map_err(|error| self.failed(&error))
+    }
+
+    /// Makes it, in place of what its file held, and opens it.
+    pub(super) async fn make(&self, cache: CacheMode) -> Result<Node, Failure> {
+        self.new.create().await.map_err(|error| self.failed(&error))?;
+        let spec = ImageSpec {
+            format: Some(self.format.to_owned()),
+            flags: OpenFlags::READ_WRITE,
+            cache,
+            ..ImageSpec::new(self.name)
+        };
+        open(&spec).await.map_err(|error| self.failed(&error.into()))
+    }
+
+    fn failed(&self, error: &CreateError) -> Failure {
+        let Self { name, format, .. } = self;
+        Failure::new(format_args!("{name}: error while converting {format}: {error}"))
+    }
+}

@@ -3,6 +3,7 @@
 //! Invariant: when a sample begins, an empty disk is new, and nothing that an earlier sample wrote waits to
 //! be written to the disk.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ pub(super) struct Disk {
     pub(super) raw: PathBuf,
     pub(super) qcow2: PathBuf,
     pub(super) len: u64,
-    start: Start,
+    pub(super) start: Start,
 }
 
 impl Disk {
@@ -57,21 +58,23 @@ impl Disk {
         run::succeed(&mut run::command("sync"))
     }
 
-    /// Before the first sample of a row: an allocated disk is in the page cache, or it is not at all if
-    /// the row bypasses it, because a direct write must first throw out what the page cache has.
-    pub(super) fn settle(&self, direct: bool) -> Result<()> {
+    /// Takes an allocated disk out of the page cache.
+    pub(super) fn forget(&self) -> Result<()> {
         if self.start == Start::Empty {
             return Ok(());
         }
         run::succeed(&mut run::command("sync"))?;
-        for path in [&self.raw, &self.qcow2] {
-            if direct {
-                forget(path)?;
-            } else {
-                read_whole(path)?;
-            }
+        forget(&self.raw)?;
+        forget(&self.qcow2)
+    }
+
+    /// Brings an allocated disk into the page cache.
+    pub(super) fn read(&self) -> Result<()> {
+        if self.start == Start::Empty {
+            return Ok(());
         }
-        Ok(())
+        read_whole(&self.raw)?;
+        read_whole(&self.qcow2)
     }
 
     /// Before each run of a program on `image`, one of the disk's two.
@@ -131,7 +134,7 @@ pub(super) fn read_whole(path: &Path) -> Result<()> {
 
 /// Takes a file, which has been synced, out of the page cache: dd does so when it copies nothing.
 fn forget(path: &Path) -> Result<()> {
-    let mut from = std::ffi::OsString::from("if=");
+    let mut from = OsString::from("if=");
     from.push(path);
     let mut dd = run::command("dd");
     run::succeed(dd.arg(from).args(["iflag=nocache", "count=0", "status=none"]))

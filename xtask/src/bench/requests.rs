@@ -63,7 +63,7 @@ fn measure_row(
     requests: &Requests,
     scale: Scale,
 ) -> Result<Vec<Medians>> {
-    disk.settle(requests.direct)?;
+    settle(programs, disk, requests)?;
     let contenders = able(programs, disk, requests)?;
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); contenders.len()];
     for round in 0..scale.rounds {
@@ -82,6 +82,28 @@ fn measure_row(
         cpu_micros: median(samples.iter().map(|s| s.cpu_seconds * 1e6 / s.count as f64)),
     });
     Ok(results.collect())
+}
+
+/// Before the first sample of a row: an allocated disk is in the page cache, or it is not at all if the
+/// row bypasses it, because a direct write must first throw out what the page cache has.
+///
+/// For writes both files come into it by the same small writes: what a write costs depends on how large
+/// the folios there are, and those are as large as what filled them.
+fn settle(programs: &Programs, disk: &Disk, requests: &Requests) -> Result<()> {
+    disk.forget()?;
+    if requests.direct {
+        return Ok(());
+    }
+    if requests.direction == Direction::Read {
+        return disk.read();
+    }
+    if disk.start == Start::Allocated {
+        let all = Requests { count: disk.len / requests.len, ..requests.clone() };
+        for contender in [Contender::REFERENCE, Contender::BlockCore] {
+            run::json(&mut contender.command(programs, disk, &all))?;
+        }
+    }
+    Ok(())
 }
 
 /// Those who can send `requests` here: an engine may be refused (io_uring in containers) or not built

@@ -3,7 +3,7 @@
 //! A [`Setup`] says what an image is like at the start; a [`World`] has the files, of whatever kind the
 //! test needs, and opens the image in them. [`judge`] looks at the files once the image is closed.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test file uses its part")]
 #![allow(clippy::expect_used, reason = "helpers of tests")]
 
 pub mod setups;

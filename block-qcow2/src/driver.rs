@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
-use block_core::ability::{Check, PersistentBitmaps, Rebase, Snapshots};
+use block_core::ability::{Amend, Check, PersistentBitmaps, Rebase, Snapshots};
 use block_core::driver::{BlockDriver, Child, ChildRole, Children, Exactness, NodeEvent};
 use block_core::driver::{Prealloc, ReopenOptions, ReopenState};
 use block_core::info::DriverInfo;
@@ -364,7 +364,6 @@ impl BlockDriver for Qcow2Driver {
 
     async fn truncate(self: Arc<Self>, len: u64, _: Exactness, prealloc: Prealloc) -> Result<()> {
         self.check_access()?;
-        self.distrust_bitmaps().await?;
         let resized = Arc::clone(&self).resize(len, prealloc).await;
         self.after(resized).await
     }
@@ -415,6 +414,10 @@ impl BlockDriver for Qcow2Driver {
     }
 
     fn as_check(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+
+    fn as_amend(&self) -> Option<&dyn Amend> {
         Some(self)
     }
 

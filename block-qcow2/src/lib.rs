@@ -1,37 +1,56 @@
-//! The qcow2 image format, versions 2 and 3, for reading: a driver for [`block_core`].
+//! The qcow2 image format, versions 2 and 3: a driver for [`block_core`].
 //!
 //! What it reads: standard, zero, compressed (deflate and Zstandard) and extended L2 entries,
-//! external data files, backing files of any format that the registry knows. It lists internal
-//! snapshots and persistent bitmaps. What it refuses, each with an error that says so: writing,
-//! encrypted images (their metadata can be looked at), features that it does not know.
+//! external data files, backing files of any format that the registry knows, internal snapshots. What
+//! it writes: all of that but compressed clusters. It makes images ([`create`]), takes, applies and
+//! deletes snapshots, keeps persistent bitmaps, checks and repairs, amends and measures. What it
+//! refuses, each with an error that says so: encrypted images (their metadata can be looked at),
+//! features that it does not know.
 //!
 //! [`spec`] is the format on disk, [`geometry`] its arithmetic, [`map`] the way from an L2 table to
 //! extents; these are pure. The driver around them answers *where* bytes live; the request layer of
 //! `block-core` moves them.
 //!
+//! # What a crash leaves
+//! What was flushed is there. What was not is, in each block, old or new. Clusters may be leaked, and
+//! nothing worse: refcounts are written before the L2 tables that need them, L2 tables before the L1
+//! table, data before the entries that show it.
+//!
 //! ```
 //! use std::sync::Arc;
 //!
-//! use block_core::proto::mem::{MemDriver, MemFactory};
-//! use block_core::registry::OpenContext;
-//! use block_core::options::OpenFlags;
-//! use block_core::{Options, Registry};
+//! use block_core::io::exec::block_on;
+//! use block_core::registry::{DriverFactory, OpenContext};
+//! use block_core::{Alignment, ByteRange, IoBuf, OpenFlags, Options, Registry, RequestFlags};
 //! use block_qcow2::Qcow2Factory;
+//! # use block_core::proto::file::FileFactory;
 //!
-//! let registry = Registry::new().with(Qcow2Factory).with(MemFactory);
-//! let context = OpenContext::new(Arc::new(registry), OpenFlags::READ_ONLY);
-//! let options = Options::new()
-//!     .with("driver", "qcow2")
-//!     .with("file.driver", "mem")
-//!     .with("file.size", "1M");
-//! // A megabyte of zeroes is no image, and the error says why.
-//! let err = futures::executor::block_on(context.open(options)).unwrap_err();
-//! assert_eq!(err.to_string(), "qcow2: magic is 0x0: unknown value");
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let image = dir.path().join("disk.qcow2");
+//! # let image = image.to_str().ok_or("no text")?;
+//! block_on(async {
+//!     let registry = Arc::new(Registry::new().with(Qcow2Factory).with(FileFactory));
+//!     let context = OpenContext::new(registry, OpenFlags::READ_WRITE);
+//!     let new = Options::filename(image).with("size", "1T").with("cluster_size", "1M");
+//!     Qcow2Factory.create(new, context.clone()).await?;
+//!
+//!     let disk = context.open(Options::filename(image).with("driver", "qcow2")).await?;
+//!     let data = IoBuf::zeroed(4096, Alignment::PAGE)?;
+//!     data.fill(0x5a);
+//!     disk.write(ByteRange::new(1 << 39, 4096)?, data.into(), RequestFlags::empty()).await?;
+//!     disk.flush().await?;
+//!     block_core::graph::close(&disk).await?;
+//!     assert!(std::fs::metadata(image)?.len() < 10 << 20);
+//!     Ok(())
+//! })
+//! # }
 //! ```
 
 #![forbid(unsafe_code)]
 
 mod alloc;
+mod amend;
 mod cache;
 mod check;
 pub mod compress;

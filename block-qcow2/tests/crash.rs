@@ -122,7 +122,7 @@ fn shoot(game: &Game<Setup>, flushes: Flushes) -> Result<Vec<Shot>, String> {
 fn check(setup: &Setup, shot: &Shot) -> Result<(), String> {
     let before = judge(setup, &shot.left).map_err(|why| format!("before it is opened: {why}"))?;
     if !before.dirty {
-        before.no_errors().map_err(|why| format!("before it is opened: {why}"))?;
+        before.survived(setup).map_err(|why| format!("before it is opened: {why}"))?;
     }
     let image = Arc::new(MemDriver::from_bytes(&shot.left.file).unwrap());
     let data = Arc::new(MemDriver::from_bytes(&shot.left.data).unwrap());
@@ -140,7 +140,7 @@ fn check(setup: &Setup, shot: &Shot) -> Result<(), String> {
     shot.model.check(&contents).map_err(|loss| loss.to_string())?;
     let after = Made { file: image.to_bytes(), data: data.to_bytes() };
     let after = judge(setup, &after).map_err(|why| format!("after it was opened: {why}"))?;
-    after.no_errors().map_err(|why| format!("after it was opened: {why}"))?;
+    after.survived(setup).map_err(|why| format!("after it was opened: {why}"))?;
     if after.contents != contents {
         return Err("the naive reader sees something else".to_owned());
     }

@@ -356,7 +356,8 @@ impl Player {
         if let (Some(durable), Some(change)) = (&self.durable, change) {
             durable.lock().end_create(change, outcome(result), frozen.clone());
         }
-        if result.is_ok() {
+        // One that fails at the very end may have been taken.
+        if snapshots.list().iter().any(|snapshot| snapshot.name == name) {
             self.snapshots.lock().push((name, frozen));
         }
         result
@@ -369,9 +370,13 @@ impl Player {
         let durable = self.durable.as_ref();
         let change = durable.map(|durable| durable.lock().begin_apply(id, &frozen));
         let result = snapshots.apply(&name).await;
-        if result.is_ok() {
-            self.model.lock().restore(&frozen);
+        let mut model = self.model.lock();
+        if result.is_ok() || node.len() != model.len() {
+            model.restore(&frozen);
+        } else if outcome(result) == Outcome::Failed {
+            model.restore_or_not(&frozen);
         }
+        drop(model);
         self.end(change, result);
         result
     }
@@ -382,7 +387,7 @@ impl Player {
         let snapshots = driver.as_snapshots().ok_or(Error::Unsupported)?;
         let change = self.durable.as_ref().map(|durable| durable.lock().begin_delete(&name));
         let result = snapshots.delete(&name).await;
-        if result.is_ok() {
+        if !snapshots.list().iter().any(|snapshot| snapshot.name == name) {
             self.snapshots.lock().retain(|(other, _)| *other != name);
         }
         self.end(change, result);

@@ -257,6 +257,24 @@ impl DiskModel {
         self.segments = frozen.segments().into_iter().map(|(at, of)| (at, sources(of))).collect();
     }
 
+    /// Each byte may be what it is or, if the length is the same, what the snapshot holds.
+    pub fn restore_or_not(&mut self, frozen: &Frozen) {
+        let mut old = self.clone();
+        if frozen.len() != self.len {
+            return;
+        }
+        self.restore(frozen);
+        for start in old.segments.keys().copied().collect::<Vec<_>>() {
+            self.cut_at(start);
+        }
+        for start in self.segments.keys().copied().collect::<Vec<_>>() {
+            old.cut_at(start);
+        }
+        for (start, possible) in old.segments {
+            self.segments.entry(start).or_default().extend(possible);
+        }
+    }
+
     /// Checks bytes that were read while nothing else was going on.
     ///
     /// # Errors

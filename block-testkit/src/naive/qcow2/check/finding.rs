@@ -203,6 +203,17 @@ impl Report {
         self.counts[0]
     }
 
+    /// How many errors there are but for COPIED flags that could be set: they cost a copy, not data.
+    ///
+    /// Only of those findings that are kept.
+    pub fn dangers(&self) -> usize {
+        let harmless = |finding: &Finding| {
+            matches!(finding, Finding::Copied { copied: false, refcount: 1, .. })
+        };
+        let errors = self.findings.iter().filter(|finding| finding.kind() == Kind::Error);
+        errors.filter(|finding| !harmless(finding)).count()
+    }
+
     /// How many errors there are.
     pub fn errors(&self) -> u64 {
         self.counts[1]

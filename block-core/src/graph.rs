@@ -69,6 +69,7 @@ pub async fn store_bitmaps(node: &Node) -> Result<()> {
     match node.driver().as_bitmaps() {
         Some(storage) if !node.is_read_only() => {
             let _drained = drain_own(node).await;
+            node.follow_len();
             storage.store(node.dirty_bitmaps()).await
         }
         _ => Ok(()),
@@ -132,6 +133,7 @@ async fn prepare(node: &Node, options: &ReopenOptions) -> Result<ReopenState, Op
         && !node.is_read_only()
         && let Some(storage) = node.driver().as_bitmaps()
     {
+        node.follow_len();
         let what = "dirty bitmaps";
         let stored = storage.store(node.dirty_bitmaps()).await;
         stored.map_err(|error| OpenError::Request { what, error })?;

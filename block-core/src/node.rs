@@ -345,6 +345,14 @@ impl Node {
         }
     }
 
+    /// Brings the bitmaps up to date with a length that the driver changed by itself.
+    pub(crate) fn follow_len(&self) {
+        let known = self.inner.dirty_len.load(Ordering::Acquire);
+        if known != self.len() {
+            self.finish_truncate(known);
+        }
+    }
+
     /// Step 8 of a truncate from `old` bytes.
     pub(crate) fn finish_truncate(&self, old: u64) {
         self.inner.write_generation.fetch_add(1, Ordering::AcqRel);

@@ -366,7 +366,6 @@ impl BlockDriver for Qcow2Driver {
 
     async fn truncate(self: Arc<Self>, len: u64, _: Exactness, prealloc: Prealloc) -> Result<()> {
         self.check_access()?;
-        self.distrust_bitmaps().await?;
         let resized = Arc::clone(&self).resize(len, prealloc).await;
         self.after(resized).await
     }

@@ -24,7 +24,7 @@ use crate::writeback::Extent;
 impl Qcow2Driver {
     /// Makes the disk `len` bytes long.
     pub(crate) async fn resize(self: Arc<Self>, len: u64, prealloc: Prealloc) -> Result<()> {
-        self.writer()?;
+        self.distrust_bitmaps().await?;
         let _exclusive = self.gate.exclusive().await;
         let old = self.disk_len();
         let v2 = self.geometry().version() == Version::V2;

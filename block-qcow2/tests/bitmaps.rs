@@ -13,7 +13,9 @@ use block_core::driver::{Exactness, Prealloc, ReopenOptions};
 use block_core::error::Problem;
 use block_core::options::OpenFlags;
 use block_core::proto::mem::MemDriver;
-use block_core::{Alignment, ByteRange, Error, IoBuf, Node, OpenError, RequestFlags, graph};
+use block_core::{
+    Alignment, ByteRange, Error, IoBuf, Node, OpenError, Options, RequestFlags, graph,
+};
 use block_testkit::disk::crash::CrashDisk;
 use block_testkit::disk::fault::{Fault, Rule};
 use block_testkit::disk::tap::{Kind, Tapped};
@@ -766,4 +768,16 @@ fn play(rng: &mut StdRng, node: &Node, twins: &mut Vec<Twin>, len: &mut u64) {
 
 fn to_index(n: u64) -> usize {
     usize::try_from(n).unwrap()
+}
+
+#[test]
+fn a_length_that_is_amended_is_dirty_behind_the_old_end() {
+    let dir = ImageDir::new().unwrap();
+    let (node, file) = writable(&created(&dir, "cluster_size=64k", "4M"));
+    add(&node, "b", 65536).unwrap();
+    let amend = node.driver().as_amend().unwrap();
+    block_on(amend.amend(Options::new().with("size", "8M"), &|_, _| ())).unwrap();
+    close(&node).unwrap();
+    assert_clean(&dir, "amended.qcow2", &file.to_bytes());
+    assert_eq!(naive_areas(&file.to_bytes(), "b"), [(4 * MIB, 8 * MIB)]);
 }

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use block_core::ability::NewSnapshot;
 use block_core::driver::{BlockDriver, Exactness, Prealloc};
 use block_core::io::exec::block_on;
 use block_core::{Alignment, ByteRange, Error, IoBuf, Node, RequestFlags, Result, graph};
@@ -224,7 +225,8 @@ impl Scene {
 
     /// Whether something was written to `host` since the last look.
     fn reused(&self, host: ByteRange) -> Reused {
-        let hit = |call: &Call| call.kind.is_change() && call.range.overlaps(host);
+        let writes = |call: &Call| matches!(call.kind, Kind::Write | Kind::Zero);
+        let hit = |call: &Call| writes(call) && call.range.overlaps(host);
         if self.record.take().iter().any(hit) { Reused::Yes } else { Reused::No }
     }
 }
@@ -466,6 +468,90 @@ fn error_of_one_of_two_racing_allocations() {
         scene.record.take();
         scene.churn(16, 24, host).await;
     });
+}
+
+#[test]
+fn snapshot_during_writes() {
+    race(&plain(), &[data(0, 2), data(0, 3)], |scene| async move {
+        scene.hold(Kind::Write);
+        let in_place = scene.start_write(HELD, scene.part(3, 512, 512));
+        let allocating = scene.start_write(HELD, scene.part(9, 0, 512));
+        scene.hold.arrived(2).await;
+        scene.hold.stop_holding();
+        let driver = Arc::clone(scene.node.driver());
+        let take = scene.exec.spawn("snapshot", async move {
+            let new = NewSnapshot { name: "s".to_owned(), ..NewSnapshot::default() };
+            driver.as_snapshots().unwrap().create(&new).await
+        });
+        scene.idle().await;
+        let then = scene.expected.lock().clone();
+        scene.record.take();
+        let late = scene.start_write(HELD + 1, scene.part(3, 0, 2048));
+        scene.idle().await;
+        let sent = scene.record.take();
+        assert!(sent.is_empty(), "the snapshot waits, and later writes for it: {sent:?}");
+        scene.hold.release_all();
+        for write in [in_place, allocating, take, late] {
+            write.await.unwrap();
+        }
+        scene.write(scene.whole(10)).await;
+        let now: Vec<_> = scene.read(scene.whole(3)).await.into_iter().map(Some).collect();
+        assert_eq!(now, scene.expected.lock()[kit::index(3 * CLUSTER)..][..4096]);
+        // The snapshot has what began before it, and nothing else.
+        scene.node.driver().as_snapshots().unwrap().apply("s").await.unwrap();
+        *scene.expected.lock() = then;
+    });
+}
+
+#[test]
+fn refcount_table_that_moves_while_it_is_written() {
+    // A table of 64 entries, of which 62 are in use; a block counts 64 clusters of 512 bytes.
+    let mut setup = setup("512 full");
+    setup.filled = Filled::Empty;
+    setup.shape.size = 4096 << 9;
+    let data = |at| (at, Cluster::Data(kit::cluster_bytes(0, at, 512)));
+    let clusters: Vec<_> = (0..3840).map(data).collect();
+    let made = setup.shape.make(&clusters.iter().cloned().collect(), None);
+    let table = ByteRange::new(word(&made.file, 48), 512).unwrap();
+    race(&setup, &clusters, move |scene| async move {
+        scene.write(scene.part(3840, 0, 40 * 512)).await;
+        scene.hold.hold(Point::Before, move |call| {
+            call.kind == Kind::Write && call.label == Some(HELD) && table.contains(call.range)
+        });
+        let node = scene.node.clone();
+        let flush = scene.exec.spawn_labelled(HELD, "flush", async move { node.flush().await });
+        scene.held().await;
+        scene.record.take();
+        // Not so many L2 tables that they would be written back.
+        for at in (3880..4032).step_by(8) {
+            scene.write(scene.part(at, 0, 8 * 512)).await;
+        }
+        let header = ByteRange::up_to(512);
+        let moved =
+            scene.record.take().iter().any(|c| c.kind == Kind::Write && c.range.overlaps(header));
+        assert!(moved, "the table has moved");
+        assert_eq!(scene.hold.held().len(), 1, "its old place is still being written");
+        scene.hold.release_all();
+        flush.await.unwrap();
+    });
+}
+
+#[test]
+fn discard_that_keeps_clusters_of_a_data_file() {
+    // Offsets of the data file are none of the image's: nothing may be punched out of the image.
+    let mut setup = setup("data file");
+    setup.options = &[("discard-no-unref", "on")];
+    let made = setup.make();
+    let (image, data) = (disk(&made.file), disk(&made.data));
+    let file: Arc<dyn BlockDriver> = data.clone();
+    let record = Record::new();
+    let node = World::new(&setup, Tapped::new(image.clone(), record.clone()), Some(file)).open();
+    let node = block_on(node).unwrap();
+    block_on(node.discard(ByteRange::up_to(16 * CLUSTER))).unwrap();
+    block_on(graph::close(&node)).unwrap();
+    assert_eq!(record.count(Kind::Discard), 0);
+    let made = Made { file: image.to_vec(), data: data.to_vec() };
+    judge(&setup, &made).unwrap().clean().unwrap();
 }
 
 /// Looks at every write to an L2 table: what it links must be stable, data and refcount.

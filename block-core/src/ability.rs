@@ -125,17 +125,52 @@ pub trait Amend: Send + Sync {
 
 /// Dirty bitmaps that live in the image.
 ///
-/// They are loaded into the node's bitmaps when it is opened and stored when it is closed; in between,
-/// the image marks them as in use, so that a crash is seen.
+/// [`Registry`](crate::Registry) loads them into a node's bitmaps when it opens the node, and
+/// [`Node::close`](crate::Node::close) stores them. Before the first change of the disk the image
+/// marks them as in use, so that a crash is seen: who finds the mark lists them as inconsistent, and
+/// they can only be removed.
+///
+/// Who makes a node without the registry calls [`graph::load_bitmaps`](crate::graph::load_bitmaps). A
+/// driver that is written to without that has no bitmaps to record in: it marks those of the image as in
+/// use all the same, and does not store, so they are never taken for good.
+///
+/// A bitmap is added to an open writable node like this, and is in the image once the node is closed:
+///
+/// ```
+/// use block_core::Node;
+/// use block_core::dirty::{DirtyBitmap, Granularity};
+///
+/// fn add(node: &Node, name: &str) -> Result<(), Box<dyn std::error::Error>> {
+///     let storage = node.driver().as_bitmaps().ok_or("the format has no bitmaps")?;
+///     let granularity = Granularity::for_cluster_size(node.driver().info().cluster_size);
+///     storage.can_store(name, granularity.bytes())?;
+///     let mut bitmap = DirtyBitmap::new(Some(name), granularity, node.len())?;
+///     bitmap.make_persistent()?;
+///     node.dirty_bitmaps().insert(bitmap)?;
+///     Ok(())
+/// }
+/// ```
+///
+/// A disabled bitmap ([`DirtyBitmap::disable`](crate::dirty::DirtyBitmap::disable)) is stored as one
+/// that does not record when the image is next opened.
 #[async_trait]
 pub trait PersistentBitmaps: Send + Sync {
-    /// Puts the image's bitmaps into `into`.
-    async fn load(&self, into: &DirtyBitmaps) -> Result<()>;
+    /// Puts the image's bitmaps into `into`, which has the disk's length: read-only ones if the image is
+    /// open for reading. On an error `into` may have some of them.
+    async fn load(&self, into: &DirtyBitmaps) -> Result<(), OpenError>;
 
-    /// Writes the persistent ones of `from` to the image, in place of all that it has.
+    /// Writes the persistent ones of `from` to the image, in place of all that it has. The next change
+    /// of the disk marks them as in use again. On an error the image has its old bitmaps, in use if
+    /// the disk was changed.
+    ///
+    /// No write may be in flight, nor finished without having been marked: see
+    /// [`graph::store_bitmaps`](crate::graph::store_bitmaps), which drains the node. Without a
+    /// [`PersistentBitmaps::load`] before it, it fails with `Invalid` where it would lose bitmaps.
     async fn store(&self, from: &DirtyBitmaps) -> Result<()>;
 
-    /// Whether a bitmap of this name and granularity could be stored, before it is made.
+    /// Whether a bitmap of this name and granularity (in bytes) could be stored beside those that the
+    /// image has, before it is made: `ReadOnly`, `Unsupported` (version of the format), `Invalid` (name,
+    /// granularity, empty disk), or `EFBIG`.
     fn can_store(&self, name: &str, granularity: u64) -> Result<()>;
 }
 

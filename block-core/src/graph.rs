@@ -4,7 +4,7 @@
 //! flight still reaches them; a reopen changes either every node it names or none.
 
 use crate::driver::{ChildRole, ReopenOptions, ReopenState};
-use crate::error::{OpenError, Result};
+use crate::error::{Error, OpenError, Result};
 use crate::node::Node;
 
 /// A node and everything below it, parents before children, each once.
@@ -54,6 +54,39 @@ impl Drop for DrainGuard {
     }
 }
 
+/// Loads the dirty bitmaps of the image into those of `node`. [`crate::Registry`] does it for the nodes
+/// that it opens.
+pub async fn load_bitmaps(node: &Node) -> Result<(), OpenError> {
+    match node.driver().as_bitmaps() {
+        Some(storage) => storage.load(node.dirty_bitmaps()).await,
+        None => Ok(()),
+    }
+}
+
+/// Writes the persistent dirty bitmaps of `node` to its image, once nothing is in flight on the node.
+/// Does nothing where the format has none or the node is read-only. [`Node::close`] does it.
+pub async fn store_bitmaps(node: &Node) -> Result<()> {
+    match node.driver().as_bitmaps() {
+        Some(storage) if !node.is_read_only() => {
+            let _drained = drain_own(node).await;
+            storage.store(node.dirty_bitmaps()).await
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the disk what it was when the snapshot `which` (an id or a name) was taken.
+///
+/// Refused with `Busy` while the node has dirty bitmaps: they would not know what changed.
+pub async fn apply_snapshot(node: &Node, which: &str) -> Result<()> {
+    let snapshots = node.driver().as_snapshots().ok_or(Error::Unsupported)?;
+    if !node.dirty_bitmaps().list().is_empty() {
+        return Err(Error::Busy);
+    }
+    let _drained = drain_own(node).await;
+    snapshots.apply(which).await
+}
+
 /// Changes how nodes are opened: all of them, or, on the first error, none.
 ///
 /// Each node is flushed, and drained from before its driver prepares until all have committed. Parents
@@ -64,28 +97,46 @@ pub async fn reopen(changes: &[(Node, ReopenOptions)]) -> Result<(), OpenError> 
         let what = "flush before reopen";
         node.flush().await.map_err(|error| OpenError::Request { what, error })?;
     }
-    let mut prepared: Vec<(&Node, ReopenState)> = Vec::new();
+    let mut prepared: Vec<(&Node, ReopenOptions, ReopenState)> = Vec::new();
     for (node, options) in changes {
         // Before its children are: a driver that prepares may have something to write to them.
         guards.push(drain_own(node).await);
-        match node.driver().clone().reopen_prepare(options).await {
-            Ok(state) => prepared.push((node, state)),
+        match prepare(node, options).await {
+            Ok(state) => prepared.push((node, *options, state)),
             Err(error) => {
-                for (node, state) in prepared.into_iter().rev() {
+                for (node, _, state) in prepared.into_iter().rev() {
                     node.driver().reopen_abort(state);
                 }
                 return Err(error);
             }
         }
     }
-    for (node, state) in prepared {
+    for (node, options, state) in prepared {
         node.driver().reopen_commit(state);
+        match options.read_only {
+            Some(true) => node.dirty_bitmaps().make_read_only(),
+            Some(false) => node.dirty_bitmaps().make_writable(),
+            None => {}
+        }
     }
     // Limits merge upwards: those of children have to be right first.
     for node in changes.iter().rev().map(|(node, _)| node) {
         node.refresh_facts();
     }
     Ok(())
+}
+
+/// Prepares the driver of a drained node. One that will not write any more stores its bitmaps first.
+async fn prepare(node: &Node, options: &ReopenOptions) -> Result<ReopenState, OpenError> {
+    if options.read_only == Some(true)
+        && !node.is_read_only()
+        && let Some(storage) = node.driver().as_bitmaps()
+    {
+        let what = "dirty bitmaps";
+        let stored = storage.store(node.dirty_bitmaps()).await;
+        stored.map_err(|error| OpenError::Request { what, error })?;
+    }
+    node.driver().clone().reopen_prepare(options).await
 }
 
 /// The same change for `root` and everything below it but backing files, parents first: what a user

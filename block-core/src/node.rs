@@ -264,13 +264,15 @@ impl Node {
         Request::new(self, Op::Truncate { len, exactness, prealloc })
     }
 
-    /// Writes everything back and releases what the storage can see. Send nothing afterwards.
+    /// Writes everything back, persistent dirty bitmaps included, and releases what the storage can see.
+    /// Send nothing afterwards.
     ///
     /// Children are not closed: they may have other parents. See [`crate::graph::close`].
     pub async fn close(&self) -> Result<()> {
         let flushed = if self.is_read_only() { Ok(()) } else { self.flush().await };
+        let stored = crate::graph::store_bitmaps(self).await;
         let closed = Arc::clone(self.driver()).close().await;
-        flushed.and(closed)
+        flushed.and(stored).and(closed)
     }
 }
 

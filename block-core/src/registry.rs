@@ -12,6 +12,7 @@ use crate::budget::MemoryBudget;
 use crate::buf::IoBuf;
 use crate::driver::{BlockDriver, ChildRole};
 use crate::error::{OpenError, Problem};
+use crate::graph;
 use crate::node::{DetectZeroes, Node, NodeOptions};
 use crate::options::{OpenFlags, Options};
 use crate::range::{Alignment, ByteRange, to_usize};
@@ -276,8 +277,15 @@ impl OpenContext {
                 factory
             }
         };
+        // Who looks at metadata only, or mends it, has no use for bitmaps.
+        let bitmaps = !self.flags.no_io && !self.flags.check;
         let driver = factory.open(options, self).await?;
-        Ok(Node::new(driver, node_options))
+        let node = Node::new(driver, node_options);
+        if bitmaps {
+            let load: BoxFuture<'_, _> = Box::pin(graph::load_bitmaps(&node));
+            load.await?;
+        }
+        Ok(node)
     }
 
     /// Takes the options that belong to every node, and changes the flags accordingly.

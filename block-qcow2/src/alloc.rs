@@ -108,6 +108,16 @@ impl Meta {
         Ok(place.host)
     }
 
+    /// Clusters for bitmaps: no data of the guest, and nothing that the overlap map knows.
+    pub(crate) async fn allocate_bitmap(
+        &mut self,
+        want: Want,
+        header: &HeaderStore,
+    ) -> Result<Place> {
+        let run = self.refcounts.allocate(want, header).await?;
+        Ok(self.place(run))
+    }
+
     fn place(&mut self, run: Run) -> Place {
         let bits = self.geometry.cluster_bits();
         let start = run.first << bits;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
-use block_core::ability::{Amend, Check, Rebase, Snapshots};
+use block_core::ability::{Amend, Check, PersistentBitmaps, Rebase, Snapshots};
 use block_core::driver::{BlockDriver, Child, ChildRole, Children, Exactness, NodeEvent};
 use block_core::driver::{Prealloc, ReopenOptions, ReopenState};
 use block_core::info::DriverInfo;
@@ -316,6 +316,9 @@ impl BlockDriver for Qcow2Driver {
         if flags.contains(RequestFlags::COMPRESSED) {
             return Err(Error::Unsupported);
         }
+        if writer.bitmaps.are_trusted() {
+            self.distrust_bitmaps().await?;
+        }
         let _pass = self.gate.enter().await;
         if let Some((host, node)) = self.in_place_at_once(range) {
             writer.overlap.check_data(host).map_err(|f| self.fault(f))?;
@@ -328,7 +331,7 @@ impl BlockDriver for Qcow2Driver {
 
     async fn pwrite_zeroes(self: Arc<Self>, range: ByteRange, flags: RequestFlags) -> Result<()> {
         self.check_access()?;
-        self.writer()?;
+        self.distrust_bitmaps().await?;
         let _pass = self.gate.enter().await;
         let zeroed = Arc::clone(&self).zero(range, flags).await;
         self.after(zeroed).await
@@ -336,7 +339,7 @@ impl BlockDriver for Qcow2Driver {
 
     async fn pdiscard(self: Arc<Self>, range: ByteRange) -> Result<()> {
         self.check_access()?;
-        self.writer()?;
+        self.distrust_bitmaps().await?;
         let _pass = self.gate.enter().await;
         let discarded = Arc::clone(&self).discard(range).await;
         self.after(discarded).await
@@ -361,6 +364,7 @@ impl BlockDriver for Qcow2Driver {
 
     async fn truncate(self: Arc<Self>, len: u64, _: Exactness, prealloc: Prealloc) -> Result<()> {
         self.check_access()?;
+        self.distrust_bitmaps().await?;
         let resized = Arc::clone(&self).resize(len, prealloc).await;
         self.after(resized).await
     }
@@ -403,6 +407,10 @@ impl BlockDriver for Qcow2Driver {
     }
 
     fn as_snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+
+    fn as_bitmaps(&self) -> Option<&dyn PersistentBitmaps> {
         Some(self)
     }
 

@@ -14,6 +14,11 @@ use crate::spec::extension::Extensions;
 use crate::spec::header::Header;
 use crate::units::HostOffset;
 
+mod bitmaps;
+
+/// The right to change the header.
+type Turn<'a> = futures::lock::MutexGuard<'a, ()>;
+
 /// The header of an open image.
 pub(crate) struct HeaderStore {
     file: Node,
@@ -44,7 +49,11 @@ impl HeaderStore {
 
     /// Changes fixed fields by one write of one sector.
     pub(crate) async fn update(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
-        let _turn = self.turn.lock().await;
+        let turn = self.turn.lock().await;
+        self.update_in_turn(&turn, change).await
+    }
+
+    async fn update_in_turn(&self, _: &Turn<'_>, change: impl FnOnce(&mut Header)) -> Result<()> {
         let mut header = self.parts.read().header.clone();
         change(&mut header);
         if header == self.parts.read().header {
@@ -65,7 +74,15 @@ impl HeaderStore {
         &self,
         change: impl FnOnce(&mut Parts),
     ) -> std::result::Result<(), OpenError> {
-        let _turn = self.turn.lock().await;
+        let turn = self.turn.lock().await;
+        self.rewrite_in_turn(&turn, change).await
+    }
+
+    async fn rewrite_in_turn(
+        &self,
+        _: &Turn<'_>,
+        change: impl FnOnce(&mut Parts),
+    ) -> std::result::Result<(), OpenError> {
         let mut parts = self.parts.read().clone();
         change(&mut parts);
         let mut bytes = parts.header.encode(&parts.extensions, parts.backing_name.as_deref())?;

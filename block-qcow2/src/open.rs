@@ -31,6 +31,7 @@ use crate::header_store::{HeaderStore, Parts};
 use crate::inflight::Allocations;
 use crate::mapping::{MIN_SLICES, slice_bytes, slice_count};
 use crate::overlap::{Guarded, OverlapMap, Section};
+use crate::persist_bitmap::BitmapGuard;
 use crate::refcounts::Refcounts;
 use crate::snapshot::Selector;
 use crate::spec::bitmap::Bitmap;
@@ -347,6 +348,7 @@ async fn make_writer(
         marked_corrupt: AtomicBool::new(false),
         options: options.clone(),
         budget: Arc::clone(&context.budget),
+        bitmaps: BitmapGuard::of(&image.bitmaps),
     })
 }
 

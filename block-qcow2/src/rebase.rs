@@ -36,7 +36,7 @@ impl Rebase for Qcow2Driver {
     }
 
     async fn make_empty(&self) -> Result<()> {
-        self.writer()?;
+        self.distrust_bitmaps().await?;
         let _exclusive = self.gate.exclusive().await;
         // What is about to go must not be in a write that is under way to the file.
         self.write_back(Extent::Flush).await?;

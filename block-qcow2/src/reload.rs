@@ -35,6 +35,9 @@ impl Qcow2Driver {
             let meta = read_meta(&self.file, &image, options, overlap, budget).await;
             *writer.meta.lock().await = meta.map_err(request_error)?;
         }
+        if let Some(writer) = &self.writer {
+            writer.bitmaps.found(&image.bitmaps);
+        }
         self.geometry.store(image.parts.header.geometry);
         self.disk_len.store(image.disk_len, Ordering::Release);
         self.header.replace(image.parts);
@@ -62,7 +65,7 @@ impl Qcow2Driver {
 }
 
 /// What a request says that had to open something.
-fn request_error(error: OpenError) -> Error {
+pub(crate) fn request_error(error: OpenError) -> Error {
     match error {
         OpenError::Request { error, .. } | OpenError::File { error, .. } => error,
         OpenError::Field { field, value, .. } => Error::Corrupt { what: field, value },

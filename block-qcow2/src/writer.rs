@@ -10,6 +10,7 @@ use block_core::{OpenError, Options};
 use crate::alloc::{Meta, Reason};
 use crate::geometry::{Geometry, Version};
 use crate::overlap::{Guard, Guarded, OverlapMap};
+use crate::persist_bitmap::BitmapGuard;
 
 /// The state of a writable image.
 pub(crate) struct Writer {
@@ -25,6 +26,7 @@ pub(crate) struct Writer {
     pub(crate) marked_corrupt: AtomicBool,
     pub(crate) options: WriterOptions,
     pub(crate) budget: Arc<MemoryBudget>,
+    pub(crate) bitmaps: BitmapGuard,
 }
 
 /// Which freed clusters are punched out of the file.

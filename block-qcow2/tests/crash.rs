@@ -5,7 +5,6 @@
 
 mod kit;
 
-use std::cell::Cell;
 use std::sync::Arc;
 
 use block_core::driver::BlockDriver;
@@ -150,9 +149,6 @@ fn check(setup: &Setup, shot: &Shot) -> Result<(), String> {
 /// Plays a game and looks at all of its shots; how many there were.
 fn play(game: &Game<Setup>) -> Result<u64, String> {
     let shots = shoot(game, Flushes::Kept)?;
-    if std::env::var("BLOCK_SHOW").is_ok() {
-        println!("{} {} {} {:?}", game.seed, game.setup.name, shots.len(), game.ops);
-    }
     for shot in &shots {
         check(&game.setup, shot).map_err(|why| format!("{why}\n{}", shot.story))?;
     }
@@ -185,33 +181,16 @@ fn make(setups: &[Setup], seed: u64, most: usize) -> Game<Setup> {
 fn a_crash_leaves_leaks_at_most_and_what_was_flushed() {
     let setups = small_setups();
     assert!(setups.len() > 8, "{} setups", setups.len());
-    let campaign = Campaign::new("crash", 8 * setups.len() as u64);
-    let seen = Cell::new(0);
-    campaign.run(
-        |seed| make(&setups, seed, 24),
-        |game| {
-            seen.set(seen.get() + play(game)?);
-            Ok(())
-        },
-    );
-    println!("{} crash images", seen.get());
+    let campaign = Campaign::until("crash images", 3000);
+    campaign.run_until(|seed| make(&setups, seed, 24), play);
 }
 
-/// As many games as `BLOCK_CASES` says.
+/// As many crash images as `BLOCK_TARGET` says.
 #[test]
 #[ignore = "for cargo xtask soak"]
 fn soak_crash() {
     let setups = small_setups();
-    let campaign = Campaign::new("crash", 1000);
-    let seen = Cell::new(0);
-    campaign.run(
-        |seed| make(&setups, seed, 40),
-        |game| {
-            seen.set(seen.get() + play(game)?);
-            Ok(())
-        },
-    );
-    println!("crash: seeds {:?}, {} crash images", campaign.seeds(), seen.get());
+    Campaign::until("crash images", 100_000).run_until(|seed| make(&setups, seed, 40), play);
 }
 
 /// A check that cannot fail checks nothing.

@@ -129,7 +129,7 @@ fn the_images_to_start_from_are_clean() {
 fn any_interleaving_on_any_image_equals_the_flat_disk() {
     let setups = setups();
     let dir = ImageDir::new().unwrap();
-    let campaign = Campaign::new("model", 10 * setups.len() as u64);
+    let campaign = Campaign::new("model", 6 * setups.len() as u64);
     campaign.run(
         |seed| make(&setups, seed, 40),
         |game| {
@@ -142,19 +142,13 @@ fn any_interleaving_on_any_image_equals_the_flat_disk() {
     );
 }
 
-/// As many games as `BLOCK_CASES` says, with long lists of operations.
+/// As many operations as `BLOCK_TARGET` says, in long lists.
 #[test]
 #[ignore = "for cargo xtask soak"]
 fn soak_model() {
     let setups = setups();
-    let campaign = Campaign::new("model", 1000);
-    let sent = std::cell::Cell::new(0);
-    campaign.run(
+    Campaign::until("operations", 1_000_000).run_until(
         |seed| make(&setups, seed, 240),
-        |game| {
-            sent.set(sent.get() + game.ops.len());
-            play(game).map(drop)
-        },
+        |game| play(game).map(|_| game.ops.len() as u64),
     );
-    println!("model: seeds {:?}, {} operations", campaign.seeds(), sent.get());
 }

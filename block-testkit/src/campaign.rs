@@ -5,7 +5,8 @@
 //! failing, and panics with what is left.
 //!
 //! `BLOCK_SEED` plays the game of that seed only, `BLOCK_CASES` says how many games there are, and
-//! `BLOCK_FIRST` from which seed on.
+//! `BLOCK_FIRST` from which seed on. A campaign that goes on until something was done often enough
+//! ([`Campaign::until`]) takes that number from `BLOCK_TARGET`.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,6 +22,8 @@ use crate::op::Op;
 pub struct Campaign {
     name: &'static str,
     seeds: std::ops::Range<u64>,
+    /// What is enough; `u64::MAX` where only the seeds count.
+    target: u64,
 }
 
 /// A game.
@@ -45,7 +48,14 @@ impl Campaign {
             Some(seed) => seed..seed.saturating_add(1),
             None => first..first.saturating_add(cases),
         };
-        Self { name, seeds }
+        Self { name, seeds, target: u64::MAX }
+    }
+
+    /// Games until [`Campaign::run_until`] has counted `target` of what it counts, unless the environment
+    /// says otherwise.
+    pub fn until(name: &'static str, target: u64) -> Self {
+        let target = variable("BLOCK_TARGET").unwrap_or(target);
+        Self { target, ..Self::new(name, u64::MAX) }
     }
 
     /// The seeds of the games.
@@ -62,9 +72,31 @@ impl Campaign {
         make: impl Fn(u64) -> Game<S>,
         play: impl Fn(&Game<S>) -> Result<(), String>,
     ) {
+        self.run_until(make, |game| play(game).map(|()| 0));
+    }
+
+    /// [`Campaign::run`] where each game says how much it was worth, until that is enough; prints what
+    /// there was.
+    ///
+    /// # Panics
+    /// As [`Campaign::run`].
+    pub fn run_until<S: Clone + std::fmt::Debug>(
+        &self,
+        make: impl Fn(u64) -> Game<S>,
+        play: impl Fn(&Game<S>) -> Result<u64, String>,
+    ) {
+        let (mut count, mut games) = (0u64, 0u64);
         for seed in self.seeds() {
+            if count >= self.target {
+                break;
+            }
             let game = make(seed);
-            if let Err(why) = attempt(&play, &game) {
+            games += 1;
+            let worth = std::cell::Cell::new(0);
+            let play = |game: &Game<S>| play(game).map(|w| worth.set(w));
+            let played = attempt(&play, &game);
+            count += worth.get();
+            if let Err(why) = played {
                 let (small, why) = shrink(&play, game, why);
                 let Game { setup, ops, depth, seed: by } = small;
                 let ops: Vec<_> = ops.iter().map(|op| format!("  {op:?}")).collect();
@@ -75,6 +107,7 @@ impl Campaign {
                 );
             }
         }
+        println!("{}: {games} games from seed {} on, {count} in all", self.name, self.seeds.start);
     }
 }
 
@@ -184,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_game_that_fails_is_made_small_and_says_its_seed() {
-        let campaign = Campaign { name: "the test", seeds: 0..20 };
+        let campaign = Campaign { name: "the test", seeds: 0..20, target: u64::MAX };
         let space = OpSpace::new(4096, &[512]);
         let make = |seed| Game { setup: (), ops: seeded(&space.ops(60), seed), depth: 4, seed };
         let flushes = |ops: &[Op]| ops.iter().filter(|op| matches!(op, Op::Flush)).count();

@@ -15,6 +15,7 @@ mod peer;
 mod run;
 mod scratch;
 mod setup;
+mod soak;
 mod tidy;
 
 use std::process::ExitCode;
@@ -43,6 +44,8 @@ enum Command {
     Peer(peer::Arguments),
     /// Makes a compressed image with a backing file, and converts it to raw.
     Demo(demo::Arguments),
+    /// Plays random games on images for long: millions of operations, 100,000 crash images.
+    Soak(soak::Arguments),
     /// Measures block-img and block-core beside their peers, interleaved.
     Bench(bench::Arguments),
 }
@@ -64,6 +67,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Setup => setup::peers(&[setup::QEMU, setup::E2FSPROGS]),
         Command::Peer(arguments) => peer::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     }
 }

@@ -71,6 +71,26 @@ impl DirtyBitmap {
         })
     }
 
+    /// A persistent bitmap that was not saved properly: it records nothing and can only be removed. The
+    /// disk may have more granules than a bitmap in memory could.
+    pub fn new_inconsistent(
+        name: &str,
+        granularity: Granularity,
+        len: u64,
+    ) -> Result<Self, BitmapError> {
+        check_name(name)?;
+        Ok(Self {
+            name: Some(name.to_owned()),
+            granules: Granules::untouchable(granularity, len),
+            successor: None,
+            enabled: false,
+            busy: false,
+            read_only: false,
+            persistent: true,
+            inconsistent: true,
+        })
+    }
+
     /// The name; `None` for those that belong to a job.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()

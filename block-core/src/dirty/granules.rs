@@ -1,7 +1,8 @@
 //! A set of granules of a disk, kept in compressed (roaring) bitmaps.
 //!
-//! Invariants: every bit is below `granule_count()`; `granule_count() <= MAX_GRANULES`, so that a
-//! set in which everything is dirty stays small (runs) and none can fill the memory by its length.
+//! Invariants: every bit is below `granule_count()`; `granule_count() <= MAX_GRANULES` where bits are
+//! set, so that a set in which everything is dirty stays small (runs) and none can fill the memory by
+//! its length.
 
 use std::ops::RangeInclusive;
 
@@ -13,7 +14,7 @@ use crate::range::ByteRange;
 /// Most granules of one bitmap: 4 PiB at the default granularity.
 pub const MAX_GRANULES: u64 = 1 << 36;
 
-/// Size of a granule: a power of two of at least 512 bytes and at most 1 GiB.
+/// Size of a granule: a power of two of at least 512 bytes and at most 2 GiB.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Granularity {
     shift: u8,
@@ -22,8 +23,8 @@ pub struct Granularity {
 impl Granularity {
     /// 512 bytes.
     pub const MIN: Self = Self { shift: 9 };
-    /// 1 GiB.
-    pub const MAX: Self = Self { shift: 30 };
+    /// 2 GiB.
+    pub const MAX: Self = Self { shift: 31 };
     /// 64 KiB.
     pub const DEFAULT: Self = Self { shift: 16 };
 
@@ -79,6 +80,12 @@ impl Granules {
     pub fn new(granularity: Granularity, len: u64) -> Result<Self, BitmapError> {
         granularity.count(len)?;
         Ok(Self { granularity, len, bits: RoaringTreemap::new() })
+    }
+
+    /// A set for a disk of any length whose bits nobody ever sets: those of a bitmap that can only be
+    /// removed.
+    pub(super) fn untouchable(granularity: Granularity, len: u64) -> Self {
+        Self { granularity, len, bits: RoaringTreemap::new() }
     }
 
     /// The size of a granule.
@@ -285,7 +292,7 @@ mod tests {
 
     #[test]
     fn granularities_outside_of_the_limits_are_refused() {
-        for bytes in [0, 1, 256, 513, 3 << 16, 1 << 31, u64::MAX] {
+        for bytes in [0, 1, 256, 513, 3 << 16, 1 << 32, u64::MAX] {
             assert_eq!(Granularity::new(bytes), Err(BitmapError::Granularity { bytes }));
         }
         assert_eq!(Granularity::new(512), Ok(Granularity::MIN));

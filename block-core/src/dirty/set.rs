@@ -6,7 +6,7 @@
 //! Lock order: `list` is a leaf; the closures given to [`DirtyBitmaps::with`] and
 //! [`DirtyBitmaps::update`] run under it and must not call back into the node.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -29,6 +29,8 @@ pub struct BitmapId(u64);
 pub struct DirtyBitmaps {
     /// What there is to do for a write, read without the lock.
     state: AtomicU8,
+    /// Counts the changes that are not made by writes.
+    revision: AtomicU64,
     /// Guards the bitmaps, in the order in which they were added.
     list: Mutex<List>,
 }
@@ -45,7 +47,7 @@ impl DirtyBitmaps {
     /// No bitmap yet, on a disk of `len` bytes.
     pub fn new(len: u64) -> Self {
         let list = List { len, next_id: 0, bitmaps: Vec::new() };
-        Self { state: AtomicU8::new(0), list: Mutex::new(list) }
+        Self { state: AtomicU8::new(0), revision: AtomicU64::new(0), list: Mutex::new(list) }
     }
 
     /// Whether any bitmap records writes. One atomic load.
@@ -180,16 +182,43 @@ impl DirtyBitmaps {
         })
     }
 
+    /// A number that is another one after every change but the marks of writes. Who stores bitmaps tells
+    /// by it whether there is anything new.
+    pub fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    /// The bitmaps that are to be stored in the image, in order.
+    pub fn persistent(&self) -> Vec<BitmapId> {
+        let list = self.list.lock();
+        list.bitmaps.iter().filter(|(_, b)| b.is_persistent()).map(|(id, _)| *id).collect()
+    }
+
+    /// The image of the persistent ones is read-only from now on; see [`DirtyBitmaps::refuses_writes`].
+    pub fn make_read_only(&self) {
+        self.change(|list| list.persistent().for_each(DirtyBitmap::make_read_only));
+    }
+
+    /// The image of the persistent ones is writable from now on.
+    pub fn make_writable(&self) {
+        self.change(|list| list.persistent().for_each(DirtyBitmap::make_writable));
+    }
+
     /// Runs `change` under the lock and brings `state` up to date before the lock is released.
     fn change<R>(&self, change: impl FnOnce(&mut List) -> R) -> R {
         let mut list = self.list.lock();
         let result = change(&mut list);
+        self.revision.fetch_add(1, Ordering::AcqRel);
         self.state.store(list.state(), Ordering::Release);
         result
     }
 }
 
 impl List {
+    fn persistent(&mut self) -> impl Iterator<Item = &mut DirtyBitmap> {
+        self.bitmaps.iter_mut().map(|(_, bitmap)| bitmap).filter(|b| b.is_persistent())
+    }
+
     fn truncate(&mut self, len: u64) {
         self.len = len;
         for (_, bitmap) in &mut self.bitmaps {

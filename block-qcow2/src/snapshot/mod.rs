@@ -56,6 +56,10 @@ impl Snapshots for Qcow2Driver {
 
     async fn apply(&self, which: &str) -> Result<()> {
         self.writer()?;
+        if !self.lists.read().bitmaps.is_empty() {
+            // They would not know what changed.
+            return Err(Error::Busy);
+        }
         let _exclusive = self.gate.exclusive().await;
         let snapshot = self.snapshot(which)?;
         let (len, l1) = self.applicable(&snapshot).await?;
@@ -191,10 +195,8 @@ impl Qcow2Driver {
             return Err(Error::Unsupported);
         }
         let len = snapshot.disk_len.unwrap_or(self.disk_len());
-        // Other snapshots of version 2 do not say how long the disk was; bitmaps are as long as it is.
-        let fixed =
-            self.geometry().version() == Version::V2 || !self.lists.read().bitmaps.is_empty();
-        if len != self.disk_len() && fixed {
+        // Other snapshots of version 2 do not say how long the disk was.
+        if len != self.disk_len() && self.geometry().version() == Version::V2 {
             return Err(Error::Unsupported);
         }
         check_l1(&self.file, self.geometry(), snapshot, len)?;

@@ -137,6 +137,69 @@ pub struct BitmapsExtension {
     pub directory_offset: HostOffset,
 }
 
+impl BitmapsExtension {
+    /// The whole extension: type, length, data.
+    pub fn encode(&self) -> Vec<u8> {
+        let raw = RawBitmaps {
+            count: self.count.into(),
+            reserved: self.reserved.into(),
+            directory_size: self.directory_size.into(),
+            directory_offset: self.directory_offset.bytes().into(),
+        };
+        let len = u32::try_from(size_of::<RawBitmaps>()).unwrap_or(u32::MAX);
+        let head = RawExtension { kind: BITMAPS.into(), len: len.into() };
+        [head.as_bytes(), raw.as_bytes()].concat()
+    }
+}
+
+/// Where the bitmaps extension is in an extension area, in bytes from its start.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// There, and whether the end marker follows it.
+    At {
+        /// Its first byte.
+        at: u64,
+        /// Whether it is the last one.
+        last: bool,
+    },
+    /// Nowhere.
+    None {
+        /// Where the end marker is.
+        end: u64,
+    },
+    /// It cannot be changed where it is: there are two, or the list ends without the marker.
+    Unmarked,
+}
+
+/// Finds the bitmaps extension.
+pub fn place_bitmaps(area: &[u8]) -> Place {
+    let mut found = None;
+    let mut at = 0;
+    loop {
+        let rest = area.get(at..).unwrap_or_default();
+        let Ok((raw, rest)) = RawExtension::ref_from_prefix(rest) else { return Place::Unmarked };
+        let (kind, len) = (raw.kind.get(), usize::try_from(raw.len.get()).unwrap_or(usize::MAX));
+        if len > rest.len() {
+            return Place::Unmarked;
+        }
+        let whole = size_of::<RawExtension>() + len.next_multiple_of(8);
+        match kind {
+            END => {
+                return match found {
+                    None => Place::None { end: to_u64(at) },
+                    Some((first, end)) => Place::At { at: to_u64(first), last: end == at },
+                };
+            }
+            BITMAPS if found.is_some() || len != size_of::<RawBitmaps>() => {
+                return Place::Unmarked;
+            }
+            BITMAPS => found = Some((at, at + whole)),
+            _ => {}
+        }
+        at += whole;
+    }
+}
+
 /// An extension that this version does not know, or knows and keeps as it is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct UnknownExtension {
@@ -245,13 +308,7 @@ impl Extensions {
             push(&mut area, FEATURE_NAMES, names?.as_bytes())?;
         }
         if let Some(bitmaps) = &self.bitmaps {
-            let raw = RawBitmaps {
-                count: bitmaps.count.into(),
-                reserved: bitmaps.reserved.into(),
-                directory_size: bitmaps.directory_size.into(),
-                directory_offset: bitmaps.directory_offset.bytes().into(),
-            };
-            push(&mut area, BITMAPS, raw.as_bytes())?;
+            area.extend(bitmaps.encode());
         }
         for extension in &self.unknown {
             push(&mut area, extension.kind, &extension.data)?;

@@ -170,7 +170,7 @@ impl Judged {
     }
 
     /// Fails if there is damage that a crash must not leave. Version 2 has no dirty bit, so COPIED flags
-    /// may be clear that could be set.
+    /// may be wrong where that harms nobody.
     pub fn survived(&self, setup: &Setup) -> Result<(), String> {
         match setup.shape.version {
             2 if self.report.dangers() == 0 => Ok(()),
@@ -197,7 +197,8 @@ pub fn unexpected(setup: &Setup, ops: &[Op], played: &[Played]) -> Vec<String> {
     let may_fail = |op: &Op, error: Error| match op {
         // What an image of this shape cannot do.
         Op::Truncate { .. } => error == Error::Unsupported && setup.shape.version == 2,
-        // A cluster cannot be referred to once more.
+        // A cluster cannot be referred to once more. Applying counts the references of the snapshot
+        // before it drops those of the disk.
         Op::Snapshot(_) if setup.shape.refcount_order <= 2 && error.errno() == 22 => true,
         Op::Snapshot(_) => error == Error::Unsupported,
         Op::Write { flags, .. } if flags.contains(RequestFlags::COMPRESSED) => {

@@ -1,5 +1,6 @@
 //! What a check finds.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use block_core::Problem;
@@ -154,6 +155,14 @@ impl Finding {
             _ => Kind::Error,
         }
     }
+
+    /// The cluster that has one reference and a refcount above that.
+    fn own_but_leaked(&self) -> Option<u64> {
+        match self {
+            Self::Refcount { cluster, stored, references: 1 } if *stored > 1 => Some(*cluster),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Finding {
@@ -203,12 +212,17 @@ impl Report {
         self.counts[0]
     }
 
-    /// How many errors there are but for COPIED flags that could be set: they cost a copy, not data.
+    /// How many errors put data at risk: not COPIED flags that could be set, which cost a copy; and not
+    /// those that are set although the refcount is too high, where nobody else refers to the cluster.
     ///
     /// Only of those findings that are kept.
     pub fn dangers(&self) -> usize {
-        let harmless = |finding: &Finding| {
-            matches!(finding, Finding::Copied { copied: false, refcount: 1, .. })
+        let leaked: BTreeSet<u64> =
+            self.findings.iter().filter_map(Finding::own_but_leaked).collect();
+        let harmless = |finding: &Finding| match finding {
+            Finding::Copied { copied: false, refcount, .. } => *refcount > 0,
+            Finding::Copied { copied: true, cluster, .. } => leaked.contains(cluster),
+            _ => false,
         };
         let errors = self.findings.iter().filter(|finding| finding.kind() == Kind::Error);
         errors.filter(|finding| !harmless(finding)).count()

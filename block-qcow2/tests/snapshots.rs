@@ -500,6 +500,10 @@ impl Choice {
         (self.0 >> 33) % bound.max(1)
     }
 
+    fn index(&mut self, bound: usize) -> usize {
+        usize::try_from(self.below(u64::try_from(bound).unwrap())).unwrap()
+    }
+
     /// A range of the disk whose borders are borders of something.
     fn range(&mut self, setup: &Setup, len: u64) -> ByteRange {
         let cluster = setup.shape.cluster_size();
@@ -529,7 +533,7 @@ impl Copies {
 fn change(node: &Node, setup: &Setup, copies: &mut Copies, choice: &mut Choice) {
     let range = choice.range(setup, node.len());
     let snapshots = node.driver().as_snapshots().unwrap();
-    let some = choice.below(copies.snapshots.len() as u64) as usize;
+    let some = choice.index(copies.snapshots.len());
     match choice.below(12) {
         0..=4 => {
             let byte = 1 + u8::try_from(choice.below(255)).unwrap();
@@ -537,7 +541,7 @@ fn change(node: &Node, setup: &Setup, copies: &mut Copies, choice: &mut Choice) 
             copies.part(range).fill(byte);
         }
         5 => {
-            let flags = [RequestFlags::empty(), RequestFlags::MAY_UNMAP][choice.below(2) as usize];
+            let flags = [RequestFlags::empty(), RequestFlags::MAY_UNMAP][choice.index(2)];
             block_on(node.write_zeroes(range, flags)).unwrap();
             copies.part(range).fill(0);
         }

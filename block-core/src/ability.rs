@@ -46,6 +46,9 @@ pub enum Repair {
     Nothing,
     /// Space that nothing refers to is given back.
     Leaks,
+    /// Refcounts, and the flags that follow from them: all that a writer which was cut off may have left
+    /// wrong. No entry is dropped; an image with other damage is left as it is.
+    Refcounts,
     /// Everything that can be told from what is there.
     All,
 }

@@ -108,6 +108,18 @@ impl Geometry {
         Ok(Self { cluster_bits, refcount_order, version, l2_format, data_location })
     }
 
+    /// The same in another version of the format.
+    #[must_use]
+    pub(crate) const fn with_version(self, version: Version) -> Self {
+        Self { version, ..self }
+    }
+
+    /// The same with refcounts of `1 << order` bits; `order` is at most [`MAX_REFCOUNT_ORDER`].
+    #[must_use]
+    pub(crate) const fn with_refcount_order(self, order: u32) -> Self {
+        Self { refcount_order: order, ..self }
+    }
+
     /// Version of the format.
     pub const fn version(self) -> Version {
         self.version

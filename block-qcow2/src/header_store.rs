@@ -4,6 +4,7 @@
 //! the fixed fields is one write of one sector, so that a crash leaves the old or the new header.
 
 use block_core::error::Problem;
+use block_core::range::{to_u64, to_usize};
 use block_core::{Node, OpenError, Result};
 use parking_lot::RwLock;
 
@@ -55,8 +56,11 @@ impl HeaderStore {
         Ok(())
     }
 
-    /// Changes anything in the first cluster. Refuses what does not fit; a crash in the middle may tear
-    /// what stands beyond the first sector.
+    /// Changes anything in the first cluster. Refuses what does not fit.
+    ///
+    /// What stands beyond the first sector is written first, so that a crash leaves the old header or
+    /// the new one; with the old one, what it refers to beyond the first sector may be torn. Header,
+    /// extensions and backing file name are seldom that long.
     pub(crate) async fn rewrite(
         &self,
         change: impl FnOnce(&mut Parts),
@@ -66,18 +70,27 @@ impl HeaderStore {
         change(&mut parts);
         let mut bytes = parts.header.encode(&parts.extensions, parts.backing_name.as_deref())?;
         let cluster_size = parts.header.geometry.cluster_size();
-        let len = block_core::range::to_u64(bytes.len());
+        let len = to_u64(bytes.len());
         if len > cluster_size {
             return Err(bad_field("header length", len, Problem::Above(cluster_size)));
         }
         // What an older, longer header left behind must not be taken for an extension.
-        bytes.resize(block_core::range::to_usize(cluster_size), 0);
+        bytes.resize(to_usize(cluster_size), 0);
         self.file.driver().event("header_update");
         let what = "header";
-        let written = write_bytes(&self.file, HostOffset::new(0), &bytes).await;
+        let written = self.write_tail_first(&bytes).await;
         written.map_err(|error| OpenError::Request { what, error })?;
         *self.parts.write() = parts;
         Ok(())
+    }
+
+    async fn write_tail_first(&self, cluster: &[u8]) -> Result<()> {
+        let (head, tail) = cluster.split_at(SECTOR.min(cluster.len()));
+        if !tail.is_empty() {
+            write_bytes(&self.file, HostOffset::new(to_u64(head.len())), tail).await?;
+            self.file.flush().await?;
+        }
+        write_bytes(&self.file, HostOffset::new(0), head).await
     }
 
     /// Puts what was read from the file in place of what is known.
@@ -85,3 +98,6 @@ impl HeaderStore {
         *self.parts.write() = parts;
     }
 }
+
+/// Bytes that storage writes as a whole or not at all.
+const SECTOR: usize = 512;

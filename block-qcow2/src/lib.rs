@@ -50,6 +50,7 @@
 #![forbid(unsafe_code)]
 
 mod alloc;
+mod amend;
 mod cache;
 mod check;
 pub mod compress;

@@ -308,10 +308,11 @@ impl Prepared {
     }
 }
 
-/// Repairs an image that was not closed properly.
+/// Brings the refcounts of an image that was not closed properly up to date. Other damage is not this
+/// writer's to judge: the image is refused.
 async fn mend(file: &Node) -> Result<(), OpenError> {
     let request = |error| OpenError::Request { what: "repair of a dirty image", error };
-    let report = check_image(file, None, Repair::All, &|_| ()).await.map_err(request)?;
+    let report = check_image(file, None, Repair::Refcounts, &|_| ()).await.map_err(request)?;
     if report.corruptions + report.check_errors > 0 {
         let problem = Problem::Contradicts("the dirty bit: a repair did not mend them");
         return Err(bad_field("errors in the image", report.corruptions, problem));

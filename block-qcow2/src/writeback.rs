@@ -19,6 +19,7 @@ use futures::{StreamExt, future, stream};
 
 use crate::alloc::{Freed, Limbo, Meta};
 use crate::driver::Qcow2Driver;
+use crate::geometry::Version;
 use crate::mapping::Slice;
 use crate::metadata_io::{encode_words, write_bytes};
 use crate::overlap::Section;
@@ -74,7 +75,9 @@ impl Qcow2Driver {
         let writer = self.writer()?;
         let _turn = writer.writeback.lock().await;
         self.event("flush_to_os");
-        let lazy = writer.lazy == LazyRefcounts::On && extent != Extent::Everything;
+        // Version 2, to which an image may have been changed meanwhile, has no dirty bit.
+        let can_be_lazy = self.geometry().version() == Version::V3;
+        let lazy = writer.lazy == LazyRefcounts::On && extent != Extent::Everything && can_be_lazy;
         let batch = self.take_batch(&mut *writer.meta.lock().await, lazy);
         if lazy && !(batch.linked.is_empty() && batch.l1.is_empty()) {
             // Refcounts in the file are about to be wrong.

@@ -222,6 +222,10 @@ fn measure_gives_the_numbers_of_the_peer() {
     let backing = "backing_file=base.raw,backing_fmt=raw";
     compare(&["measure", "-O", "qcow2", "-o", backing, "s"]);
     compare(&["measure", "-O", "qcow2", "-o", "size=1G", "s"]);
+    dir.qemu_img(&["snapshot", "-c", "one", "s"]).unwrap();
+    dir.qemu_io("s", &["write 15M 1M"]).unwrap();
+    compare(&["measure", "-O", "qcow2", "-l", "one", "s"]);
+    compare(&["measure", "-O", "qcow2", "-l", "snapshot.id=1", "s"]);
     compare(&["measure", "--image-opts", "driver=qcow2,file.filename=s"]);
     assert!(compared > 100, "{compared}");
 }

@@ -44,7 +44,7 @@ pub(crate) async fn check_image(
     let report = Walk::run(file, &layout, Log::new(Some(found))).await?.log.report;
     match repair {
         Repair::Nothing => Ok(report),
-        Repair::Leaks | Repair::All => repair::mend(file, &layout, repair, report, found).await,
+        Repair::Leaks | Repair::Refcounts | Repair::All => repair::mend(file, &layout, repair, report, found).await,
     }
 }
 

@@ -67,7 +67,7 @@ pub(super) async fn mend(
         match repair {
             Repair::Nothing => {}
             Repair::Leaks => lower_leaks(file, layout, found).await?,
-            Repair::All => mend_all(file, found).await?,
+            Repair::Refcounts | Repair::All => mend_all(file, repair, found).await?,
         }
         let layout = Layout::read(file).await?;
         after = Walk::run(file, &layout, Log::new(Some(found))).await?.log.report;
@@ -128,14 +128,14 @@ async fn lower_leaks(file: &Node, layout: &Layout, found: Found<'_>) -> Result<(
 }
 
 /// Rounds until nothing is left to do.
-async fn mend_all(file: &Node, found: Found<'_>) -> Result<()> {
+async fn mend_all(file: &Node, repair: Repair, found: Found<'_>) -> Result<()> {
     for _ in 0..MAX_ROUNDS {
         let layout = Layout::read(file).await?;
         let mut walk = Walk::run(file, &layout, Log::new(None)).await?;
         let report = walk.log.report;
         walk.log = Log::new(Some(found));
         let is_clean = report.corruptions == 0 && report.leaks == 0;
-        if is_clean || report.check_errors > 0 || round(walk).await? == Round::Last {
+        if is_clean || report.check_errors > 0 || round(walk, repair).await? == Round::Last {
             break;
         }
     }
@@ -143,8 +143,13 @@ async fn mend_all(file: &Node, found: Found<'_>) -> Result<()> {
 }
 
 /// Mends one kind of thing.
-async fn round(mut walk: Walk<'_>) -> Result<Round> {
+async fn round(mut walk: Walk<'_>, repair: Repair) -> Result<Round> {
     let faults = walk.faults;
+    let beyond_refcounts = faults.excess || faults.entries || faults.snapshots || faults.bitmaps;
+    if repair == Repair::Refcounts && beyond_refcounts {
+        walk.log.repaired(|| "nothing: more than refcounts is damaged".to_owned());
+        return Ok(Round::Last);
+    }
     if faults.hopeless {
         walk.log.repaired(|| "nothing: the L1 table is where it cannot be".to_owned());
         return Ok(Round::Last);

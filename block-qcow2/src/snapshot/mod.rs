@@ -13,7 +13,7 @@
 mod table;
 mod view;
 
-pub(crate) use table::{MAX_TABLE_BYTES, load, stored_bytes};
+pub(crate) use table::{MAX_TABLE_BYTES, NotReplaced, load, stored_bytes};
 pub(crate) use view::{Selector, l1_of, read_view};
 
 use view::{check_l1, find};
@@ -31,7 +31,6 @@ use crate::driver::Qcow2Driver;
 use crate::geometry::{DataLocation, Version};
 use crate::metadata_io::{encode_words, write_bytes};
 use crate::overlap::Section;
-use crate::snapshot::table::NotReplaced;
 use crate::spec::entry::{Copied, with_copied};
 use crate::spec::header::{MAX_SNAPSHOTS, Table};
 use crate::spec::snapshot::Snapshot;

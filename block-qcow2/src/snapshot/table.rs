@@ -19,7 +19,7 @@ use crate::writeback::Extent;
 pub(crate) const MAX_TABLE_BYTES: u64 = 64 << 20;
 
 /// Why the table was not replaced.
-pub(super) enum NotReplaced {
+pub(crate) enum NotReplaced {
     /// The header points at the old one.
     Before(Error),
     /// The header in the file may point at either.
@@ -27,7 +27,7 @@ pub(super) enum NotReplaced {
 }
 
 impl NotReplaced {
-    pub(super) fn error(self) -> Error {
+    pub(crate) fn error(self) -> Error {
         match self {
             Self::Before(error) | Self::Unsure(error) => error,
         }
@@ -63,7 +63,7 @@ pub(crate) async fn stored_bytes(file: &Node, table: Table) -> Result<u64, OpenE
 
 impl Qcow2Driver {
     /// Writes a table of these snapshots, makes the header point at it, and gives the old one back.
-    pub(super) async fn replace_snapshot_table(
+    pub(crate) async fn replace_snapshot_table(
         &self,
         list: Vec<Snapshot>,
     ) -> Result<(), NotReplaced> {

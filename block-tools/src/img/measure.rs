@@ -11,7 +11,7 @@ use crate::open::{ImageSpec, block_on};
 use super::common::{OutputFormat, open_image, size_argument};
 use super::create::{CreateError, format_of, known_options, parse_options};
 use super::json::Json;
-use super::{Failure, Output};
+use super::{Failure, Output, source_snapshot};
 
 /// Calculate the size that a new image would need.
 #[derive(clap::Args)]
@@ -38,6 +38,9 @@ pub(super) struct Args {
     /// Length of the disk, for an image that holds nothing.
     #[arg(short = 's', long, value_name = "SIZE")]
     size: Option<String>,
+    /// Snapshot of the image to convert, by id or name, in place of its disk.
+    #[arg(short = 'l', long, value_name = "SNAPSHOT")]
+    snapshot: Option<String>,
     /// Layout of the output.
     #[arg(long, value_enum, default_value_t)]
     output: OutputFormat,
@@ -99,12 +102,15 @@ async fn measure(
 }
 
 async fn open_source(args: &Args, name: &str) -> Result<Node, Failure> {
-    let spec = ImageSpec {
+    let mut spec = ImageSpec {
         format: args.format.clone(),
         image_opts: args.image_opts,
         force_share: args.force_share,
         ..ImageSpec::new(name)
     };
+    if let Some(snapshot) = &args.snapshot {
+        source_snapshot::select(&mut spec, snapshot).await?;
+    }
     open_image(&spec, 1).await
 }
 

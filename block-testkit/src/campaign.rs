@@ -92,7 +92,7 @@ impl Campaign {
             }
             let game = make(seed);
             games += 1;
-            let worth = std::cell::Cell::new(0);
+            let worth = Cell::new(0);
             let play = |game: &Game<S>| play(game).map(|w| worth.set(w));
             let played = attempt(&play, &game);
             count += worth.get();

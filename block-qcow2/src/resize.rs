@@ -13,6 +13,7 @@ use block_core::{Alignment, ByteRange, Error, IoBuf, RequestFlags, Result};
 use crate::alloc::Reason;
 use crate::driver::Qcow2Driver;
 use crate::geometry::Version;
+use crate::map::Kind;
 use crate::metadata_io::{encode_words, write_bytes};
 use crate::overlap::Section;
 use crate::plan::{Allocation, dropped_by, set_words, words_at};
@@ -77,33 +78,48 @@ impl Qcow2Driver {
         shown
     }
 
-    /// Makes what the last cluster and the backing file hold behind the end `old` read as zeroes, and
-    /// that stable.
+    /// Makes what is behind the end `old` read as zeroes, and that stable: the rest of the last cluster,
+    /// the backing file, and clusters that a shrink had not dropped yet when it was interrupted.
     async fn hide_what_comes_up(self: &Arc<Self>, old: u64, len: u64) -> Result<()> {
         self.hide_tail(old, len).await?;
-        let start = self.geometry().cluster_alignment().round_up(old);
-        let below = self.backing.as_ref().map_or(0, |backing| backing.len()).min(len);
-        if let Ok(mut rest) = ByteRange::from_bounds(start, below) {
-            match Arc::clone(self).zero(rest, RequestFlags::empty()).await {
-                Err(Error::Unsupported) => {}
-                zeroed => {
-                    zeroed?;
-                    rest = ByteRange::default();
-                }
-            }
-            // Version 2 has no zero clusters.
-            while !rest.is_empty() {
-                let (piece, after) = rest.split_at(ZERO_BUFFER_BYTES);
-                let buf = IoBuf::zeroed(to_usize(piece.len()), Alignment::PAGE)?;
-                Arc::clone(self).write(piece, buf.into()).await?;
-                rest = after;
+        let start = self.geometry().cluster_alignment().round_up(old).min(len);
+        let mut changed = start != old;
+        let mut rest = ByteRange::from_bounds(start, len)?;
+        while !rest.is_empty() {
+            let extent = self.extent(GuestOffset::new(rest.offset()), rest.len()).await?;
+            let (here, after) = rest.split_at(extent.len);
+            rest = after;
+            let zero = match extent.kind {
+                Kind::Zero(_) => true,
+                Kind::Unallocated(_) => self.below_reads_zero(here).await?,
+                Kind::Data(_) | Kind::Compressed { .. } => false,
+            };
+            if !zero {
+                changed = true;
+                self.hide(here).await?;
             }
         }
-        if start == old && below <= start {
+        if !changed {
             return Ok(());
         }
         self.write_back(Extent::Flush).await?;
         self.barrier().await
+    }
+
+    /// Makes `range` read as zeroes, by the mapping or, where it cannot say so, by writing them.
+    async fn hide(self: &Arc<Self>, range: ByteRange) -> Result<()> {
+        match Arc::clone(self).zero(range, RequestFlags::empty()).await {
+            Err(Error::Unsupported) => {}
+            zeroed => return zeroed,
+        }
+        let mut rest = range;
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(ZERO_BUFFER_BYTES);
+            let buf = IoBuf::zeroed(to_usize(piece.len()), Alignment::PAGE)?;
+            Arc::clone(self).write(piece, buf.into()).await?;
+            rest = after;
+        }
+        Ok(())
     }
 
     /// Moves the L1 table to where `count` entries have room.

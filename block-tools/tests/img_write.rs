@@ -319,7 +319,6 @@ fn amend_says_and_does_what_qemu_img_does() {
 }
 
 #[test]
-#[ignore = "qcow2 does not store bitmaps yet"]
 fn bitmap_says_and_does_what_qemu_img_does() {
     check_script(
         chain,
@@ -487,7 +486,6 @@ fn a_rate_is_kept() {
 }
 
 #[test]
-#[ignore = "qcow2 does not store bitmaps yet"]
 fn bitmaps_are_converted() {
     let dir = ImageDir::new().unwrap();
     chain(&dir);

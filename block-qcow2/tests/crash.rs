@@ -51,7 +51,7 @@ impl Camera {
             return;
         }
         let model = self.model.lock().clone();
-        let times = pending.min(4).max(1);
+        let times = pending.clamp(1, 4);
         for _ in 0..times {
             let (file, guest) = (image.crash(&mut self.rng), data.crash(&mut self.rng));
             let story = format!("image: {file}\ndata: {guest}");

@@ -121,7 +121,7 @@ impl Gate {
 
     /// Those inside who came in this epoch, or in one of the same parity.
     fn count_of(&self, epoch: u64) -> &AtomicUsize {
-        &self.inside[usize::from(epoch % 2 != 0)]
+        &self.inside[usize::from(!epoch.is_multiple_of(2))]
     }
 
     async fn wait_until(&self, done: impl Fn() -> bool) {

@@ -349,7 +349,7 @@ async fn make_writer(
         marked_corrupt: AtomicBool::new(false),
         options: options.clone(),
         budget: Arc::clone(&context.budget),
-        bitmaps: BitmapGuard::of(&image.bitmaps),
+        bitmaps: BitmapGuard::of(&image.bitmaps, header.unknown_autoclear),
     })
 }
 

@@ -574,11 +574,11 @@ impl Refcounts {
             self.blocks.insert(index, block);
         }
         let clock = self.clock;
-        let block = self.blocks.get_mut(&index);
-        Ok(block.map(|block| {
+        let mut block = self.blocks.get_mut(&index);
+        if let Some(block) = &mut block {
             block.used = clock;
-            block
-        }))
+        }
+        Ok(block)
     }
 
     /// Room for one more block: those that were not used for longest go, if they are clean.
@@ -677,7 +677,7 @@ mod tests {
             let bits = geometry.cluster_bits();
             taken.extend(blocks.map(|(_, raw)| raw >> bits).filter(|cluster| *cluster > 0));
             if self.fast.table_offset != place_before {
-                let clusters = |table: &[u64]| to_u64(table.len()) * 8 >> bits;
+                let clusters = |table: &[u64]| (to_u64(table.len()) * 8) >> bits;
                 let first = self.fast.table_offset.bytes() >> bits;
                 taken.extend(first..first + clusters(&self.fast.table));
                 for run in std::mem::take(&mut self.fast.left) {

@@ -146,7 +146,7 @@ impl Qcow2Driver {
         // Read under the cache's lock: a clone would make the next change copy the slice.
         let looked = match self.slices.with(slice.at.bytes(), |words| look(words)) {
             Some(looked) => looked,
-            None => look(&*self.load_slice(slice.at).await?),
+            None => look(&self.load_slice(slice.at).await?),
         };
         Ok(looked?)
     }

@@ -12,10 +12,13 @@ use block_core::dirty::{BitmapError, DirtyBitmap, Granularity};
 use block_core::driver::{Exactness, Prealloc, ReopenOptions};
 use block_core::error::Problem;
 use block_core::options::OpenFlags;
+use block_core::proto::file::FileFactory;
 use block_core::proto::mem::MemDriver;
+use block_core::registry::OpenContext;
 use block_core::{
-    Alignment, ByteRange, Error, IoBuf, Node, OpenError, Options, RequestFlags, graph,
+    Alignment, ByteRange, Error, IoBuf, Node, OpenError, Options, Registry, RequestFlags, graph,
 };
+use block_qcow2::Qcow2Factory;
 use block_testkit::disk::crash::CrashDisk;
 use block_testkit::disk::fault::{Fault, Rule};
 use block_testkit::disk::tap::{Kind, Tapped};
@@ -780,4 +783,32 @@ fn a_length_that_is_amended_is_dirty_behind_the_old_end() {
     close(&node).unwrap();
     assert_clean(&dir, "amended.qcow2", &file.to_bytes());
     assert_eq!(naive_areas(&file.to_bytes(), "b"), [(4 * MIB, 8 * MIB)]);
+}
+
+/// The quickest way to write, into the page cache within one call, marks them first, too; and clears
+/// the bits of what we do not know.
+#[test]
+fn a_write_that_is_answered_within_one_call_marks_what_it_makes_stale() {
+    let dir = ImageDir::new().unwrap();
+    let options = ["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", "x", "1M"];
+    dir.qemu_img(&options).unwrap();
+    dir.qemu_img(&["bitmap", "--add", "x", "b"]).unwrap();
+    let path = dir.path("x");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[88] |= 0x80;
+    std::fs::write(&path, bytes).unwrap();
+    // The real file driver: only the page cache answers at once.
+    let registry = Registry::new().with(Qcow2Factory).with(FileFactory);
+    let options = Options::filename(path.to_str().unwrap()).with("driver", "qcow2");
+    let node = block_on(OpenContext::new(Arc::new(registry), RW).open(options)).unwrap();
+    let range = ByteRange::new(0x8000, 4096).unwrap();
+    let buf = IoBuf::zeroed(4096, Alignment::PAGE).unwrap();
+    assert_eq!(node.write_now(range, &buf.clone().into()), None, "something is to be marked");
+    write(&node, 0x8000, 4096).unwrap();
+    assert_eq!(node.write_now(range, &buf.into()), Some(Ok(())), "the way that is meant");
+    let now = std::fs::read(&path).unwrap();
+    assert_eq!(now[88], 0, "unknown autoclear bits");
+    let (at, _) = directory_at(&now);
+    assert_eq!(now[at + 15] & 1, 1, "in use");
+    close(&node).unwrap();
 }

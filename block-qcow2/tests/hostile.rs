@@ -211,8 +211,8 @@ impl Opened {
     }
 
     /// Closes it; nothing but the corrupt bit has changed.
-    fn is_unchanged(self) -> Self {
-        let this = self.is_closed();
+    fn unchanged(self) -> Self {
+        let this = self.closed();
         let mut now = this.disk.to_vec();
         now[79] &= !2;
         let changed = now.iter().zip(&this.before).position(|(now, before)| now != before);
@@ -222,13 +222,13 @@ impl Opened {
     }
 
     /// Closes it; that may fail.
-    fn is_closed(self) -> Self {
+    fn closed(self) -> Self {
         let _ = block_on(graph::close(&self.node));
         self
     }
 
     /// A repair mends it: no errors are left, it can be written again, and `kept` read as before.
-    fn is_mended(self, kept: &[u64]) {
+    fn check_mended(self, kept: &[u64]) {
         let flags = OpenFlags { check: true, ..OpenFlags::READ_WRITE };
         let node = block_on(self.world.open_with(flags)).unwrap();
         let driver = Arc::clone(node.driver());
@@ -294,15 +294,15 @@ fn data_writes_into_every_kind_of_metadata() {
     for (what, place) in places {
         for act in [Act::Part(3), Act::Whole(3)] {
             let opened = bytes.clone().option(ALL).put(bytes.entry(3), place | COPIED).open();
-            opened.meets(act, what, place).is_unchanged();
+            opened.meets(act, what, place).unchanged();
             // When the table is in the cache, a write in place goes a shorter way.
             let opened = bytes.clone().option(ALL).put(bytes.entry(3), place | COPIED).open();
             opened.read(2).unwrap();
-            opened.meets(act, what, place).is_unchanged();
+            opened.meets(act, what, place).unchanged();
         }
         // A zero cluster that keeps its host cluster.
         let opened = bytes.clone().option(ALL).put(bytes.entry(3), place | COPIED | 1).open();
-        opened.meets(Act::Part(3), what, place).is_unchanged();
+        opened.meets(Act::Part(3), what, place).unchanged();
     }
 }
 
@@ -313,7 +313,7 @@ fn a_repair_mends_entries_at_metadata() {
     for place in places {
         let opened = bytes.clone().put(bytes.entry(3), place | COPIED).open();
         assert!(matches!(opened.act(Act::Part(3)), Err(Error::Corrupt { .. })));
-        opened.is_unchanged().is_mended(&[2, 4]);
+        opened.unchanged().check_mended(&[2, 4]);
     }
 }
 
@@ -328,14 +328,14 @@ fn metadata_is_never_given_back_as_data() {
                     continue;
                 }
                 let opened = damaged.open();
-                opened.meets(act, "metadata to be given back at", place).is_unchanged();
+                opened.meets(act, "metadata to be given back at", place).unchanged();
             }
         }
         // The cluster would be kept, and punched out.
         let keep = [("overlap-check", "all"), ("discard-no-unref", "on")];
         let damaged = bytes.clone().option(Box::leak(Box::new(keep)));
         let opened = damaged.put(bytes.entry(3), place | COPIED).open();
-        opened.meets(Act::Discard(3), "metadata to be given back at", place).is_unchanged();
+        opened.meets(Act::Discard(3), "metadata to be given back at", place).unchanged();
     }
 }
 
@@ -351,7 +351,7 @@ fn what_each_overlap_check_catches() {
             let damaged = bytes.clone().option(options).put(bytes.entry(3), place | COPIED);
             let opened = damaged.open();
             if level >= least {
-                opened.meets(Act::Part(3), what, place).is_unchanged();
+                opened.meets(Act::Part(3), what, place).unchanged();
             } else {
                 assert_eq!(opened.act(Act::Part(3)), Ok(()), "{name}: {what}");
                 assert_eq!(*opened.events.lock(), []);
@@ -371,7 +371,7 @@ fn single_overlap_checks_add_and_take_away() {
             let damaged = bytes.clone().option(Box::leak(Box::new(options)));
             let opened = damaged.put(bytes.entry(3), place | COPIED).open();
             if single == "on" {
-                opened.meets(Act::Part(3), what, place).is_unchanged();
+                opened.meets(Act::Part(3), what, place).unchanged();
             } else {
                 assert_eq!(opened.act(Act::Part(3)), Ok(()), "{name}");
             }
@@ -419,7 +419,7 @@ fn a_later_refcount_block_beyond_the_end() {
     let bytes = full();
     let opened = bytes.clone().put(bytes.refcount_table() + 8, 1 << 40).open();
     let what = "refcount block beyond the end of the file";
-    opened.meets(Act::Whole(20), what, 1 << 40).is_unchanged().is_mended(&[2, 3, 4]);
+    opened.meets(Act::Whole(20), what, 1 << 40).unchanged().check_mended(&[2, 3, 4]);
 }
 
 #[test]
@@ -436,12 +436,12 @@ fn metadata_that_looks_free_is_not_given_out() {
     for (_, place) in places {
         let opened = bytes.clone().option(ALL).count(place, 0).open();
         // Clusters that were free before the file ended come first: none.
-        opened.meets(Act::Whole(20), "refcount 0 of metadata at", place).is_unchanged();
+        opened.meets(Act::Whole(20), "refcount 0 of metadata at", place).unchanged();
     }
     let opened = good();
     let opened = opened.clone().count(opened.l2(), 0).open();
     let met = opened.meets(Act::Whole(20), "refcount 0 of metadata at", good().l2());
-    met.is_unchanged().is_mended(&[2, 3, 4]);
+    met.unchanged().check_mended(&[2, 3, 4]);
 }
 
 #[test]
@@ -455,7 +455,7 @@ fn l1_entries_that_no_table_can_have() {
         ("L2 table beyond the end of the file", 1 << 40, 1 << 40),
     ] {
         for act in [Act::Part(3), Act::Whole(20), Act::Discard(3), Act::Unmap(3)] {
-            bytes.clone().put(l1, entry).open().meets(act, what, value).is_unchanged();
+            bytes.clone().put(l1, entry).open().meets(act, what, value).unchanged();
         }
     }
 }
@@ -476,7 +476,7 @@ fn l1_entries_at_other_metadata() {
         assert_eq!(opened.events.lock().len(), 1);
         assert!(opened.node.is_read_only());
         let table = kit::index(place)..kit::index(place + CLUSTER);
-        let opened = opened.is_closed();
+        let opened = opened.closed();
         assert_eq!(opened.disk.to_vec()[table.clone()], opened.before[table]);
     }
 }
@@ -492,7 +492,7 @@ fn a_snapshot_whose_l1_table_is_the_active_one() {
     assert_eq!(opened.flush(), Err(Error::Corrupt { what, value: l1 }));
     opened.is_shut(what, l1);
     let table = kit::index(l1)..kit::index(l1 + 8);
-    let opened = opened.is_closed();
+    let opened = opened.closed();
     assert_eq!(opened.disk.to_vec()[table.clone()], opened.before[table]);
 }
 
@@ -509,7 +509,7 @@ fn snapshots_whose_l1_tables_overlap_other_metadata() {
         if place == bytes.l2() {
             assert!(results.iter().any(|result| result.is_err()), "{place:#x}: {results:?}");
         }
-        let opened = opened.is_closed();
+        let opened = opened.closed();
         let table = kit::index(place)..kit::index(place + 64);
         assert_eq!(opened.disk.to_vec()[table.clone()], opened.before[table], "{place:#x}");
     }
@@ -532,7 +532,7 @@ fn a_refcount_that_would_fall_below_zero() {
         .collect();
     assert!(results.contains(&Err(Error::Corrupt { what, value: host })), "{results:?}");
     opened.is_shut(what, host);
-    opened.is_closed();
+    opened.closed();
 }
 
 #[test]
@@ -541,8 +541,8 @@ fn a_compressed_cluster_beyond_the_end() {
     let opened = bytes.clone().put(bytes.entry(5), COMPRESSED | 1 << 40).open();
     assert!(matches!(opened.act(Act::Part(5)), Err(Error::Corrupt { .. })));
     assert!(opened.node.is_read_only());
-    let opened = opened.is_unchanged();
-    opened.is_mended(&[2, 3, 4]);
+    let opened = opened.unchanged();
+    opened.check_mended(&[2, 3, 4]);
     // Nothing of the old contents is needed, but they cannot be given back.
     let opened = bytes.clone().put(bytes.entry(5), COMPRESSED | 1 << 40).open();
     opened.act(Act::Whole(5)).unwrap();

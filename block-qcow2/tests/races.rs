@@ -554,13 +554,16 @@ fn discard_that_keeps_clusters_of_a_data_file() {
     judge(&setup, &made).unwrap().clean().unwrap();
 }
 
+/// What a file held, and what of it was not stable.
+type Before = (Vec<u8>, Vec<ByteRange>);
+
 /// Looks at every write to an L2 table: what it links must be stable, data and refcount.
 struct Links {
     disk: Arc<MemDisk>,
     /// The L2 table.
     table: ByteRange,
     /// What the file held, and what of it was not stable, when a write arrived.
-    before: Mutex<BTreeMap<u64, (Vec<u8>, Vec<ByteRange>)>>,
+    before: Mutex<BTreeMap<u64, Before>>,
     /// Host clusters that were linked.
     linked: Mutex<Vec<u64>>,
 }

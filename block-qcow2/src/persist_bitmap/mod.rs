@@ -66,7 +66,7 @@ pub(crate) async fn load(
 
 /// What a writer knows of the bitmaps in the file.
 pub(crate) struct BitmapGuard {
-    /// Some are trusted.
+    /// Some are trusted, or unknown autoclear bits are set.
     trusted: AtomicBool,
     /// Some were marked as in use since they were loaded or stored.
     marked: AtomicBool,
@@ -77,10 +77,11 @@ pub(crate) struct BitmapGuard {
 }
 
 impl BitmapGuard {
-    /// For an image of these bitmaps.
-    pub(crate) fn of(bitmaps: &[Bitmap]) -> Self {
+    /// For an image of these bitmaps. `unknown_autoclear` are the bits of what else in the image a writer
+    /// makes stale who does not know it.
+    pub(crate) fn of(bitmaps: &[Bitmap], unknown_autoclear: u64) -> Self {
         Self {
-            trusted: AtomicBool::new(any_trusted(bitmaps)),
+            trusted: AtomicBool::new(any_trusted(bitmaps) || unknown_autoclear != 0),
             marked: AtomicBool::new(false),
             known: Mutex::new(None),
             turn: futures::lock::Mutex::default(),
@@ -104,7 +105,8 @@ fn any_trusted(bitmaps: &[Bitmap]) -> bool {
 }
 
 impl Qcow2Driver {
-    /// Marks all bitmaps of the image as in use, and returns once that is stable. To be called before
+    /// Marks all bitmaps of the image as in use, clears unknown autoclear bits, and returns once that is
+    /// stable. To be called before
     /// anything that changes what a guest reads, and with no pass of the gate.
     pub(crate) fn distrust_bitmaps(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async {
@@ -122,6 +124,10 @@ impl Qcow2Driver {
                 // In place: only flags change, and each lies in one sector.
                 let (offset, len) = (place.directory_offset, place.directory_size);
                 self.write_directory(offset, len, &bitmaps).await?;
+                self.file.flush().await?;
+            }
+            if self.header.with(|parts| parts.header.unknown_autoclear != 0) {
+                self.header.update(|header| header.unknown_autoclear = 0).await?;
                 self.file.flush().await?;
             }
             self.lists.write().bitmaps = bitmaps;

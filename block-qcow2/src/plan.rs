@@ -312,7 +312,7 @@ mod tests {
         let dropped = dropped_by(g, entry);
         match entry {
             Cluster::Compressed(_) => Known {
-                subs: vec![Sub::Data; count as usize],
+                subs: vec![Sub::Data; to_usize(count.into())],
                 own: None,
                 compressed: true,
                 dropped,
@@ -351,7 +351,7 @@ mod tests {
         while !rest.is_empty() {
             let before: Vec<_> = (0..CLUSTERS).map(|at| known(g, &slice, at)).collect();
             let first = rest.offset() / CLUSTER;
-            let there = |at: u64| in_place(g, &before[at as usize], at, rest);
+            let there = |at: u64| in_place(g, &before[to_usize(at)], at, rest);
             let done = match plan(g, &slice, 0, rest).unwrap() {
                 WriteStep::InPlace { len, host } => {
                     let end = rest.offset() + len;
@@ -389,7 +389,7 @@ mod tests {
         assert!(write.end() == rest.end() || write.end() == clusters.end());
         let size = g.subcluster_size();
         for at in clusters.offset() / CLUSTER..clusters.end() / CLUSTER {
-            let known = &before[at as usize];
+            let known = &before[to_usize(at)];
             let own = known.own.map(|host| host + clusters.offset());
             assert_eq!(own, keep.map(|keep| keep.bytes() + at * CLUSTER), "cluster {at}");
             for (index, sub) in (0..).zip(&known.subs) {

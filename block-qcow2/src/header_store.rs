@@ -5,9 +5,10 @@
 
 use block_core::error::Problem;
 use block_core::range::{to_u64, to_usize};
-use block_core::{Node, OpenError, Result};
+use block_core::{ByteRange, Node, OpenError, Result};
 use parking_lot::RwLock;
 
+use crate::compress::inflate::read_bytes;
 use crate::metadata_io::write_bytes;
 use crate::spec::bad_field;
 use crate::spec::extension::Extensions;
@@ -60,9 +61,21 @@ impl HeaderStore {
             return Ok(());
         }
         self.file.driver().event("header_update");
-        write_bytes(&self.file, HostOffset::new(0), &header.encode_fixed()).await?;
+        let bytes = header.encode_fixed();
+        if let Err(error) = write_bytes(&self.file, HostOffset::new(0), &bytes).await
+            && !self.holds(&bytes).await
+        {
+            return Err(error);
+        }
         self.parts.write().header = header;
         Ok(())
+    }
+
+    /// Whether the file starts with `bytes`: a write that failed may have been done all the same, and
+    /// memory has to agree with the header that others will read.
+    async fn holds(&self, bytes: &[u8]) -> bool {
+        let range = ByteRange::up_to(to_u64(bytes.len()));
+        read_bytes(&self.file, range).await.is_ok_and(|now| *now == *bytes)
     }
 
     /// Changes anything in the first cluster. Refuses what does not fit.

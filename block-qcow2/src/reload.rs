@@ -20,6 +20,11 @@ impl Qcow2Driver {
 
     /// [`Qcow2Driver::reload`] in an exclusive turn, or where nobody writes.
     pub(crate) async fn read_again(&self) -> Result<()> {
+        // A flush takes no pass of the gate, and what it took out of `meta` must go back to the same.
+        let _quiet = match &self.writer {
+            Some(writer) => Some(writer.writeback.lock().await),
+            None => None,
+        };
         let flags = OpenFlags { writable: self.writer.is_some(), ..OpenFlags::READ_ONLY };
         let mut image = Image::read(&self.file, flags).await.map_err(request_error)?;
         if let Some(view) = &self.view {

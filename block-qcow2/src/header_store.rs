@@ -78,6 +78,15 @@ impl HeaderStore {
         read_bytes(&self.file, range).await.is_ok_and(|now| *now == *bytes)
     }
 
+    /// After an update that failed: puts what is known into the file again, so that it is certain which
+    /// header is there.
+    pub(crate) async fn restore(&self) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        let fixed = self.parts.read().header.encode_fixed();
+        write_bytes(&self.file, HostOffset::new(0), &fixed).await?;
+        self.file.flush().await
+    }
+
     /// Changes anything in the first cluster. Refuses what does not fit.
     ///
     /// What stands beyond the first sector is written first, so that a crash leaves the old header or

@@ -109,14 +109,17 @@ impl Qcow2Driver {
         for (index, raw) in (0..).zip(l1) {
             let Some(table) = l1_entry(self.geometry(), *raw)? else { continue };
             let dropped = self.drop_table_references(index, table, reason).await;
-            result = result.and(dropped);
-            self.relieve().await?;
+            if dropped.is_err() {
+                // Once more: what is not given back now is lost until the image is checked.
+                let _ = self.drop_table_references(index, table, reason).await;
+            }
+            result = result.and(dropped).and(self.relieve().await);
         }
         result
     }
 
-    /// Gives back one reference to an L2 table, and to everything that it refers to. `index` is its place
-    /// in the L1 table that held it.
+    /// Gives back one reference to an L2 table, and to everything that it refers to; on error to nothing.
+    /// `index` is its place in the L1 table that held it.
     pub(crate) async fn drop_table_references(
         &self,
         index: u64,
@@ -128,10 +131,10 @@ impl Qcow2Driver {
         let mut meta = self.writer()?.meta.lock().await;
         meta.overlap.check_table(table)?;
         entries.iter().try_for_each(|dropped| meta.overlap.check_dropped(*dropped))?;
+        let shared = meta.refcounts.get(table.bytes() >> geometry.cluster_bits()).await? != 1;
         for dropped in entries {
             meta.drop_data(dropped, reason);
         }
-        let shared = meta.refcounts.get(table.bytes() >> geometry.cluster_bits()).await? != 1;
         meta.drop_metadata(table, geometry.cluster_size(), reason);
         // Tables that share one have it at the same place: each is a copy of the other.
         let active =

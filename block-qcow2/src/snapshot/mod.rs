@@ -109,9 +109,17 @@ impl Qcow2Driver {
         let settled = match done {
             // Refused before anything was begun.
             Err(Error::Unsupported) => Ok(()),
-            _ => self.settle_all().await,
+            Ok(()) => self.settle_all().await,
+            Err(_) => self.settle_after_error().await,
         };
         self.after(done.and(settled)).await
+    }
+
+    /// Whatever step failed, the refcounts say what COPIED must be.
+    async fn settle_after_error(&self) -> Result<()> {
+        self.settle_before_refresh().await?;
+        self.refresh_copied().await?;
+        self.settle_all().await
     }
 
     fn snapshot(&self, which: &str) -> Result<Snapshot> {
@@ -141,8 +149,6 @@ impl Qcow2Driver {
             },
             Err(error) => error,
         };
-        // What fails here costs a copy later.
-        let _ = self.refresh_copied().await;
         Err(error)
     }
 
@@ -217,12 +223,18 @@ impl Qcow2Driver {
         };
         let old = self.header.with(|parts| parts.header.l1);
         self.event("snapshot_apply.switch");
-        self.header
-            .update(|header| {
-                header.l1 = place;
-                header.disk_len = len;
-            })
-            .await?;
+        let switched = self.header.update(|header| {
+            header.l1 = place;
+            header.disk_len = len;
+        });
+        if let Err(error) = switched.await {
+            // Unless the old header is there for certain, everything stays counted.
+            if self.header.restore().await.is_ok() {
+                self.drop_l1(place, Reason::Other).await?;
+                let _ = self.count_down_again(&l1).await;
+            }
+            return Err(error);
+        }
         let before = std::mem::replace(&mut *self.l1.write(), l1);
         self.disk_len.store(len, Ordering::Release);
         self.drop_l1(old, Reason::Snapshot).await?;

@@ -91,11 +91,14 @@ impl Qcow2Driver {
         self.event("snapshot_table.switch");
         let table = Table { offset, count };
         let switched = self.header.update(|header| header.snapshots = table).await;
-        switched.map_err(NotReplaced::Unsure)?;
+        if let Err(error) = switched {
+            self.header.restore().await.map_err(|_| NotReplaced::Unsure(error))?;
+            self.drop_snapshot_table(offset, len).await?;
+            return Err(error.into());
+        }
         self.lists.write().snapshots = list;
-        // From here on an error leaves the new table in place.
-        self.drop_snapshot_table(old.offset, old_bytes).await.map_err(NotReplaced::Unsure)?;
-        self.file.flush().await.map_err(NotReplaced::Unsure)
+        // It is given back behind a barrier, and so after the header is stable.
+        self.drop_snapshot_table(old.offset, old_bytes).await.map_err(NotReplaced::Unsure)
     }
 
     /// Writes a table to new clusters. An empty one needs none.

@@ -62,17 +62,20 @@ impl HeaderStore {
         }
         self.file.driver().event("header_update");
         let bytes = header.encode_fixed();
-        if let Err(error) = write_bytes(&self.file, HostOffset::new(0), &bytes).await
-            && !self.holds(&bytes).await
-        {
-            return Err(error);
+        if let Err(error) = write_bytes(&self.file, HostOffset::new(0), &bytes).await {
+            // It may have been done all the same, and memory has to agree with the header that others
+            // will read: the old one is put back or, if that fails too, what is there counts.
+            let old = self.parts.read().header.encode_fixed();
+            let restored = write_bytes(&self.file, HostOffset::new(0), &old).await;
+            if restored.is_ok() || !self.holds(&bytes).await {
+                return Err(error);
+            }
         }
         self.parts.write().header = header;
         Ok(())
     }
 
-    /// Whether the file starts with `bytes`: a write that failed may have been done all the same, and
-    /// memory has to agree with the header that others will read.
+    /// Whether the file starts with `bytes`.
     async fn holds(&self, bytes: &[u8]) -> bool {
         let range = ByteRange::up_to(to_u64(bytes.len()));
         read_bytes(&self.file, range).await.is_ok_and(|now| *now == *bytes)

@@ -28,6 +28,7 @@ use crate::buf::IoVec;
 use crate::error::{Error, OpenError, Result};
 use crate::flags::{Capabilities, RequestFlags};
 use crate::info::DriverInfo;
+use crate::io::Handle;
 use crate::limits::BlockLimits;
 use crate::node::Node;
 use crate::range::ByteRange;
@@ -94,6 +95,15 @@ pub struct ReopenOptions {
     pub direct: Option<bool>,
     /// Whether flushes stop at the driver (`cache.no-flush`).
     pub no_flush: Option<bool>,
+}
+
+/// Bytes of a node that another one may take without their passing through memory.
+#[derive(Clone, Debug)]
+pub struct CopySource {
+    /// The node.
+    pub node: Node,
+    /// Where in it they start.
+    pub offset: u64,
 }
 
 /// What [`BlockDriver::reopen_prepare`] worked out, for commit or abort; the driver's own type.
@@ -189,6 +199,19 @@ pub trait BlockDriver: Send + Sync + 'static {
         iov: IoVec,
         flags: RequestFlags,
     ) -> Result<()>;
+
+    /// Copies to `range` as many bytes from `source` inside of the storage (`copy_file_range`).
+    /// `Unsupported` where that cannot be, or not for all of it; `range` holds old or new data then.
+    async fn copy_from(self: Arc<Self>, range: ByteRange, source: CopySource) -> Result<()> {
+        let _ = (range, source);
+        Err(Error::Unsupported)
+    }
+
+    /// The open file of a protocol whose bytes stand one to one in a file of the host, for the kernel to
+    /// copy from.
+    fn host_file(&self) -> Option<Arc<Handle>> {
+        None
+    }
 
     /// Makes `range` read as zeroes.
     async fn pwrite_zeroes(self: Arc<Self>, range: ByteRange, flags: RequestFlags) -> Result<()> {

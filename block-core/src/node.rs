@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use crate::buf::IoVec;
 use crate::cancel::Cancel;
 use crate::dirty::DirtyBitmaps;
-use crate::driver::{BlockDriver, ChildRole, Children, Exactness, NodeEvent, Prealloc};
+use crate::driver::{BlockDriver, ChildRole, Children, CopySource, Exactness, NodeEvent, Prealloc};
 use crate::error::Result;
 use crate::flags::{Capabilities, RequestFlags};
 use crate::limits::{BlockLimits, IOV_MAX};
@@ -229,6 +229,12 @@ impl Node {
     /// A range beyond the end grows a node whose driver can grow, and is `OutOfRange` elsewhere.
     pub fn write(&self, range: ByteRange, iov: IoVec, flags: RequestFlags) -> Request {
         Request::new(self, Op::Write { range, iov, flags })
+    }
+
+    /// Copies to `range` as many bytes of `source` without moving them through memory. `Unsupported` where
+    /// the two cannot do that: send a [`Node::write`] of what [`Node::read`] gives then.
+    pub fn copy_from(&self, range: ByteRange, source: CopySource) -> Request {
+        Request::new(self, Op::Copy { range, source })
     }
 
     /// Makes `range` read as zeroes, whatever its length. With `NO_FALLBACK`: at metadata speed, or

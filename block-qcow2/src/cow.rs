@@ -14,6 +14,7 @@ use crate::driver::Qcow2Driver;
 use crate::map::Kind;
 use crate::plan::Allocation;
 use crate::units::GuestOffset;
+use crate::write::Payload;
 
 /// Most zero bytes that are written beside the data rather than by a zero write of their own.
 const ZERO_BUFFER_MAX: u64 = 128 << 10;
@@ -24,7 +25,7 @@ impl Qcow2Driver {
         self: &Arc<Self>,
         allocation: &Allocation,
         place: Place,
-        data: IoVec,
+        data: Payload,
     ) -> Result<()> {
         let Allocation { write, fill, .. } = *allocation;
         let head = ByteRange::from_bounds(fill.offset(), write.offset())?;
@@ -38,11 +39,12 @@ impl Qcow2Driver {
             let there = place.fresh || gap == 0;
             if there || (gap > ZERO_BUFFER_MAX && zeroed_at_once(&node, whole).await?) {
                 let range = self.host_range(allocation, place, write)?;
-                return node.write(range, data, RequestFlags::empty()).await;
+                return data.put(&node, range).await;
             }
-            let iov = joined(zeroes(head)?, data, zeroes(tail)?);
+            let iov = joined(zeroes(head)?, data.in_memory()?, zeroes(tail)?);
             return node.write(whole, iov, RequestFlags::empty()).await;
         }
+        let data = data.in_memory()?;
         self.event("cow_read");
         let (before, after) = (zeroes(head)?, zeroes(tail)?);
         let reads = futures::future::join(

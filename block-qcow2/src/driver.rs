@@ -11,8 +11,8 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
 use block_core::ability::{Amend, Check, PersistentBitmaps, Rebase, Snapshots};
-use block_core::driver::{BlockDriver, Child, ChildRole, Children, Exactness, NodeEvent};
-use block_core::driver::{Prealloc, ReopenOptions, ReopenState};
+use block_core::driver::{BlockDriver, Child, ChildRole, Children, CopySource, Exactness};
+use block_core::driver::{NodeEvent, Prealloc, ReopenOptions, ReopenState};
 use block_core::info::DriverInfo;
 use block_core::request::status::{DriverStatus, StatusDetail};
 use block_core::{
@@ -35,6 +35,7 @@ use crate::spec::Fault;
 use crate::spec::bitmap::Bitmap;
 use crate::spec::snapshot::Snapshot;
 use crate::units::GuestOffset;
+use crate::write::Payload;
 use crate::writeback::Extent;
 use crate::writer::Writer;
 
@@ -332,6 +333,14 @@ impl BlockDriver for Qcow2Driver {
         let write: BoxFuture<'static, _> = Box::pin(Arc::clone(&self).write(range, iov));
         let written = write.await;
         self.after(written).await
+    }
+
+    async fn copy_from(self: Arc<Self>, range: ByteRange, source: CopySource) -> Result<()> {
+        self.check_access()?;
+        self.distrust_bitmaps().await?;
+        let _pass = self.gate.enter().await;
+        let copied = Arc::clone(&self).put(range, Payload::Copy(source)).await;
+        self.after(copied).await
     }
 
     async fn pwrite_zeroes(self: Arc<Self>, range: ByteRange, flags: RequestFlags) -> Result<()> {

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use block_core::driver::CopySource;
 use block_core::range::to_usize;
 use block_core::{ByteRange, Error, IoVec, Node, RequestFlags, Result};
 use futures::{StreamExt, stream};
@@ -23,6 +24,43 @@ use crate::writeback::Extent;
 
 /// Most steps of one write in flight.
 const AT_ONCE: usize = 8;
+
+/// What a write puts down.
+#[derive(Clone, Debug)]
+pub(crate) enum Payload {
+    /// Bytes in memory.
+    Memory(IoVec),
+    /// Bytes of another node, which the storage copies.
+    Copy(CopySource),
+}
+
+impl Payload {
+    /// `len` bytes of it from `start` on.
+    fn slice(&self, start: u64, len: u64) -> Self {
+        match self {
+            Self::Memory(iov) => Self::Memory(iov.slice(to_usize(start), to_usize(len))),
+            Self::Copy(CopySource { node, offset }) => {
+                Self::Copy(CopySource { node: node.clone(), offset: offset.saturating_add(start) })
+            }
+        }
+    }
+
+    /// Puts it to `range` of `node`.
+    pub(crate) async fn put(self, node: &Node, range: ByteRange) -> Result<()> {
+        match self {
+            Self::Memory(iov) => node.write(range, iov, RequestFlags::empty()).await,
+            Self::Copy(source) => node.copy_from(range, source).await,
+        }
+    }
+
+    /// The bytes, if they are in memory: what stands beside them in a cluster must be written with them.
+    pub(crate) fn in_memory(self) -> Result<IoVec> {
+        match self {
+            Self::Memory(iov) => Ok(iov),
+            Self::Copy(_) => Err(Error::Unsupported),
+        }
+    }
+}
 
 /// A planned step.
 enum Work {
@@ -68,6 +106,11 @@ impl Qcow2Driver {
 
     /// Writes `iov` to `range`. What is beyond the last cluster of the disk is left out.
     pub(crate) async fn write(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
+        self.put(range, Payload::Memory(iov)).await
+    }
+
+    /// Puts `payload` to `range`, as [`Qcow2Driver::write`] does.
+    pub(crate) async fn put(self: Arc<Self>, range: ByteRange, payload: Payload) -> Result<()> {
         let end = self.geometry().cluster_alignment().round_up(self.disk_len());
         let inside = range.intersect(ByteRange::up_to(end));
         // Guards the first error; held for a store.
@@ -90,8 +133,8 @@ impl Qcow2Driver {
                 let done = match work {
                     Ok(work) => {
                         let guest = work.guest();
-                        let start = to_usize(guest.offset() - range.offset());
-                        self.do_work(work, iov.slice(start, to_usize(guest.len()))).await
+                        let part = payload.slice(guest.offset() - range.offset(), guest.len());
+                        self.do_work(work, part).await
                     }
                     Err(error) => Err(error),
                 };
@@ -166,13 +209,13 @@ impl Qcow2Driver {
         Ok(Ok(Work::Allocate { allocation, place, running }))
     }
 
-    async fn do_work(self: &Arc<Self>, work: Work, data: IoVec) -> Result<()> {
+    async fn do_work(self: &Arc<Self>, work: Work, data: Payload) -> Result<()> {
         let (allocation, place, _running) = match work {
             Work::InPlace { guest, host } => {
                 let node = self.data.as_ref().ok_or(Error::Unsupported)?;
                 let range = ByteRange::new(host.bytes(), guest.len())?;
                 self.writer()?.overlap.check_data(range).map_err(|fault| self.fault(fault))?;
-                return node.write(range, data, RequestFlags::empty()).await;
+                return data.put(node, range).await;
             }
             Work::Allocate { allocation, place, running } => (allocation, place, running),
         };

@@ -498,3 +498,23 @@ fn bitmaps_are_converted() {
     assert_eq!(state(&dir, "ours.qcow2").1, state(&dir, "theirs.qcow2").1);
     assert_eq!(dir.check("ours.qcow2").unwrap(), Verdict::Clean);
 }
+
+/// With `-C` the kernel copies what it can (that it does is tested in block-core): the result is the same.
+#[test]
+fn copies_that_are_left_to_the_file_system_are_the_same() {
+    let dir = ImageDir::new().unwrap();
+    chain(&dir);
+    dir.qemu_img(&["convert", "-O", "raw", "top.qcow2", "flat.raw"]).unwrap();
+    dir.qemu_img(&["convert", "-O", "qcow2", "-c", "top.qcow2", "packed.qcow2"]).unwrap();
+    for source in ["flat.raw", "top.qcow2", "packed.qcow2"] {
+        for to in ["raw", "qcow2"] {
+            succeed(&dir, &["convert", "-C", "-O", to, source, "out"]);
+            dir.qemu_img(&["compare", "-F", to, source, "out"]).unwrap();
+            if to == "qcow2" {
+                assert_eq!(dir.check("out").unwrap(), Verdict::Clean);
+            }
+        }
+    }
+    let refused = dir.run(BLOCK_IMG, &["convert", "-C", "-S", "8k", "flat.raw", "out"]).unwrap();
+    assert!(text(&refused.stderr).contains("Cannot enable copy offloading when -S is used"));
+}

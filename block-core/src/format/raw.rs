@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use crate::ability::Measurement;
 use crate::buf::{IoBuf, IoVec};
 use crate::driver::{
-    BlockDriver, Child, ChildRole, Children, Exactness, Prealloc, ReopenOptions, ReopenState,
+    BlockDriver, Child, ChildRole, Children, CopySource, Exactness, Prealloc, ReopenOptions,
+    ReopenState,
 };
 use crate::error::{Error, OpenError, Problem, Result};
 use crate::flags::{Capabilities, RequestFlags, Support};
@@ -153,6 +154,14 @@ impl BlockDriver for RawDriver {
             }
             _ => self.file.write(in_file, iov, flags).await,
         }
+    }
+
+    async fn copy_from(self: Arc<Self>, range: ByteRange, source: CopySource) -> Result<()> {
+        if self.guard.is_some() && range.offset() < PROBE_BYTES {
+            // The guard has to see the bytes.
+            return Err(Error::Unsupported);
+        }
+        self.file.copy_from(self.in_file(range)?, source).await
     }
 
     async fn pwrite_zeroes(self: Arc<Self>, range: ByteRange, flags: RequestFlags) -> Result<()> {

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use crate::buf::{IoBuf, IoVec};
 use crate::error::{Error, Result};
 use crate::limits::IOV_MAX;
-use crate::range::{Alignment, ByteRange, to_u64};
+use crate::range::{Alignment, ByteRange, to_u64, to_usize};
 
 /// Most bytes that Linux moves in one call.
 pub(super) const RW_MAX: usize = 0x7fff_f000;
@@ -139,6 +139,38 @@ impl Handle {
             return None;
         }
         Some(iov.slice(n, iov.len() - n))
+    }
+
+    /// Copies `len` bytes of `source` from `from` on to offset `to` within the kernel. `Unsupported` where
+    /// it cannot, or the source ends before.
+    pub(crate) fn copy_blocking(
+        &self,
+        source: &Self,
+        mut from: u64,
+        mut to: u64,
+        len: u64,
+    ) -> Result<()> {
+        use rustix::io::Errno;
+        let mut rest = to_usize(len);
+        while rest > 0 {
+            let (input, output) = (Some(&mut from), Some(&mut to));
+            match rustix::fs::copy_file_range(&source.fd, input, &self.fd, output, rest) {
+                Ok(0) => return Err(Error::Unsupported),
+                Ok(done) => rest -= done.min(rest),
+                Err(Errno::INTR) => {}
+                Err(
+                    Errno::XDEV
+                    | Errno::INVAL
+                    | Errno::OPNOTSUPP
+                    | Errno::NOSYS
+                    | Errno::BADF
+                    | Errno::TXTBSY
+                    | Errno::PERM,
+                ) => return Err(Error::Unsupported),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// `fdatasync`.

@@ -27,6 +27,7 @@ pub mod status;
 
 pub(crate) mod tracked;
 
+mod copy;
 mod discard;
 mod flush;
 mod fragment;
@@ -45,7 +46,7 @@ use futures::future::BoxFuture;
 
 use crate::buf::IoVec;
 use crate::cancel::Cancel;
-use crate::driver::{Exactness, Prealloc};
+use crate::driver::{CopySource, Exactness, Prealloc};
 use crate::error::Result;
 use crate::flags::RequestFlags;
 use crate::io::exec::spawn_detached;
@@ -80,6 +81,7 @@ enum State {
 pub(crate) enum Op {
     Read { range: ByteRange, iov: IoVec, flags: RequestFlags },
     Write { range: ByteRange, iov: IoVec, flags: RequestFlags },
+    Copy { range: ByteRange, source: CopySource },
     Zeroes { range: ByteRange, flags: RequestFlags, cancel: Option<Cancel> },
     Discard { range: ByteRange },
     Flush,
@@ -152,6 +154,7 @@ async fn steps(node: Node, op: Op) -> Result<()> {
     match op {
         Op::Read { range, iov, flags } => read::read(&node, range, iov, flags).await,
         Op::Write { range, iov, flags } => write::write(&node, range, iov, flags).await,
+        Op::Copy { range, source } => copy::copy(&node, range, source).await,
         Op::Zeroes { range, flags, cancel } => zeroes::zeroes(&node, range, flags, cancel).await,
         Op::Discard { range } => discard::discard(&node, range).await,
         Op::Flush => flush::flush(&node).await,

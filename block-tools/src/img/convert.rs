@@ -4,7 +4,7 @@
 //! is held; a target that was not finished is left as it is.
 
 use block_core::job::copy::{
-    Copied, CopyOptions, CopySource, Layers, MAX_PARALLEL, MAX_SPARSE_BYTES, OnReadError,
+    Copied, CopyOptions, CopySource, Layers, MAX_PARALLEL, MAX_SPARSE_BYTES, Offload, OnReadError,
     Sparseness, TargetContents, WriteOrder,
 };
 use block_core::job::{CopyError, copy};
@@ -70,9 +70,12 @@ pub(super) struct Args {
     /// The target reads as zeroes all over (needs -n).
     #[arg(long)]
     target_is_zero: bool,
-    /// Shortest run of zeroes inside of data that becomes a hole; 0: allocate everything.
-    #[arg(short = 'S', long, value_name = "SPARSE_SIZE", default_value = "4k")]
-    sparse_size: String,
+    /// Shortest run of zeroes inside of data that becomes a hole (default 4k); 0: allocate everything.
+    #[arg(short = 'S', long, value_name = "SPARSE_SIZE")]
+    sparse_size: Option<String>,
+    /// Let the file system copy where it can (copy_file_range).
+    #[arg(short = 'C')]
+    copy_offload: bool,
     /// Open the sources without locks.
     #[arg(short = 'U', long)]
     force_share: bool,
@@ -143,17 +146,17 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
     let Some((target, sources)) = args.files.split_last().filter(|(_, s)| !s.is_empty()) else {
         return Err(Failure::new("Must specify image file name"));
     };
-    let sparse =
-        size_argument("buffer size for sparse output", &args.sparse_size, 0, MAX_SPARSE_BYTES)
-            .ok()
-            .filter(|bytes| bytes % SECTOR == 0)
-            .ok_or_else(|| {
-                Failure::new(format_args!(
-                    "Invalid buffer size for sparse output specified. Valid sizes are multiples of \
+    let sparse_size = args.sparse_size.as_deref().unwrap_or("4k");
+    let sparse = size_argument("buffer size for sparse output", sparse_size, 0, MAX_SPARSE_BYTES)
+        .ok()
+        .filter(|bytes| bytes % SECTOR == 0)
+        .ok_or_else(|| {
+            Failure::new(format_args!(
+                "Invalid buffer size for sparse output specified. Valid sizes are multiples of \
                  {SECTOR} up to {MAX_SPARSE_BYTES}. Select 0 to disable sparse detection (fully \
                  allocates output)."
-                ))
-            })?;
+            ))
+        })?;
     let parallel = args.parallel.parse().ok().filter(|n| (1..=MAX_PARALLEL).contains(n));
     let parallel = parallel.ok_or_else(|| {
         Failure::new(format_args!(
@@ -182,6 +185,7 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
             true => RequestFlags::FUA,
             false => RequestFlags::empty(),
         },
+        offload: if args.copy_offload { Offload::WherePossible } else { Offload::Never },
     };
     let backing = backing(args)?;
     if backing.is_some() && sources.len() > 1 {
@@ -199,6 +203,9 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
 
 /// Refuses options that need others, or cannot stand beside them.
 fn check_combinations(args: &Args, sources: usize) -> Result<(), Failure> {
+    if args.copy_offload && args.sparse_size.is_some() {
+        return Err(Failure::new("Cannot enable copy offloading when -S is used"));
+    }
     let needs = |option| Err(Failure::new(format_args!("--{option} requires use of -n flag")));
     if args.target_image_opts && !args.no_create {
         return needs("target-image-opts");

@@ -14,9 +14,10 @@
 //! * When `copy` returns, with whatever result, no request of it is in flight.
 //! * `Cancel::done` never passes a byte that is not yet in the target.
 //!
-//! Not here: making, growing and flushing the target; offload to the kernel; clocks, which the caller
+//! Not here: making, growing and flushing the target; clocks, which the caller
 //! brings where it wants a rate kept ([`Watch::before_write`]).
 
+mod offload;
 mod pipeline;
 mod runs;
 mod salvage;
@@ -127,6 +128,17 @@ pub enum Sparseness {
     },
 }
 
+/// Whether data is copied inside of the storage where that can be.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub enum Offload {
+    /// All data passes through memory.
+    #[default]
+    Never,
+    /// Where both ends can (`copy_file_range`); the rest passes through memory. No zeroes are looked for
+    /// inside of what the storage copies, and it is copied as it is found, whatever the write order.
+    WherePossible,
+}
+
 /// How to copy.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub struct CopyOptions {
@@ -144,6 +156,8 @@ pub struct CopyOptions {
     pub on_read_error: OnReadError,
     /// Flags of every write to the target; zero writes have `MAY_UNMAP` too.
     pub write_flags: RequestFlags,
+    /// Whether data is copied inside of the storage. Not with flags that a copy cannot have.
+    pub offload: Offload,
 }
 
 impl Default for CopyOptions {
@@ -156,6 +170,7 @@ impl Default for CopyOptions {
             memory_bytes: 64 << 20,
             on_read_error: OnReadError::Fail,
             write_flags: RequestFlags::empty(),
+            offload: Offload::Never,
         }
     }
 }

@@ -7,6 +7,8 @@
 use std::collections::BTreeSet;
 use std::future::{poll_fn, ready};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use futures::future::BoxFuture;
@@ -19,12 +21,13 @@ use crate::flags::RequestFlags;
 use crate::node::Node;
 use crate::range::{ByteRange, to_u64, to_usize};
 
+use super::offload::{self, Outcome};
 use super::runs::{Run, Runs};
 use super::salvage;
 use super::scan::{Kind, Piece, Scanner};
 use super::{
-    Copied, CopyError, CopySource, OnReadError, Plan, Progress, Sparseness, TargetContents,
-    Unreadable, Watch, WriteOrder,
+    Copied, CopyError, CopySource, Offload, OnReadError, Plan, Progress, Sparseness,
+    TargetContents, Unreadable, Watch, WriteOrder,
 };
 
 /// Events after which the loop lets its executor have a look at other tasks, and at completions.
@@ -44,6 +47,8 @@ pub(super) struct Pipeline {
     zeroes: Option<IoBuf>,
     state: State,
     events: u32,
+    /// Cleared by the first piece that the storage could not copy.
+    offloads: Arc<AtomicBool>,
 }
 
 /// How far it is.
@@ -65,6 +70,8 @@ enum Contents {
     Data(IoBuf),
     /// Zeroes.
     Zero,
+    /// The storage has put them there already; the buffer was not needed.
+    Copied(IoBuf),
 }
 
 struct ReadDone {
@@ -101,6 +108,8 @@ impl Pipeline {
         total: u64,
         cancel: Cancel,
     ) -> Self {
+        let offloads =
+            plan.options.offload == Offload::WherePossible && plan.options.write_flags.is_empty();
         let scanner = Scanner::new(sources.clone(), plan);
         let reads = match plan.options.order {
             WriteOrder::InOrder => Reads::InOrder(FuturesOrdered::new()),
@@ -118,6 +127,7 @@ impl Pipeline {
             zeroes: None,
             state: State::new(total),
             events: 0,
+            offloads: Arc::new(AtomicBool::new(offloads)),
         }
     }
 
@@ -236,8 +246,22 @@ impl Pipeline {
             OnReadError::Fail => None,
             OnReadError::Salvage => Some(source.node.clone()),
         };
+        let offload = self.offloads.load(Ordering::Relaxed).then(|| {
+            let (source, target) = (source.node.clone(), self.target.clone());
+            (source, target, Arc::clone(&self.offloads))
+        });
         Ok(Box::pin(async move {
             let mut unreadable = Vec::new();
+            if let Some((source, target, works)) = offload {
+                match offload::copy(&source, &target, &piece).await {
+                    Outcome::Copied => {
+                        let result = Ok(Contents::Copied(buf));
+                        return ReadDone { piece, result, unreadable };
+                    }
+                    Outcome::NotHere => {}
+                    Outcome::Refused => works.store(false, Ordering::Relaxed),
+                }
+            }
             let result = match (request.await, again) {
                 (Ok(()), _) => Ok(Contents::Data(buf)),
                 (Err(error), None) => Err((error, buf)),
@@ -285,7 +309,7 @@ impl Pipeline {
         }
         let (target, plan) = (self.target.clone(), self.plan);
         let turn = match contents {
-            Contents::Data(_) => watch.before_write(piece.to.len()),
+            Contents::Data(_) | Contents::Copied(_) => watch.before_write(piece.to.len()),
             Contents::Zero => None,
         };
         self.writes.push(Box::pin(async move {
@@ -294,7 +318,9 @@ impl Pipeline {
             }
             let result = write_piece(&target, &plan, piece, &contents).await;
             let buf = match contents {
-                Contents::Data(buf) if piece.kind == Kind::Data => Some(buf),
+                Contents::Data(buf) | Contents::Copied(buf) if piece.kind == Kind::Data => {
+                    Some(buf)
+                }
                 _ => None,
             };
             Written { piece, buf, result }
@@ -377,6 +403,10 @@ async fn write_piece(
 ) -> Result<Copied, CopyError> {
     let mut copied = Copied::default();
     let buf = match contents {
+        Contents::Copied(_) => {
+            copied.data = piece.to.len();
+            return Ok(copied);
+        }
         Contents::Data(buf) => buf.slice(0, to_usize(piece.to.len())),
         Contents::Zero => {
             write_zeroes(target, plan, piece.to).await?;

@@ -34,7 +34,7 @@ pub use create::create;
 pub use factory::{FileFactory, HostDeviceFactory};
 
 use crate::buf::IoVec;
-use crate::driver::{BlockDriver, Exactness, Prealloc, ReopenOptions, ReopenState};
+use crate::driver::{BlockDriver, CopySource, Exactness, Prealloc, ReopenOptions, ReopenState};
 use crate::error::{Error, OpenError, Result};
 use crate::flags::{Capabilities, RequestFlags, Support};
 use crate::info::{DriverInfo, InfoValue};
@@ -273,6 +273,19 @@ impl BlockDriver for FileDriver {
         }
         self.grow_to(range.end());
         Ok(())
+    }
+
+    async fn copy_from(self: Arc<Self>, range: ByteRange, source: CopySource) -> Result<()> {
+        let to = self.writable()?;
+        let from = source.node.driver().host_file().ok_or(Error::Unsupported)?;
+        let (start, len) = (range.offset(), range.len());
+        pool::run(move || to.copy_blocking(&from, source.offset, start, len)).await?;
+        self.grow_to(range.end());
+        Ok(())
+    }
+
+    fn host_file(&self) -> Option<Arc<Handle>> {
+        Some(self.handle())
     }
 
     async fn pwrite_zeroes(self: Arc<Self>, range: ByteRange, flags: RequestFlags) -> Result<()> {

@@ -1,0 +1,42 @@
+//! Copies of pieces inside of the storage: where a piece is, and whether all of it could be copied.
+
+use crate::driver::CopySource;
+use crate::node::Node;
+use crate::range::ByteRange;
+use crate::request::status::StatusDetail;
+
+use super::scan::Piece;
+
+/// What became of an attempt.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(super) enum Outcome {
+    /// The target has the piece.
+    Copied,
+    /// Not this piece: it is compressed, or nowhere in a file. Some of it may be copied.
+    NotHere,
+    /// These two cannot, or failed: reading and writing will tell more. Some of it may be copied.
+    Refused,
+}
+
+/// Copies a piece of `source` to `target` without reading it.
+pub(super) async fn copy(source: &Node, target: &Node, piece: &Piece) -> Outcome {
+    let mut rest = piece.from;
+    while !rest.is_empty() {
+        let found = source.block_status_above(None, rest, StatusDetail::Allocation).await;
+        let Some((len, mapping)) = found.ok().and_then(|f| Some((f.len, f.mapping?))) else {
+            return Outcome::NotHere;
+        };
+        let (here, after) = rest.split_at(len);
+        let to = piece.to.offset() + (here.offset() - piece.from.offset());
+        let from = CopySource { node: mapping.node, offset: mapping.offset };
+        let copied = match ByteRange::new(to, here.len()) {
+            Ok(range) if !range.is_empty() => target.copy_from(range, from).await.is_ok(),
+            _ => false,
+        };
+        if !copied {
+            return Outcome::Refused;
+        }
+        rest = after;
+    }
+    Outcome::Copied
+}

@@ -1,0 +1,34 @@
+//! Copies inside of the storage: no byte of them passes through memory.
+//!
+//! Advice to the driver more than a request: there is no fallback here, as the caller has a buffer or has
+//! not, and knows what else to do meanwhile. **Invariant:** `Unsupported` leaves old or new data in the
+//! range, nothing else.
+
+use std::sync::Arc;
+
+use crate::driver::CopySource;
+use crate::error::{Error, Result};
+use crate::flags::RequestFlags;
+use crate::node::Node;
+use crate::range::ByteRange;
+
+use super::tracked::Claim;
+use super::write;
+
+pub(super) async fn copy(node: &Node, range: ByteRange, source: CopySource) -> Result<()> {
+    write::check(node, range, RequestFlags::empty())?;
+    let from = ByteRange::new(source.offset, range.len())?;
+    let aligned = range.is_aligned(node.limits().request_alignment);
+    if !aligned || from.end() > source.node.len() {
+        return Err(Error::Unsupported);
+    }
+    if range.is_empty() {
+        return Ok(());
+    }
+    let _reading = source.node.begin(Claim::shared(from), RequestFlags::empty()).await?;
+    let _writing = node.begin(Claim::shared(range), RequestFlags::empty()).await?;
+    write::check(node, range, RequestFlags::empty())?;
+    let result = Arc::clone(node.driver()).copy_from(range, source).await;
+    node.finish_write(range, RequestFlags::empty());
+    result
+}

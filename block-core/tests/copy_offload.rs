@@ -1,0 +1,125 @@
+//! Copies inside of the storage: the bytes are not read, the rules of requests hold, and what cannot be
+//! copied that way is read and written.
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use block_core::driver::{BlockDriver, CopySource};
+use block_core::format::raw::RawFactory;
+use block_core::io::exec::block_on;
+use block_core::job::copy::{CopyOptions, CopySource as Source, Offload, Progress, copy};
+use block_core::proto::file::FileFactory;
+use block_core::proto::mem::MemDriver;
+use block_core::registry::OpenContext;
+use block_core::request::status::{DriverStatus, StatusDetail};
+use block_core::{BlockLimits, ByteRange, Cancel, Capabilities, Error, IoVec, Node, OpenFlags};
+use block_core::{Options, Registry, RequestFlags, Result, graph};
+
+/// A view of a node that says where everything is and reads nothing.
+struct Unread(Node);
+
+#[async_trait]
+impl BlockDriver for Unread {
+    fn name(&self) -> &'static str {
+        "unread"
+    }
+
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn limits(&self) -> BlockLimits {
+        BlockLimits::default()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+
+    fn is_read_only(&self) -> bool {
+        true
+    }
+
+    async fn preadv(self: Arc<Self>, _: ByteRange, _: IoVec) -> Result<()> {
+        Err(Error::IO)
+    }
+
+    async fn pwritev(self: Arc<Self>, _: ByteRange, _: IoVec, _: RequestFlags) -> Result<()> {
+        Err(Error::ReadOnly)
+    }
+
+    async fn block_status(
+        self: Arc<Self>,
+        range: ByteRange,
+        _: StatusDetail,
+    ) -> Result<DriverStatus> {
+        Ok(DriverStatus::data(range.len()).at(self.0.clone(), range.offset()))
+    }
+}
+
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len).map(|at| u8::try_from(at / 512 % 251 + 1).unwrap()).collect()
+}
+
+fn open(path: &Path, driver: &str) -> Node {
+    let registry = Registry::new().with(FileFactory).with(RawFactory);
+    let context = OpenContext::new(Arc::new(registry), OpenFlags::READ_WRITE);
+    let options = Options::filename(path.to_str().unwrap()).with("driver", driver);
+    block_on(context.open(options)).unwrap()
+}
+
+fn range(offset: u64, len: u64) -> ByteRange {
+    ByteRange::new(offset, len).unwrap()
+}
+
+#[test]
+fn files_are_copied_without_being_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    let contents = bytes(3 << 20);
+    std::fs::write(&from, &contents).unwrap();
+    std::fs::write(&to, vec![0; contents.len()]).unwrap();
+    let (source, target) = (open(&from, "file"), open(&to, "raw"));
+    let unread = Node::new(Arc::new(Unread(source.clone())), Default::default());
+    let options = CopyOptions { offload: Offload::WherePossible, ..CopyOptions::default() };
+    let sources = vec![Source::new(unread.clone(), source.len())];
+    let watch = |_: Progress| ();
+    let copied = block_on(copy(sources.clone(), &target, options, &Cancel::new(), watch)).unwrap();
+    assert_eq!(copied.data, source.len());
+    assert!(std::fs::read(&to).unwrap() == contents);
+    // To see that it was this way: without it, the source would have been read.
+    let failed = block_on(copy(sources, &target, CopyOptions::default(), &Cancel::new(), watch));
+    assert!(failed.is_err());
+    block_on(graph::close(&target)).unwrap();
+}
+
+#[test]
+fn a_copy_keeps_the_rules_of_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    std::fs::write(&from, bytes(8192)).unwrap();
+    std::fs::write(&to, vec![0; 4096]).unwrap();
+    let (source, target) = (open(&from, "file"), open(&to, "file"));
+    let part = |offset| CopySource { node: source.clone(), offset };
+    assert_eq!(block_on(target.copy_from(range(512, 1024), part(4096))), Ok(()));
+    assert!(std::fs::read(&to).unwrap()[512..1536] == bytes(8192)[4096..5120]);
+    // It grows what grows.
+    assert_eq!(block_on(target.copy_from(range(4096, 512), part(0))), Ok(()));
+    assert_eq!(target.len(), 4608);
+    // Not beyond the end of the source, and not from what is no file.
+    let beyond = block_on(target.copy_from(range(0, 1024), part(7680)));
+    assert_eq!(beyond, Err(Error::Unsupported));
+    let memory = Node::new(Arc::new(MemDriver::new(8192)), Default::default());
+    let from_memory = CopySource { node: memory.clone(), offset: 0 };
+    let refused = block_on(target.copy_from(range(0, 512), from_memory));
+    assert_eq!(refused, Err(Error::Unsupported));
+    assert_eq!(block_on(memory.copy_from(range(0, 512), part(0))), Err(Error::Unsupported));
+    // Not while the target is drained.
+    let guard = block_on(graph::drain(&target));
+    let mut waits = target.copy_from(range(0, 512), part(0));
+    assert!(futures::FutureExt::now_or_never(&mut waits).is_none());
+    drop(guard);
+    assert_eq!(block_on(waits), Ok(()));
+}

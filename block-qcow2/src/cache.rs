@@ -246,6 +246,19 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         keys.into_iter().for_each(|key| self.remove(key));
     }
 
+    /// Forgets the clean entries that were not looked at since the last sweep.
+    pub(crate) fn sweep(&self) {
+        let mut shelf = self.shelf.write();
+        let mut index = 0;
+        while let Some(slot) = shelf.slots.get_mut(index) {
+            if slot.dirty || std::mem::take(slot.used.get_mut()) {
+                index += 1;
+            } else {
+                shelf.remove_slot(index);
+            }
+        }
+    }
+
     /// Forgets all entries, changed or not.
     pub(crate) fn clear(&self) {
         let mut flights = self.flights.lock();
@@ -388,6 +401,23 @@ mod tests {
         let cache = cache(4, 0, 5);
         assert_eq!(load(&cache, 1), 2);
         assert_eq!(cache.peek(1), None);
+    }
+
+    #[test]
+    fn a_sweep_takes_what_was_not_looked_at_since_the_last() {
+        let cache = cache(8, 0, 1000);
+        (0..4).for_each(|key| assert_eq!(load(&cache, key), key * 2));
+        cache.modify(3, 6, |_| ());
+        cache.sweep();
+        assert_eq!(cache.shelf.read().slots.len(), 4, "all of them are new");
+        assert_eq!(cache.peek(1), Some(2));
+        cache.sweep();
+        assert_eq!([0, 1, 2, 3].map(|key| cache.peek(key)), [None, Some(2), None, Some(6)]);
+        cache.clean(3, |_| true);
+        cache.sweep();
+        cache.sweep();
+        assert!(cache.shelf.read().slots.is_empty());
+        assert_eq!(cache.budget.used(), 0);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use futures::future::BoxFuture;
 use parking_lot::RwLock;
 
 use crate::cache::Cache;
+use crate::cleaner::Cleaner;
 use crate::compress::inflate::Inflater;
 use crate::gate::{Gate, Pass};
 use crate::geometry::{DataLocation, Geometry, GeometryCell};
@@ -74,6 +75,8 @@ pub struct Qcow2Driver {
     pub(crate) writer: Option<Writer>,
     /// Of an image with a writer: whether it was reopened for reading only.
     pub(crate) read_only: AtomicBool,
+    /// Gives memory back, where that was asked for.
+    pub(crate) _cleaner: Option<Cleaner>,
 }
 
 /// Lists of the image besides its tables.

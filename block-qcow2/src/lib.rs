@@ -53,6 +53,7 @@ mod alloc;
 mod amend;
 mod cache;
 mod check;
+mod cleaner;
 pub mod compress;
 mod cow;
 pub mod create;

@@ -88,6 +88,7 @@ impl Qcow2Driver {
         let range = range.ok().filter(|range| range.end() <= self.file.len());
         let beyond = Fault::new("L2 table beyond the end of the file", at.bytes());
         let range = range.ok_or_else(|| self.fault(beyond))?;
+        self.event("l2_load");
         let load = || load(self.file.clone(), range);
         self.slices.peek_or_load(at.bytes(), load).await
     }

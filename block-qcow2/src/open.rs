@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use block_core::ability::{Measurement, Repair};
@@ -23,6 +24,7 @@ use roaring::RoaringTreemap;
 use crate::alloc::Meta;
 use crate::cache::{Cache, CacheSize};
 use crate::check::check_image;
+use crate::cleaner::Cleaner;
 use crate::compress::inflate::Inflater;
 use crate::driver::{Access, Events, Lists, Qcow2Driver};
 use crate::gate::Gate;
@@ -51,10 +53,10 @@ use crate::{create, measure, persist_bitmap, snapshot};
 const INFLATED_BYTES: u64 = 256 << 10;
 
 /// Options of the format that ask for what this driver does not do.
-const NOT_IMPLEMENTED: [&str; 3] = ["cache-clean-interval", "encrypt.format", "encrypt.key-secret"];
+const NOT_IMPLEMENTED: [&str; 2] = ["encrypt.format", "encrypt.key-secret"];
 
 /// Opens and makes `qcow2` images. Options of opening: `file`, `backing`, `data-file`,
-/// `l2-cache-size`, `l2-cache-entry-size`, `refcount-cache-size`, `cache-size`, `lazy-refcounts`,
+/// `l2-cache-size`, `l2-cache-entry-size`, `refcount-cache-size`, `cache-size`, `cache-clean-interval`, `lazy-refcounts`,
 /// `pass-discard-request`, `pass-discard-snapshot`, `pass-discard-other`, `discard-no-unref`,
 /// `overlap-check` (and `overlap-check.*`), `snapshot` (or `snapshot.id`, `snapshot.name`).
 pub struct Qcow2Factory;
@@ -111,6 +113,8 @@ fn not_supported(what: &'static str) -> OpenError {
 struct CacheOptions {
     l2_cache_bytes: Option<u64>,
     slice_bytes: Option<u64>,
+    /// After how many seconds tables that nobody uses are dropped; 0: never.
+    clean_seconds: u64,
 }
 
 impl CacheOptions {
@@ -135,6 +139,7 @@ impl CacheOptions {
         Ok(Self {
             l2_cache_bytes: l2.or(total.map(|total| total.saturating_sub(refcounts.unwrap_or(0)))),
             slice_bytes: options.take_size("l2-cache-entry-size")?,
+            clean_seconds: options.take_size("cache-clean-interval")?.unwrap_or(0),
         })
     }
 }
@@ -173,6 +178,8 @@ struct Prepared {
     image: Image,
     references: ReferenceOptions,
     slices: CacheSize,
+    /// How often memory of unused tables is given back.
+    interval: Option<Duration>,
     writing: WriterOptions,
     view: Option<Selector>,
     context: OpenContext,
@@ -214,7 +221,9 @@ impl Prepared {
             image.look_at(&file, view).await?;
         }
         let slices = slice_cache_size(&image.parts.header, caches, context.budget.limit())?;
-        Ok(Box::new(Self { file, image, references, slices, writing, view, context }))
+        let interval =
+            (caches.clean_seconds > 0).then(|| Duration::from_secs(caches.clean_seconds));
+        Ok(Box::new(Self { file, image, references, slices, interval, writing, view, context }))
     }
 
     /// The node that holds guest data; `None` if it is a data file that stays closed.
@@ -268,7 +277,7 @@ impl Prepared {
         data: Option<Node>,
         backing: Option<Node>,
     ) -> Result<Arc<dyn BlockDriver>, OpenError> {
-        let Self { file, image, slices, writing, view, context, .. } = *self;
+        let Self { file, image, slices, interval, writing, view, context, .. } = *self;
         let header = &image.parts.header;
         let (geometry, disk_len) = (header.geometry, image.disk_len);
         let compression = header.compression;
@@ -306,6 +315,7 @@ impl Prepared {
             allocations: Allocations::default(),
             writer,
             read_only: AtomicBool::new(false),
+            _cleaner: interval.and_then(|every| Cleaner::start(every, this.clone())),
         }))
     }
 }

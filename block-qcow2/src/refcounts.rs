@@ -455,6 +455,15 @@ impl Refcounts {
         Ok(0)
     }
 
+    /// Drops clean blocks that were not looked at since the call that returned `since`; to be given to the
+    /// next call.
+    pub(crate) fn sweep(&mut self, since: u64) -> u64 {
+        self.blocks.retain(|_, block| {
+            block.dirty.is_some() || block.writing.is_some() || block.used > since
+        });
+        self.clock
+    }
+
     /// Whether so much is dirty that it should be written before more is.
     pub(crate) fn is_crowded(&self) -> bool {
         let dirty = self.blocks.values().filter(|block| block.dirty.is_some()).count();

@@ -117,6 +117,7 @@ impl Qcow2Driver {
 
     /// Makes everything that was written stable, guest data included.
     pub(crate) async fn barrier(&self) -> Result<()> {
+        self.event("flush_to_disk");
         if let Some(data) = self.data.as_ref().filter(|data| !data.same(&self.file)) {
             data.flush().await?;
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use block_core::driver::BlockDriver;
 use block_core::options::OpenFlags;
 use block_core::proto::mem::MemDriver;
-use block_core::{Alignment, ByteRange, Error, IoBuf, Node};
+use block_core::{Alignment, ByteRange, Error, IoBuf, Node, Options};
 use block_testkit::disk::fault::{Fault, Rule};
 use block_testkit::disk::hold::{Hold, Point};
 use block_testkit::disk::record::Record;
@@ -149,4 +149,29 @@ fn readers_on_several_threads_agree() {
             });
         }
     });
+}
+
+/// `cache-clean-interval`: memory of tables that nobody uses goes back, also while nobody asks for
+/// anything; what is used again is read again.
+#[test]
+fn tables_that_nobody_uses_give_their_memory_back() {
+    let dir = ImageDir::new().unwrap();
+    let options = ["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", "x", "1G"];
+    dir.qemu_img(&options).unwrap();
+    let context = support::context(OpenFlags::READ_ONLY);
+    let options = Options::filename(dir.path("x").to_str().unwrap()).with("driver", "qcow2");
+    let options = options.with("l2-cache-entry-size", "512").with("cache-clean-interval", "1");
+    let node = block_on(context.open(options)).unwrap();
+    for step in 0..256u64 {
+        assert_eq!(read(&node, step << 22, 512).unwrap(), [0; 512]);
+    }
+    let held = context.budget.used();
+    assert!(held >= 100 * 512, "{held} bytes are held by the cache");
+    let start = std::time::Instant::now();
+    while context.budget.used() > 4096 {
+        let waited = start.elapsed();
+        assert!(waited.as_secs() < 30, "{} bytes after {waited:?}", context.budget.used());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert_eq!(read(&node, 1 << 22, 512).unwrap(), [0; 512]);
 }

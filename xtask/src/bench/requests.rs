@@ -87,23 +87,23 @@ fn measure_row(
 /// Before the first sample of a row: an allocated disk is in the page cache, or it is not at all if the
 /// row bypasses it, because a direct write must first throw out what the page cache has.
 ///
-/// For writes both files come into it by the same small writes: what a write costs depends on how large
-/// the folios there are, and those are as large as what filled them.
+/// For writes both files get the same bytes, as a row may write to a part of them only, and come into the
+/// page cache by the same small writes: what a write costs depends on how large the folios there are, and
+/// those are as large as what filled them.
 fn settle(programs: &Programs, disk: &Disk, requests: &Requests) -> Result<()> {
     disk.forget()?;
-    if requests.direct {
-        return Ok(());
-    }
-    if requests.direction == Direction::Read {
-        return disk.read();
-    }
-    if disk.start == Start::Allocated {
-        let all = Requests { count: disk.len / requests.len, ..requests.clone() };
+    if requests.direction == Direction::Write && disk.start == Start::Allocated {
+        let count = disk.len / requests.len;
+        let all = Requests { count, direct: false, ..requests.clone() };
         for contender in [Contender::REFERENCE, Contender::BlockCore] {
             run::json(&mut contender.command(programs, disk, &all))?;
         }
     }
-    Ok(())
+    match (requests.direct, requests.direction) {
+        (true, _) => disk.forget(),
+        (false, Direction::Read) => disk.read(),
+        (false, Direction::Write) => Ok(()),
+    }
 }
 
 /// Those who can send `requests` here: an engine may be refused (io_uring in containers) or not built

@@ -59,8 +59,7 @@ impl Qcow2Driver {
             match self.zero_some(rest, target).await? {
                 Ok(done) => rest = rest.split_at(done).1,
                 Err(Stop::Blocked(blocker)) => self.allocations.wait(blocker).await,
-                Err(Stop::Partial) if rest == inside => return Err(Error::Unsupported),
-                // The head is done already, and stays zero.
+                // What is done already stays zero: the layer writes the same once more.
                 Err(Stop::Partial) => return Err(Error::Unsupported),
             }
         }

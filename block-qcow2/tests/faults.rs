@@ -43,6 +43,8 @@ struct Told {
     injected: u64,
     /// The operation that failed.
     failed: Option<Op>,
+    /// An operation that the image refuses anyhow was hit, and returned that error.
+    refused: Option<Op>,
 }
 
 fn file(bytes: &[u8]) -> Arc<MemDisk> {
@@ -69,6 +71,10 @@ async fn play(player: &Player, setup: &Setup, ops: &[Op], fault: &Fault) -> Resu
             return Err(format!("{op:?} failed with another error: {played:?}"));
         }
         if !failed {
+            // A snapshot too many for narrow refcounts: its own error stands before that of taking back.
+            if hit && matches!(played, Played::Returned(Err(_))) {
+                told.refused = Some(op.clone());
+            }
             continue;
         }
         told.failed = Some(op.clone());
@@ -123,11 +129,12 @@ fn run(game: &Game<Setup>, plan: Option<Plan>) -> Result<Told, String> {
     judged.survived(&game.setup)?;
     // Holes that are not made, and a file that stays longer than it must, cost nobody anything.
     let silent = plan.is_some_and(|plan| matches!(plan.kind, Kind::Discard | Kind::Truncate));
-    if told.injected > 0 && told.failed.is_none() && !silent {
+    let heard = told.failed.as_ref().or(told.refused.as_ref());
+    if told.injected > 0 && heard.is_none() && !silent {
         return Err("a request failed and nobody heard of it".to_owned());
     }
     let leaks = judged.report.leaks();
-    let most = told.failed.as_ref().map_or(0, |op| may_leak(&game.setup, op));
+    let most = heard.map_or(0, |op| may_leak(&game.setup, op));
     if leaks > most {
         return Err(format!("{leaks} leaks of at most {most}: {}", judged.report));
     }

@@ -35,6 +35,9 @@ pub struct BlockLimits {
     pub pdiscard_alignment: Option<Alignment>,
     /// Longest discard, in bytes.
     pub max_pdiscard: Option<u64>,
+    /// Compressed writes begin at a multiple of this and end at one, or at the end of the disk (cluster
+    /// size). `None` where there are no compressed writes.
+    pub compressed_write_alignment: Option<Alignment>,
 }
 
 impl Default for BlockLimits {
@@ -51,14 +54,15 @@ impl Default for BlockLimits {
             max_pwrite_zeroes: None,
             pdiscard_alignment: None,
             max_pdiscard: None,
+            compressed_write_alignment: None,
         }
     }
 }
 
 impl BlockLimits {
     /// The limits of a node that passes requests to both `self` and `child`: the larger of the
-    /// alignments, the smaller of the maxima. Zero and discard limits are the driver's own business
-    /// and are not inherited.
+    /// alignments, the smaller of the maxima. Limits of zero, discard and compressed writes are the driver's own
+    /// business and are not inherited.
     #[must_use]
     pub fn merge(&self, child: &Self) -> Self {
         Self {
@@ -90,6 +94,7 @@ impl BlockLimits {
             max_pwrite_zeroes: cut(self.max_pwrite_zeroes),
             pdiscard_alignment: self.pdiscard_alignment,
             max_pdiscard: cut(self.max_pdiscard),
+            compressed_write_alignment: self.compressed_write_alignment,
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::buf::IoVec;
 use crate::driver::{Exactness, Prealloc};
 use crate::error::{Error, Result};
 use crate::flags::{RequestFlags, Support};
-use crate::limits::IOV_MAX;
+use crate::limits::{BlockLimits, IOV_MAX};
 use crate::node::{DetectZeroes, Node};
 use crate::range::{ByteRange, MAX_LEN, to_u64};
 
@@ -104,6 +104,9 @@ pub(super) async fn write(
     if range.is_empty() {
         return Ok(());
     }
+    if flags.contains(RequestFlags::COMPRESSED) {
+        check_compressed(&limits, range, node.len())?;
+    }
     // A growing write that may have to cut off its own padding owns everything behind it, and so does
     // one that may become a growing zero write.
     let detects = node.options().detect_zeroes != DetectZeroes::Off;
@@ -127,6 +130,17 @@ pub(super) async fn write(
     result?;
     let emulate_fua = emulate_fua || (detected && zeroes::needs_flush(node, flags));
     if emulate_fua { flush::flush_node(node).await } else { Ok(()) }
+}
+
+/// Whole clusters only, the last one of the disk as far as it goes: what is compressed is a cluster.
+fn check_compressed(limits: &BlockLimits, range: ByteRange, len: u64) -> Result<()> {
+    let cluster = limits.compressed_write_alignment.unwrap_or(limits.request_alignment);
+    let whole = ByteRange::from_bounds(range.offset(), cluster.round_up(range.end()));
+    match whole {
+        Ok(whole) if range.end() == len && whole.is_aligned(cluster) => Ok(()),
+        _ if range.is_aligned(cluster) => Ok(()),
+        _ => Err(Error::Invalid),
+    }
 }
 
 /// Step 3 of what writes to `range`: a ticket, and whether `grows` is true under it. A request that

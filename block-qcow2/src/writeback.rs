@@ -246,21 +246,28 @@ impl Qcow2Driver {
     /// Gives back what nobody uses: punches its space out of the file, then lowers its refcount, so that
     /// it is not given out before the punch is done.
     async fn release(&self, writer: &Writer) -> Result<()> {
-        let mut holes = Vec::new();
-        let ready = {
+        let (mut ready, mut holes) = (Vec::new(), Vec::new());
+        let mut failed = Ok(());
+        {
             let mut meta = writer.meta.lock().await;
-            let ready = meta.take_ready(|since| self.gate.is_past(since));
-            for freed in ready.iter().filter(|freed| writer.discards.passes(freed.reason)) {
-                let run = freed.run;
-                holes.extend(last_references(&mut meta, run).await);
+            for freed in meta.take_ready(|since| self.gate.is_past(since)) {
+                if writer.discards.passes(freed.reason) {
+                    match last_references(&mut meta, freed.run).await {
+                        Ok(parts) => holes.extend(parts),
+                        Err(error) => {
+                            meta.written.push(freed);
+                            failed = failed.and(Err(error));
+                            continue;
+                        }
+                    }
+                }
+                ready.push(freed);
             }
-            ready
-        };
+        }
         for hole in holes {
             self.punch(hole).await;
         }
         let mut meta = writer.meta.lock().await;
-        let mut failed = Ok(());
         for freed in ready {
             self.event("cluster_free");
             self.forget_inflated(freed.run);
@@ -291,10 +298,10 @@ impl Qcow2Driver {
 }
 
 /// The parts of a run that nobody else refers to.
-async fn last_references(meta: &mut Meta, run: Run) -> Vec<Run> {
+async fn last_references(meta: &mut Meta, run: Run) -> Result<Vec<Run>> {
     let mut parts: Vec<Run> = Vec::new();
     for cluster in run.first..run.first + run.count {
-        if !matches!(meta.refcounts.get(cluster).await, Ok(1)) {
+        if meta.refcounts.get(cluster).await? != 1 {
             continue;
         }
         match parts.last_mut() {
@@ -302,5 +309,5 @@ async fn last_references(meta: &mut Meta, run: Run) -> Vec<Run> {
             _ => parts.push(Run { first: cluster, count: 1 }),
         }
     }
-    parts
+    Ok(parts)
 }

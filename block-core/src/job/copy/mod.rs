@@ -24,6 +24,7 @@ mod salvage;
 mod scan;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use futures::future::BoxFuture;
 

@@ -86,7 +86,7 @@ proptest! {
         }
         // What ends inside of a cluster of the target is not compressed.
         let total = to_u64(expect.len());
-        let ragged = disk.len() != total && total % unit != 0;
+        let ragged = disk.len() != total && !total.is_multiple_of(unit);
         prop_assert!(plain.len() <= usize::from(ragged), "{plain:?}");
         let last = total / unit * unit;
         prop_assert!(plain.iter().all(|range| range.offset() == last));

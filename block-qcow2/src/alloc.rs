@@ -22,6 +22,7 @@ use crate::header_store::HeaderStore;
 use crate::overlap::{OverlapMap, Section};
 use crate::plan::Dropped;
 use crate::refcounts::{Refcounts, Run, Want};
+use crate::spec::Fault;
 use crate::units::{GuestOffset, HostOffset};
 
 /// Why a cluster is not needed any more; decides whether its space is punched out of the file.
@@ -132,6 +133,22 @@ impl Meta {
         let fresh = start >= self.fresh_from;
         self.fresh_from = self.fresh_from.max((run.first + run.count) << bits);
         Place { host: HostOffset::new(start), count: run.count, fresh }
+    }
+
+    /// The place that the next guest cluster would get, if it is fresh and known without reading. Not
+    /// taken yet: see [`Meta::take_fresh`].
+    pub(crate) fn fresh_at_hand(&self) -> Option<Place> {
+        let host = HostOffset::new(self.refcounts.next_at_hand()? << self.geometry.cluster_bits());
+        let fresh =
+            host.bytes() >= self.fresh_from && self.geometry.data_location() == DataLocation::Image;
+        fresh.then_some(Place { host, count: 1, fresh })
+    }
+
+    /// Takes the place that [`Meta::fresh_at_hand`] told, in the same turn of the lock.
+    pub(crate) fn take_fresh(&mut self, place: Place) -> Result<(), Fault> {
+        let first = place.host.bytes() >> self.geometry.cluster_bits();
+        self.place(Run { first, count: place.count });
+        self.refcounts.take_next(first)
     }
 
     /// Gives back what an entry held.

@@ -284,7 +284,9 @@ impl BlockDriver for Qcow2Driver {
             return None;
         }
         let _pass = self.gate.try_enter()?;
-        let (host, node) = self.in_place_at_once(range)?;
+        let Some((host, node)) = self.in_place_at_once(range) else {
+            return self.allocate_now(range, iov);
+        };
         // Damage is told by the long way.
         writer.overlap.check_data(host).ok()?;
         node.write_now(host, iov)
@@ -333,6 +335,7 @@ impl BlockDriver for Qcow2Driver {
                 Err(fault) => self.after(Err(fault.into())).await,
             };
         }
+        // Boxed, as for reads.
         let write: BoxFuture<'static, _> = Box::pin(Arc::clone(&self).write(range, iov));
         let written = write.await;
         self.after(written).await

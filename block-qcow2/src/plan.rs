@@ -6,6 +6,7 @@
 
 use block_core::ByteRange;
 use block_core::range::to_usize;
+use smallvec::SmallVec;
 
 use crate::geometry::{DataLocation, Geometry};
 use crate::spec::Fault;
@@ -172,9 +173,9 @@ pub(crate) fn link(
     allocation: &Allocation,
     host: HostOffset,
     may_drop: impl Fn(Dropped) -> Result<(), Fault>,
-) -> Result<Vec<Dropped>, Fault> {
-    let mut dropped = Vec::new();
-    let mut entries = Vec::new();
+) -> Result<SmallVec<[Dropped; 1]>, Fault> {
+    let mut dropped = SmallVec::new();
+    let mut entries: SmallVec<[_; 1]> = SmallVec::new();
     let mut offset = allocation.clusters.offset();
     while offset < allocation.clusters.end() {
         let guest = GuestOffset::new(offset);

@@ -85,6 +85,7 @@ mod table;
 mod tables;
 pub mod units;
 mod write;
+mod write_compressed;
 mod write_now;
 mod writeback;
 mod writer;

@@ -201,6 +201,12 @@ impl Refcounts {
         Ok(())
     }
 
+    /// Whether a cluster in use can be referred to once more.
+    pub(crate) async fn can_step_up(&mut self, cluster: u64) -> Result<bool> {
+        let count = self.get(cluster).await?;
+        Ok((1..max_refcount(self.geometry)).contains(&count))
+    }
+
     async fn step_one(&mut self, cluster: u64, step: Step) -> Result<()> {
         let old = self.get(cluster).await?;
         let offset = cluster << self.geometry.cluster_bits();

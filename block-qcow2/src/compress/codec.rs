@@ -24,8 +24,10 @@ pub struct Codec {
     deflate: Option<Decompressor>,
     zstd: Option<Decoder<'static>>,
     encoders: Encoders,
-    /// Where a cluster is inflated that is then copied elsewhere.
+    /// A cluster that is inflated and then copied elsewhere, or that is about to be compressed.
     scratch: Vec<u8>,
+    /// Where a cluster is compressed.
+    compressed: Vec<u8>,
 }
 
 impl Codec {
@@ -39,6 +41,24 @@ impl Codec {
     /// The bytes depend on the arguments alone, not on what the codec did before.
     pub fn compress(&mut self, encoding: Encoding, src: &[u8], dst: &mut [u8]) -> Option<usize> {
         self.encoders.compress(encoding, src, dst)
+    }
+
+    /// Compresses what `fill` puts into `len` bytes; `None` if that does not make them fewer.
+    pub(crate) fn compress_with(
+        &mut self,
+        encoding: Encoding,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Option<Vec<u8>> {
+        let mut src = std::mem::take(&mut self.scratch);
+        let mut dst = std::mem::take(&mut self.compressed);
+        src.resize(len, 0);
+        dst.resize(len.saturating_sub(1), 0);
+        fill(&mut src);
+        let done = self.compress(encoding, &src, &mut dst);
+        let payload = done.and_then(|len| dst.get(..len)).map(<[u8]>::to_vec);
+        (self.scratch, self.compressed) = (src, dst);
+        payload
     }
 
     /// Inflates the payload at the start of `src` to all of `dst`.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use block_core::budget::MemoryBudget;
 use block_core::error::Problem;
-use block_core::range::to_usize;
+use block_core::range::{to_u64, to_usize};
 use block_core::{Alignment, ByteRange, Error, IoVec, Node, OpenError, Options, OwnedBuf};
 use block_core::{RequestFlags, Result};
 use futures::{Stream, StreamExt, stream};
@@ -84,7 +84,7 @@ impl CompressedOptions {
         let encoding = Encoding::new(compression, self.level, self.window)
             .map_err(|problem| bad_option("compression-level", problem))?;
         // Where the file takes writes of any length, the page cache gathers them as well as this one.
-        let aligned = false && file.limits().request_alignment > Alignment::ONE;
+        let aligned = file.limits().request_alignment > Alignment::ONE;
         let bytes = self.cache_bytes.unwrap_or(if aligned { CACHE_BYTES } else { 0 });
         let in_image = geometry.data_location() == DataLocation::Image;
         let cache = (bytes > 0 && in_image).then(|| {
@@ -212,13 +212,13 @@ impl Qcow2Driver {
 
     /// Gives a compressed cluster its place. Waits for allocations in its way, and for room in the cache.
     async fn pack(&self, guest: ByteRange, bytes: Vec<u8>) -> Result<Step> {
-        let cache = self.writer()?.compressed.cache.as_ref();
+        let writer = self.writer()?;
         loop {
-            self.relieve().await?;
-            if let Some(cache) = cache {
+            if let Some(cache) = &writer.compressed.cache {
                 cache.room().await?;
             }
-            match self.try_pack(guest, block_core::range::to_u64(bytes.len())).await? {
+            self.relieve().await?;
+            match self.try_pack(guest, to_u64(bytes.len())).await? {
                 Ok((stored, running)) => {
                     let guest = GuestOffset::new(guest.offset());
                     return Ok(Step::Packed { guest, stored, bytes, running });
@@ -256,7 +256,6 @@ impl Qcow2Driver {
             Step::Packed { guest, stored, bytes, running } => (guest, stored, bytes, running),
         };
         let writer = self.writer()?;
-        self.event("write_compressed");
         let put = match &writer.compressed.cache {
             Some(cache) => cache.put(stored, &bytes).await,
             None => self.put_through(stored, &bytes).await,
@@ -281,6 +280,7 @@ impl Qcow2Driver {
         let overlap = &self.writer()?.overlap;
         overlap.check_data(range).map_err(|fault| self.fault(fault))?;
         let buf = OwnedBuf::copy_of(bytes, Alignment::PAGE)?;
+        self.event("write_compressed");
         self.file.write(range, buf.into_shared().into(), RequestFlags::empty()).await
     }
 

@@ -275,14 +275,20 @@ impl Qcow2Driver {
         }
         let mut meta = writer.meta.lock().await;
         for freed in ready {
-            if !evict_compressed(writer, &mut meta, freed.run).await {
-                // Its bytes are on their way to the file; nobody may be given the place meanwhile.
-                meta.limbo.push_back(Limbo { freed: vec![freed], since: self.gate.now() });
-                continue;
-            }
-            self.event("cluster_free");
-            self.forget_inflated(freed.run);
-            if let Err(error) = meta.refcounts.step(freed.run, Step::Down).await {
+            let stepped = match evict_compressed(writer, &mut meta, freed.run).await {
+                Ok(Eviction::InFlight) => {
+                    // Its bytes are on their way to the file; nobody may get the place meanwhile.
+                    meta.limbo.push_back(Limbo { freed: vec![freed], since: self.gate.now() });
+                    continue;
+                }
+                Ok(Eviction::Done) => {
+                    self.event("cluster_free");
+                    self.forget_inflated(freed.run);
+                    meta.refcounts.step(freed.run, Step::Down).await
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = stepped {
                 // Counted too high until it is tried again: a leak at worst.
                 meta.written.push(freed);
                 failed = failed.and(Err(error));
@@ -308,24 +314,23 @@ impl Qcow2Driver {
     }
 }
 
-/// Forgets what waits to be written to those host clusters of a run that are about to be free; `false`
-/// if a write of one of them is under way.
-async fn evict_compressed(writer: &Writer, meta: &mut Meta, run: Run) -> bool {
+/// Forgets what waits to be written to those host clusters of a run that are about to be free.
+async fn evict_compressed(writer: &Writer, meta: &mut Meta, run: Run) -> Result<Eviction> {
     let cache = writer.compressed.cache.as_ref().filter(|cache| !cache.is_empty());
     if cache.is_none() && meta.packing.is_none() {
-        return true;
+        return Ok(Eviction::Done);
     }
     let bits = meta.geometry.cluster_bits();
-    for last in last_references(meta, run).await {
+    for last in last_references(meta, run).await? {
         for cluster in last.first..last.first + last.count {
             let host = HostOffset::new(cluster << bits);
             if cache.is_some_and(|cache| cache.evict(host) == Eviction::InFlight) {
-                return false;
+                return Ok(Eviction::InFlight);
             }
             meta.packing = meta.packing.filter(|packing| packing.cluster != cluster);
         }
     }
-    true
+    Ok(Eviction::Done)
 }
 
 /// The parts of a run that nobody else refers to.

@@ -85,6 +85,8 @@ mod table;
 mod tables;
 pub mod units;
 mod write;
+mod write_compressed;
+mod write_now;
 mod writeback;
 mod writer;
 mod zero;

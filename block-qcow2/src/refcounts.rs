@@ -92,6 +92,18 @@ struct Block {
     _reservation: Reservation,
 }
 
+impl Block {
+    /// Sets the count number `within`. `None`, and nothing changed, if that cannot be.
+    fn set(&mut self, geometry: Geometry, within: u64, value: u64) -> Option<()> {
+        set_refcount(geometry, &mut self.bytes, within, value)?;
+        let bits = geometry.refcount_bits();
+        let start = to_usize(within * bits / 8);
+        let span = Span { start, end: to_usize((within + 1).saturating_mul(bits).div_ceil(8)) };
+        self.dirty = Span::merged(self.dirty, Some(span));
+        Some(())
+    }
+}
+
 /// The refcounts of one image.
 pub(crate) struct Refcounts {
     file: Node,
@@ -109,7 +121,7 @@ pub(crate) struct Refcounts {
     showing: BTreeSet<u64>,
     /// Whether the table has moved since the last write began.
     moved: bool,
-    /// Where the table was, still counted: the caller gives it back.
+    /// Counted and used by nobody, such as where the table was: the caller gives it back.
     pub(crate) left: Vec<Run>,
     blocks: HashMap<u64, Block>,
     max_blocks: usize,
@@ -189,6 +201,12 @@ impl Refcounts {
         Ok(())
     }
 
+    /// Whether a cluster in use can be referred to once more.
+    pub(crate) async fn can_step_up(&mut self, cluster: u64) -> Result<bool> {
+        let count = self.get(cluster).await?;
+        Ok((1..max_refcount(self.geometry)).contains(&count))
+    }
+
     async fn step_one(&mut self, cluster: u64, step: Step) -> Result<()> {
         let old = self.get(cluster).await?;
         let offset = cluster << self.geometry.cluster_bits();
@@ -213,15 +231,35 @@ impl Refcounts {
         let geometry = self.geometry;
         let (index, within) = self.place(cluster);
         let outside = Fault::new("refcount index", cluster);
-        let block = self.block(index).await?.ok_or(outside)?;
-        set_refcount(geometry, &mut block.bytes, within, value).ok_or(outside)?;
-        let bits = geometry.refcount_bits();
-        let start = to_usize(within * bits / 8);
-        let span = Span { start, end: to_usize((within + 1).saturating_mul(bits).div_ceil(8)) };
-        block.dirty = Span::merged(block.dirty, Some(span));
+        self.block(index)
+            .await?
+            .and_then(|block| block.set(geometry, within, value))
+            .ok_or(outside)?;
         if value == 0 {
             self.hint = self.hint.min(cluster.max(1));
         }
+        Ok(())
+    }
+
+    /// The cluster that [`Refcounts::allocate`] would give next, if that is known without reading and
+    /// nothing speaks against it.
+    pub(crate) fn next_at_hand(&self) -> Option<u64> {
+        let (index, within) = self.place(self.hint);
+        let block = self.blocks.get(&index)?;
+        let next = Run { first: self.hint, count: 1 };
+        let is_free = refcount(self.geometry, &block.bytes, within) == Some(0);
+        (is_free && self.check_free(next).is_ok()).then_some(next.first)
+    }
+
+    /// Takes the cluster that [`Refcounts::next_at_hand`] told.
+    pub(crate) fn take_next(&mut self, cluster: u64) -> Result<(), Fault> {
+        let (index, within) = self.place(cluster);
+        let outside = Fault::new("refcount index", cluster);
+        self.clock += 1;
+        let block = self.blocks.get_mut(&index).ok_or(outside)?;
+        block.used = self.clock;
+        block.set(self.geometry, within, 1).ok_or(outside)?;
+        self.hint = self.hint.max(cluster + 1);
         Ok(())
     }
 
@@ -334,7 +372,13 @@ impl Refcounts {
         }
         if table_clusters > 0 {
             let table = Run { first: first + blocks, count: table_clusters };
-            self.move_table(table, first, fresh, header).await?;
+            let before = self.table_offset;
+            let moved = self.move_table(table, first, fresh, header).await;
+            if moved.is_err() && self.table_offset != before {
+                // The new table counts what nobody gets now.
+                self.left.push(Run { first: first + blocks + table_clusters, count });
+            }
+            moved?;
         } else {
             for (index, block) in fresh {
                 self.add_block(index, first + (index - first_block), block);
@@ -379,7 +423,8 @@ impl Refcounts {
 
     /// Writes a longer table to `place`, with the `fresh` blocks that stand from cluster `first` on, and
     /// makes the header point at it. The old one's clusters stay counted, in `left`: a write of the old
-    /// table may be under way.
+    /// table may be under way. Once the header points at it, it is the table, also where the flush after
+    /// that fails: the next barrier makes the header stable before anything relies on it.
     ///
     /// The new table in the file shows the fresh blocks and those that the old one shows for good. The
     /// others follow with the next write: their contents need not be in the file yet.
@@ -419,7 +464,6 @@ impl Refcounts {
             })
             .await;
         switched?;
-        file.flush().await?;
         self.table_has_moved(offset, place.count << bits);
         for (at, (index, mut block)) in (first..).zip(fresh) {
             block.dirty = None;
@@ -427,7 +471,7 @@ impl Refcounts {
             self.hidden.remove(&index);
         }
         self.dirty_table = self.hidden.iter().map(|index| index / SECTOR_WORDS).collect();
-        Ok(())
+        file.flush().await
     }
 
     /// Notes that the header points at `len` bytes at `offset` for the table.
@@ -468,8 +512,8 @@ impl Refcounts {
 
     /// Whether so much is dirty that it should be written before more is.
     pub(crate) fn is_crowded(&self) -> bool {
-        let dirty = self.blocks.values().filter(|block| block.dirty.is_some()).count();
-        self.blocks.len() > self.max_blocks && dirty > self.max_blocks / 2
+        let dirty = || self.blocks.values().filter(|block| block.dirty.is_some()).count();
+        self.blocks.len() > self.max_blocks && dirty() > self.max_blocks / 2
     }
 
     /// Takes the dirty blocks, and those parts of the table that changed. Followed by

@@ -86,6 +86,10 @@ impl DriverFactory for Qcow2Factory {
         create::create(options, context).await
     }
 
+    fn compresses(&self) -> bool {
+        true
+    }
+
     async fn measure(
         &self,
         options: Options,

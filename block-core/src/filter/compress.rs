@@ -29,12 +29,14 @@ pub struct CompressDriver {
 }
 
 impl CompressDriver {
-    /// A filter on `file`, which must take compressed writes of clusters whose size is a power of two.
+    /// A filter on `file`, which must take compressed writes, or could if it were writable, of clusters
+    /// whose size is a power of two.
     pub fn new(file: Node) -> Result<Self, OpenError> {
         let cluster = file.limits().compressed_write_alignment;
-        let compresses = file.capabilities().compressed_write == Support::Native
-            && cluster.is_none_or(|cluster| cluster.bytes().is_power_of_two());
-        if !compresses {
+        let native = file.capabilities().compressed_write == Support::Native;
+        // What cannot be written to at all may say nothing of how it could.
+        let can = native || (file.is_read_only() && cluster.is_some());
+        if !can || cluster.is_some_and(|cluster| !cluster.bytes().is_power_of_two()) {
             let driver = file.driver().name();
             return Err(OpenError::Unsupported { driver, what: "writing compressed data" });
         }

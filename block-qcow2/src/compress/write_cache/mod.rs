@@ -146,20 +146,23 @@ impl WriteCache {
     /// Brings the bytes that are expected, then writes host clusters that are complete and that nobody
     /// writes. A host cluster that is in flight is waited for before it is changed.
     ///
-    /// On an error, and when the future is dropped, the bytes are abandoned: the caller must not link
+    /// On an error, and when the future is dropped (also before it was polled), the bytes are abandoned: the caller must not link
     /// them. The error may be that of an earlier write, of data whose writer was told that all is well.
-    pub(crate) async fn put(&self, stored: Stored, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn put(&self, stored: Stored, bytes: &[u8]) -> impl Future<Output = Result<()>> {
+        // Made here: a future that is dropped before it was polled has to abandon them too.
         let unfinished = Unfinished { cache: self, stored };
-        self.write_failed().await?;
-        while let PutAttempt::InFlight(flight) =
-            self.inner.change(|state| state.try_put(stored, bytes))
-        {
-            // Its failure is that of who began it, and later of everybody.
-            let _ = flight.await;
+        async move {
+            self.write_failed().await?;
+            while let PutAttempt::InFlight(flight) =
+                self.inner.change(|state| state.try_put(stored, bytes))
+            {
+                // Its failure is that of who began it, and later of everybody.
+                let _ = flight.await;
+            }
+            self.write_ready().await?;
+            std::mem::forget(unfinished);
+            Ok(())
         }
-        self.write_ready().await?;
-        std::mem::forget(unfinished);
-        Ok(())
     }
 
     /// The bytes that are expected will not come, or those that came are not wanted any more. Harmless
@@ -197,13 +200,15 @@ impl WriteCache {
     }
 
     /// Forgets a host cluster whose refcount is about to become 0. Called under the metadata lock, before
-    /// the cluster can be given to anybody.
+    /// the cluster can be given to anybody. If it is the one that is being filled, the allocator begins
+    /// another one.
     pub(crate) fn evict(&self, cluster: HostOffset) -> Eviction {
         debug_assert!(self.inner.cluster_size.is_aligned(cluster.bytes()), "{cluster:?}");
         self.inner.change(|state| state.evict(cluster))
     }
 
-    /// Forgets everything: the image is read anew. Called when no request is inside and no flush runs.
+    /// Forgets everything: the image is read anew, and the allocator begins a new host cluster. Called
+    /// when no request is inside and no flush runs.
     pub(crate) fn clear(&self) {
         self.inner.change(State::clear);
     }

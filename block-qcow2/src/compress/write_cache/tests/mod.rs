@@ -1,6 +1,7 @@
 //! What the write cache promises, one promise a test, on disks that record, hold and fail requests.
 
 mod errors;
+mod model;
 mod races;
 mod room;
 mod writes;
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Wake;
 
 use block_core::node::NodeOptions;
-use block_core::range::to_usize;
+use block_core::range::{to_u64, to_usize};
 use block_core::{BlockDriver, Error};
 use block_testkit::disk::fault::{Effect, Fault, Rule};
 use block_testkit::disk::hold::{Hold, Point};

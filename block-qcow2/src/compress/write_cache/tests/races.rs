@@ -240,6 +240,19 @@ fn a_put_that_is_dropped_before_its_bytes_came_is_abandoned() {
     assert_eq!(rig.count(), 1);
 }
 
+/// (requirement: bytes that are never brought are no longer expected, even if nobody began to)
+#[test]
+fn a_put_that_is_dropped_before_it_was_polled_is_abandoned() {
+    let rig = Rig::new();
+    let (kept, lost) = (stored(2, 0, 5000), stored(2, 5000, 5000));
+    rig.store(kept).unwrap();
+    rig.cache.expect(lost).unwrap();
+    rig.cache.seal(host(2));
+    drop(rig.cache.put(lost, &bytes_of(lost)));
+    block_on(rig.cache.room()).unwrap();
+    assert_eq!(rig.requests(), "write 0x20000+0x2000\n", "complete without it");
+}
+
 /// (requirement: the memory lock of the cache is never held over a wait: threads make progress)
 #[test]
 fn many_writers_at_once() {

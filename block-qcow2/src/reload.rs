@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use block_core::{Error, OpenError, OpenFlags, Result};
 
 use crate::driver::{Lists, Qcow2Driver};
-use crate::open::{Image, note_metadata, read_meta};
+use crate::open::Image;
+use crate::writer::{note_metadata, read_meta};
 
 impl Qcow2Driver {
     /// Forgets everything and reads the image as it is now in the file.

@@ -23,6 +23,14 @@ pub(crate) const QEMU: Peer = Peer {
     elsewhere: "qemu-img in Fedora and Arch Linux, qemu-tools in openSUSE, qemu-img in Alpine",
 };
 
+/// strace, which counts the calls of a conversion.
+pub(crate) const STRACE: Peer = Peer {
+    programs: &["strace"],
+    version_option: "--version",
+    package: "strace",
+    elsewhere: "strace everywhere",
+};
+
 /// By its path: `/sbin` is on the search path of administrators only.
 pub(crate) const MKE2FS: &str = "/sbin/mke2fs";
 

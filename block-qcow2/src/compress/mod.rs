@@ -1,4 +1,4 @@
-//! Compressed clusters: reading and inflating them, the codecs, and the threads that run them.
+//! Compressed clusters: the codecs and the threads that run them, reading, and the cache of writes.
 
 pub mod codec;
 pub(crate) mod inflate;

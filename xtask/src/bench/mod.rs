@@ -5,6 +5,7 @@
 //! run. What each contender runs is printed with its result.
 
 mod against;
+mod compressed;
 mod contender;
 mod conversions;
 mod disks;
@@ -55,6 +56,7 @@ enum Part {
     Reads,
     Writes,
     Conversions,
+    Compressed,
     Layer,
 }
 
@@ -102,6 +104,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     if wanted(Part::Conversions) {
         text += &conversions::measure(&programs, &scratch, scale, &arguments.row)?;
+    }
+    if wanted(Part::Compressed) {
+        text += &compressed::measure(&programs, &scratch, scale, &arguments.row)?;
     }
     if !arguments.write {
         println!("{text}");

@@ -81,6 +81,7 @@ mod resize;
 mod snapshot;
 pub mod spec;
 mod status;
+pub mod stream;
 mod table;
 mod tables;
 pub mod units;

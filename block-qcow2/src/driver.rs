@@ -205,6 +205,7 @@ impl BlockDriver for Qcow2Driver {
             opt_transfer: Some(geometry.cluster_size()),
             pwrite_zeroes_alignment: Alignment::new(geometry.subcluster_size()),
             pdiscard_alignment: Some(geometry.cluster_alignment()),
+            compressed_write_alignment: Some(geometry.cluster_alignment()),
             ..BlockLimits::default()
         };
         let nodes = [self.data.as_ref(), self.backing.as_ref()];
@@ -224,7 +225,10 @@ impl BlockDriver for Qcow2Driver {
             zeroes_may_unmap: Support::Native,
             zeroes_no_fallback: Support::Native,
             discard: Support::Native,
-            compressed_write: Support::None,
+            compressed_write: match self.geometry().data_location() {
+                DataLocation::Image => Support::Native,
+                DataLocation::DataFile => Support::None,
+            },
             truncate: Support::Native,
             grows_on_write: false,
             has_zero_init: self.backing.is_none(),
@@ -322,13 +326,16 @@ impl BlockDriver for Qcow2Driver {
     ) -> Result<()> {
         self.check_access()?;
         let writer = self.writer()?;
-        if flags.contains(RequestFlags::COMPRESSED) {
-            return Err(Error::Unsupported);
-        }
         if writer.bitmaps.are_trusted() {
             self.distrust_bitmaps().await?;
         }
         let _pass = self.gate.enter().await;
+        if flags.contains(RequestFlags::COMPRESSED) {
+            let write: BoxFuture<'static, _> =
+                Box::pin(Arc::clone(&self).write_compressed(range, iov));
+            let written = write.await;
+            return self.after(written).await;
+        }
         if let Some((host, node)) = self.in_place_at_once(range) {
             return match writer.overlap.check_data(host) {
                 Ok(()) => node.write(host, iov, RequestFlags::empty()).await,

@@ -49,6 +49,7 @@ const NOT_IMPLEMENTED: [&str; 2] = ["encrypt.format", "encrypt.key-secret"];
 /// Opens and makes `qcow2` images. Options of opening: `file`, `backing`, `data-file`,
 /// `l2-cache-size`, `l2-cache-entry-size`, `refcount-cache-size`, `cache-size`, `cache-clean-interval`, `lazy-refcounts`,
 /// `pass-discard-request`, `pass-discard-snapshot`, `pass-discard-other`, `discard-no-unref`,
+/// `compression-level`, `compression-window` (`4k`, `32k`), `compressed-cache-size`,
 /// `overlap-check` (and `overlap-check.*`), `snapshot` (or `snapshot.id`, `snapshot.name`).
 pub struct Qcow2Factory;
 
@@ -83,6 +84,10 @@ impl DriverFactory for Qcow2Factory {
 
     async fn create(&self, options: Options, context: OpenContext) -> Result<(), OpenError> {
         create::create(options, context).await
+    }
+
+    fn compresses(&self) -> bool {
+        true
     }
 
     async fn measure(
@@ -284,10 +289,11 @@ impl Prepared {
             true => Some(make_writer(&file, &image, &writing, &context).await?),
             false => None,
         };
+        let unwritten = writer.as_ref().and_then(|writer| writer.compressed.cache.clone());
         let lists = Lists { snapshots: image.snapshots, bitmaps: image.bitmaps };
         Ok(Arc::new_cyclic(|this| Qcow2Driver {
             this: this.clone(),
-            inflater: Inflater::new(file.clone(), compression, geometry.cluster_size()),
+            inflater: Inflater::new(file.clone(), compression, geometry.cluster_size(), unwritten),
             slices: Cache::new(slices, Arc::clone(&context.budget)),
             clusters: Cache::new(clusters, Arc::clone(&context.budget)),
             header: HeaderStore::new(file.clone(), image.parts),

@@ -122,7 +122,7 @@ pub(crate) struct Refcounts {
     showing: BTreeSet<u64>,
     /// Whether the table has moved since the last write began.
     moved: bool,
-    /// Where the table was, still counted: the caller gives it back.
+    /// Counted and used by nobody, such as where the table was: the caller gives it back.
     pub(crate) left: Vec<Run>,
     blocks: Map<Block>,
     max_blocks: usize,
@@ -200,6 +200,12 @@ impl Refcounts {
             }
         }
         Ok(())
+    }
+
+    /// Whether a cluster in use can be referred to once more.
+    pub(crate) async fn can_step_up(&mut self, cluster: u64) -> Result<bool> {
+        let count = self.get(cluster).await?;
+        Ok((1..max_refcount(self.geometry)).contains(&count))
     }
 
     async fn step_one(&mut self, cluster: u64, step: Step) -> Result<()> {
@@ -367,7 +373,13 @@ impl Refcounts {
         }
         if table_clusters > 0 {
             let table = Run { first: first + blocks, count: table_clusters };
-            self.move_table(table, first, fresh, header).await?;
+            let before = self.table_offset;
+            let moved = self.move_table(table, first, fresh, header).await;
+            if moved.is_err() && self.table_offset != before {
+                // The new table counts what nobody gets now.
+                self.left.push(Run { first: first + blocks + table_clusters, count });
+            }
+            moved?;
         } else {
             for (index, block) in fresh {
                 self.add_block(index, first + (index - first_block), block);
@@ -412,7 +424,8 @@ impl Refcounts {
 
     /// Writes a longer table to `place`, with the `fresh` blocks that stand from cluster `first` on, and
     /// makes the header point at it. The old one's clusters stay counted, in `left`: a write of the old
-    /// table may be under way.
+    /// table may be under way. Once the header points at it, it is the table, also where the flush after
+    /// that fails: the next barrier makes the header stable before anything relies on it.
     ///
     /// The new table in the file shows the fresh blocks and those that the old one shows for good. The
     /// others follow with the next write: their contents need not be in the file yet.
@@ -452,7 +465,6 @@ impl Refcounts {
             })
             .await;
         switched?;
-        file.flush().await?;
         self.table_has_moved(offset, place.count << bits);
         for (at, (index, mut block)) in (first..).zip(fresh) {
             block.dirty = None;
@@ -460,7 +472,7 @@ impl Refcounts {
             self.hidden.remove(&index);
         }
         self.dirty_table = self.hidden.iter().map(|index| index / SECTOR_WORDS).collect();
-        Ok(())
+        file.flush().await
     }
 
     /// Notes that the header points at `len` bytes at `offset` for the table.

@@ -40,6 +40,9 @@ impl Qcow2Driver {
             let overlap = Arc::clone(&writer.overlap);
             let meta = read_meta(&self.file, &image, options, overlap, budget).await;
             *writer.meta.lock().await = meta.map_err(request_error)?;
+            if let Some(cache) = &writer.compressed.cache {
+                cache.clear();
+            }
         }
         if let Some(writer) = &self.writer {
             writer.bitmaps.found(&image.bitmaps);

@@ -17,8 +17,9 @@ use crate::map::Kind;
 use crate::metadata_io::{encode_words, write_bytes};
 use crate::overlap::Section;
 use crate::plan::{Allocation, dropped_by, set_words, words_at};
+use crate::snapshot::NotReplaced;
 use crate::spec::entry::{l1_entry, l2_entry};
-use crate::spec::header::MAX_L1_BYTES;
+use crate::spec::header::{MAX_L1_BYTES, Table};
 use crate::units::{GuestOffset, HostOffset};
 use crate::writeback::Extent;
 
@@ -137,26 +138,32 @@ impl Qcow2Driver {
         let mut words = self.l1.read().clone();
         words.resize(to_usize(bytes / 8), 0);
         self.event("l1_grow.write_table");
-        let moved = self.install_l1(offset, &words, count).await;
+        let replaced = self.replace_l1(offset, &words, count).await;
         let mut meta = self.writer()?.meta.lock().await;
-        match moved {
+        match replaced {
             Ok(old) => {
-                meta.drop_metadata(old.0, old.1, Reason::Other);
+                // It is given back behind a barrier, and so after the header is stable.
+                meta.drop_metadata(old.offset, u64::from(old.count) * 8, Reason::Other);
                 words.truncate(to_usize(count));
                 *self.l1.write() = words;
+                Ok(())
             }
-            Err(_) => meta.drop_metadata(offset, bytes, Reason::Other),
+            Err(NotReplaced::Before(error)) => {
+                meta.drop_metadata(offset, bytes, Reason::Other);
+                Err(error)
+            }
+            // The file may refer to either: both stay counted.
+            Err(NotReplaced::Unsure(error)) => Err(error),
         }
-        moved.map(drop)
     }
 
-    /// Writes an L1 table to `offset` and makes the header point at it; the place of the old one.
-    pub(crate) async fn install_l1(
+    /// Writes an L1 table to `offset` and makes the header point at it; the old one.
+    async fn replace_l1(
         &self,
         offset: HostOffset,
         words: &[u64],
         count: u64,
-    ) -> Result<(HostOffset, u64)> {
+    ) -> Result<Table, NotReplaced> {
         write_bytes(&self.file, offset, &encode_words(words)).await?;
         // Its refcounts, and everything that it points at.
         self.write_back(Extent::Everything).await?;
@@ -164,14 +171,12 @@ impl Qcow2Driver {
         self.event("l1_grow.activate_table");
         let old = self.header.with(|parts| parts.header.l1);
         let count = u32::try_from(count).map_err(|_| Error::Os(libc::EFBIG))?;
-        self.header
-            .update(|header| {
-                header.l1.offset = offset;
-                header.l1.count = count;
-            })
-            .await?;
-        self.file.flush().await?;
-        Ok((old.offset, u64::from(old.count) * 8))
+        let switched = self.header.update(|header| header.l1 = Table { offset, count }).await;
+        if let Err(error) = switched {
+            self.header.restore().await.map_err(|_| NotReplaced::Unsure(error))?;
+            return Err(error.into());
+        }
+        Ok(old)
     }
 
     /// Makes the rest of the cluster in which the disk ended read as zeroes.

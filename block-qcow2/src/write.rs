@@ -66,7 +66,7 @@ impl Payload {
 }
 
 /// A planned step.
-enum Work {
+pub(crate) enum Work {
     /// The data goes where it was.
     InPlace { guest: ByteRange, host: HostOffset },
     /// The data goes to a new place.
@@ -75,7 +75,7 @@ enum Work {
 
 impl Work {
     /// What of the guest's write it does.
-    fn guest(&self) -> ByteRange {
+    pub(crate) fn guest(&self) -> ByteRange {
         match self {
             Self::InPlace { guest, .. } => *guest,
             Self::Allocate { allocation, .. } => allocation.write,
@@ -171,7 +171,7 @@ impl Qcow2Driver {
     }
 
     /// Plans the first step of a write to `rest`. Waits for allocations in its way.
-    async fn next_work(&self, rest: ByteRange) -> Result<Work> {
+    pub(crate) async fn next_work(&self, rest: ByteRange) -> Result<Work> {
         let lock = &self.writer()?.meta;
         loop {
             let mut meta = lock.lock().await;
@@ -240,7 +240,7 @@ impl Qcow2Driver {
         Ok(Ok(Work::Allocate { allocation, place, running }))
     }
 
-    async fn do_work(self: &Arc<Self>, work: Work, data: Payload) -> Result<()> {
+    pub(crate) async fn do_work(self: &Arc<Self>, work: Work, data: Payload) -> Result<()> {
         let (allocation, place, _running) = match work {
             Work::InPlace { guest, host } => {
                 let node = self.data.as_ref().ok_or(Error::Unsupported)?;

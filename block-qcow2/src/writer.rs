@@ -23,6 +23,7 @@ use crate::spec::header::MAX_L1_BYTES;
 use crate::spec::refcount::table_entry;
 use crate::table::read_words;
 use crate::units::HostOffset;
+use crate::write_compressed::{CompressedOptions, CompressedWrites};
 
 /// The state of a writable image.
 pub(crate) struct Writer {
@@ -39,6 +40,7 @@ pub(crate) struct Writer {
     pub(crate) options: WriterOptions,
     pub(crate) budget: Arc<MemoryBudget>,
     pub(crate) bitmaps: BitmapGuard,
+    pub(crate) compressed: CompressedWrites,
 }
 
 /// Which freed clusters are punched out of the file.
@@ -87,6 +89,7 @@ pub(crate) struct WriterOptions {
     no_unref: bool,
     pub(crate) guarded: Guarded,
     pub(crate) refcount_cache_bytes: Option<u64>,
+    compressed: CompressedOptions,
 }
 
 impl WriterOptions {
@@ -100,6 +103,7 @@ impl WriterOptions {
             no_unref: options.take_bool("discard-no-unref")?.unwrap_or(false),
             guarded: take_guarded(options)?,
             refcount_cache_bytes: options.take_size("refcount-cache-size")?,
+            compressed: CompressedOptions::take(options)?,
         })
     }
 
@@ -173,6 +177,8 @@ pub(crate) async fn make_writer(
     let overlap = Arc::new(OverlapMap::new(geometry, options.guarded));
     note_metadata(file, image, &overlap, options.guarded).await?;
     let meta = read_meta(file, image, options, Arc::clone(&overlap), &context.budget).await?;
+    let (compression, budget) = (header.compression, &context.budget);
+    let compressed = options.compressed.apply(file, geometry, compression, &overlap, budget)?;
     Ok(Writer {
         meta: futures::lock::Mutex::new(meta),
         writeback: futures::lock::Mutex::default(),
@@ -184,6 +190,7 @@ pub(crate) async fn make_writer(
         options: options.clone(),
         budget: Arc::clone(&context.budget),
         bitmaps: BitmapGuard::of(&image.bitmaps, header.unknown_autoclear),
+        compressed,
     })
 }
 
@@ -280,6 +287,7 @@ pub(crate) async fn read_meta(
         limbo: VecDeque::new(),
         fresh_from,
         grown_to: None,
+        packing: None,
         geometry,
         overlap,
     })

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use block_core::error::Error;
-use block_core::{ByteRange, Capabilities, graph};
+use block_core::{ByteRange, Capabilities, RequestFlags, graph};
 use block_testkit::campaign::{Campaign, Game};
 use block_testkit::disk::fault::{Effect, Fault, Rule};
 use block_testkit::disk::mem::{MemConfig, MemDisk, all_capabilities};
@@ -21,7 +21,7 @@ use block_testkit::model::frozen::Frozen;
 use block_testkit::naive::qcow2::make::Made;
 use block_testkit::op::Op;
 use block_testkit::play::{Played, Player};
-use kit::{Setup, World, judge, known, ops, setups, unexpected};
+use kit::{Setup, World, judge, known, ops, setups, setups::setup, unexpected};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -33,6 +33,16 @@ struct Plan {
     kind: Kind,
     skip: u64,
     effect: Effect,
+    then: Then,
+}
+
+/// What the guest does about an operation that failed.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+enum Then {
+    /// Sends it again.
+    Again,
+    /// Goes on with the next one.
+    On,
 }
 
 /// What happened.
@@ -56,8 +66,14 @@ fn file(bytes: &[u8]) -> Arc<MemDisk> {
     disk
 }
 
-/// Plays the operations one after the other, each again if it fails.
-async fn play(player: &Player, setup: &Setup, ops: &[Op], fault: &Fault) -> Result<Told, String> {
+/// Plays the operations one after the other.
+async fn play(
+    player: &Player,
+    setup: &Setup,
+    ops: &[Op],
+    fault: &Fault,
+    then: Then,
+) -> Result<Told, String> {
     let mut told = Told::default();
     for op in ops {
         let before = fault.injected();
@@ -79,6 +95,9 @@ async fn play(player: &Player, setup: &Setup, ops: &[Op], fault: &Fault) -> Resu
         }
         told.failed = Some(op.clone());
         player.check_all().await;
+        if then == Then::On {
+            continue;
+        }
         let again = player.play(std::slice::from_ref(op), 1).await;
         let failed = unexpected(setup, std::slice::from_ref(op), &again);
         if !failed.is_empty() {
@@ -97,6 +116,7 @@ fn run(game: &Game<Setup>, plan: Option<Plan>) -> Result<Told, String> {
     let fault = Fault::new();
     let (below, guest, rules) = (Arc::clone(&image), Arc::clone(&data), Arc::clone(&fault));
     let ops = game.ops.clone();
+    let then = plan.map_or(Then::Again, |plan| plan.then);
     let (mut model, snapshots, mut told) = Exec::run(game.seed, move |exec| async move {
         let tapped = Tapped::new(below, Arc::clone(&rules));
         let world = World::new(&setup, tapped, Some(guest));
@@ -111,7 +131,7 @@ fn run(game: &Game<Setup>, plan: Option<Plan>) -> Result<Told, String> {
             let frozen = Frozen::filled(contents.len() as u64, known(contents));
             player = player.holding(name, frozen);
         }
-        let mut told = play(&player, &setup, &ops, &rules).await?;
+        let mut told = play(&player, &setup, &ops, &rules, then).await?;
         let before = rules.injected();
         if let Err(error) = graph::close(&player.node()).await {
             if rules.injected() == before {
@@ -180,6 +200,7 @@ fn plans(told: &Told, rng: &mut ChaCha8Rng, count: usize) -> Vec<Plan> {
             kind: KINDS[rng.random_range(0..KINDS.len())],
             skip: rng.random_range(0..3) / 2,
             effect: [Effect::Nothing, Effect::Half, Effect::All][rng.random_range(0..3)],
+            then: [Then::Again, Then::On][rng.random_range(0..2)],
         }
     };
     (0..count).map(|_| plan(rng)).collect()
@@ -229,6 +250,49 @@ fn one_failed_request_harms_one_operation_only() {
     }
 }
 
+/// Fails every request of these kinds after the event, each in a game of its own; how many there were.
+fn each_in_turn(name: &str, op: Op, event: &'static str, kinds: &[Kind]) -> u64 {
+    let game = Game { depth: 1, setup: setup(name), ops: vec![op], seed: 0 };
+    let mut injected = 0;
+    for kind in kinds.iter().copied() {
+        for (effect, then) in [(Effect::Nothing, Then::Again), (Effect::All, Then::On)] {
+            for skip in 0.. {
+                let plan = Plan { event, nth: 0, kind, skip, effect, then };
+                let told = run(&game, Some(plan)).unwrap_or_else(|why| panic!("{plan:?}: {why}"));
+                if told.injected == 0 {
+                    break;
+                }
+                injected += told.injected;
+            }
+        }
+    }
+    injected
+}
+
+/// Once the header points at the longer table it is the table, whatever fails then.
+#[test]
+fn an_l1_table_that_moved_is_given_back_once() {
+    let longer = Op::Truncate { len: 0x28_0000 };
+    let injected = each_in_turn("512 full", longer, "l1_grow.alloc_table", &CHANGES);
+    assert!(injected > 10, "{injected} faults");
+}
+
+#[test]
+fn a_refcount_table_that_moved_is_given_back_once() {
+    let range = ByteRange::new(0x1f_0000, 0x1_0000).unwrap();
+    let write = Op::Write { range, flags: RequestFlags::empty(), buffers: 1 };
+    let injected = each_in_turn("512 full", write, "reftable_grow", &CHANGES);
+    assert!(injected > 4, "{injected} faults");
+}
+
+#[test]
+fn a_refcount_that_cannot_be_read_is_heard_of() {
+    let range = ByteRange::new(0x1_b600, 0x1_0000).unwrap();
+    let zero = Op::Zero { range, flags: RequestFlags::FUA | RequestFlags::MAY_UNMAP };
+    let injected = each_in_turn("512 full", zero, "refblock_load", &[Kind::Read]);
+    assert!(injected > 4, "{injected} faults");
+}
+
 /// As many faults as `BLOCK_TARGET` says.
 #[test]
 #[ignore = "for cargo xtask soak"]
@@ -237,3 +301,6 @@ fn soak_faults() {
     Campaign::until("faults", 20_000)
         .run_until(|seed| make(&setups, seed, 24), |game| faults(game, 40).map(|_| 40));
 }
+
+/// Requests by which an operation changes the file, and whose errors it must answer with.
+const CHANGES: [Kind; 2] = [Kind::Write, Kind::FlushToDisk];

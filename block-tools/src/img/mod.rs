@@ -15,6 +15,7 @@ mod check;
 mod commit;
 mod common;
 mod compare;
+mod compression;
 mod convert;
 mod create;
 mod dd;

@@ -124,7 +124,7 @@ mod tests {
                     break;
                 }
                 let index = end % left.len();
-                left.remove(index);
+                drop(left.remove(index));
                 left.push(turns.take());
             }
         }

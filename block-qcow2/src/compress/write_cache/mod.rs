@@ -44,6 +44,7 @@ use block_core::{Alignment, ByteRange, IoBuf, Node, RequestFlags, Result};
 use futures::FutureExt;
 use parking_lot::Mutex;
 
+use self::host_cluster::Flight;
 use self::state::{Outlook, PutAttempt, State, WriteAttempt};
 use crate::overlap::OverlapMap;
 use crate::units::HostOffset;
@@ -224,16 +225,10 @@ impl WriteCache {
 
     /// Writes what is complete, unless somebody does.
     async fn write_ready(&self) -> Result<()> {
-        loop {
-            let attempt = self.inner.change(|state| {
-                let cluster = state.first_ready()?;
-                Some(self.inner.try_write(state, cluster))
-            });
-            match attempt {
-                Some(WriteAttempt::Ours(flight)) => flight.await?,
-                Some(WriteAttempt::Theirs(_) | WriteAttempt::Clean) | None => return Ok(()),
-            }
+        while let Some(flight) = self.inner.change(|state| self.inner.write_first_ready(state)) {
+            flight.await?;
         }
+        Ok(())
     }
 
     /// Writes what is dirty in `cluster`. The failure of a write that somebody else began is theirs: it
@@ -278,6 +273,14 @@ impl Inner {
             state.room_waiters.push(context.waker().clone());
         }
         Poll::Pending
+    }
+
+    /// Begins a write of the first host cluster that should be written and nobody writes.
+    fn write_first_ready(self: &Arc<Self>, state: &mut State) -> Option<Flight> {
+        match self.try_write(state, state.first_ready()?) {
+            WriteAttempt::Ours(flight) => Some(flight),
+            WriteAttempt::Theirs(_) | WriteAttempt::Clean => None,
+        }
     }
 
     /// Begins a write of `cluster`, if it is dirty and none is under way.

@@ -66,6 +66,13 @@ impl Rig {
         self.put(stored)
     }
 
+    /// Expects and puts, and goes away before anything is written.
+    fn store_early(&self, stored: Stored) {
+        self.cache.expect(stored).unwrap();
+        let put = self.cache.inner.change(|state| state.try_put(stored, &bytes_of(stored)));
+        assert!(matches!(put, PutAttempt::Put));
+    }
+
     fn put(&self, stored: Stored) -> Result<()> {
         block_on(self.cache.put(stored, &bytes_of(stored)))
     }

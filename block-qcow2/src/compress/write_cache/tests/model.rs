@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use block_core::IoVec;
 use block_testkit::disk::{Call, Tap, Verdict};
 use block_testkit::exec::{Exec, poll_times, yield_now};
-use rand::{Rng, SeedableRng};
+use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
@@ -487,8 +487,10 @@ impl Meta {
 
 /// Bytes that say whose they are, none of them zero.
 fn contents(number: u64, len: u64) -> Vec<u8> {
-    let mut rng = ChaCha8Rng::seed_from_u64(number);
-    (0..len).map(|_| rng.random_range(1..=255)).collect()
+    let mut bytes = vec![0; to_usize(len)];
+    ChaCha8Rng::seed_from_u64(number).fill_bytes(&mut bytes);
+    bytes.iter_mut().for_each(|byte| *byte |= 1);
+    bytes
 }
 
 /// Asserts that no two writes of one host cluster are under way at a time.
@@ -515,12 +517,13 @@ impl Tap for Alone {
 
 fn play(seed: u64, reached: &Arc<Reached>) {
     let reached = Arc::clone(reached);
-    Exec::run(seed, move |exec| async move {
-        let world = Arc::new(World::new(Setup::of(seed), exec.clone(), reached));
+    let setup = Setup::of(seed);
+    Exec::run(setup.seed, move |exec| async move {
+        let world = Arc::new(World::new(setup, exec.clone(), reached));
         for round in 0..2 {
             let workers = (0..WORKERS).map(|n| {
                 let world = Arc::clone(&world);
-                exec.spawn(format!("worker {n} of round {round}"), async move {
+                exec.spawn(format!("worker {n} of round {round}, {setup:?}"), async move {
                     for _ in 0..OPS {
                         world.step().await;
                     }

@@ -1,7 +1,6 @@
 //! Two things at once. Each test asserts that it reached the race.
 
 use block_testkit::disk::{Call, Tap};
-use block_testkit::exec::Exec;
 
 use super::*;
 
@@ -190,6 +189,21 @@ fn a_torn_compressed_cluster_is_not_found_in_the_neighbour() {
     }
 }
 
+/// (requirement: the same where the first of the two is still here)
+#[test]
+fn a_torn_compressed_cluster_is_not_found_before_the_gap() {
+    let rig = Rig::new();
+    let all = [stored(5, 0, 60_000), stored(5, 60_000, 20_000)];
+    all.iter().for_each(|s| rig.store_early(*s));
+    assert!(rig.in_cache(all[1]));
+    assert_eq!(rig.cache.evict(host(6)), Eviction::Done);
+    assert_eq!(rig.cache.read(all[1].offset), None);
+    assert_eq!((rig.in_cache(all[0]), rig.count()), (true, 1));
+    rig.flush().unwrap();
+    assert!(rig.in_file(all[0]));
+    assert_eq!(rig.requests(), "write 0x50000+0x10000\n");
+}
+
 /// (requirement: a writer who goes away leaves nothing in flight for ever, and no second write beside
 /// the first)
 #[test]
@@ -253,36 +267,65 @@ fn a_put_that_is_dropped_before_it_was_polled_is_abandoned() {
     assert_eq!(rig.requests(), "write 0x20000+0x2000\n", "complete without it");
 }
 
-/// (requirement: the memory lock of the cache is never held over a wait: threads make progress)
+/// (requirement: of a writer who goes away, the failure is not lost)
 #[test]
-fn many_writers_at_once() {
-    for seed in 0..20 {
-        let rig = Rig::with(BITS, 0, MemoryBudget::new(1 << 30), 4096);
-        let (disk, inner) = (Arc::clone(&rig.disk), Arc::clone(&rig.cache.inner));
-        let all = Exec::run(seed, move |exec| async move {
-            let cache = Arc::new(WriteCache { inner });
-            let (mut at, mut puts, mut all) = (2 * SIZE, Vec::new(), Vec::new());
-            for n in 0..60 {
-                let here = Stored { offset: HostOffset::new(at), len: 1 + exec.random(SIZE / 3) };
-                at += here.len;
-                cache.room().await.unwrap();
-                cache.expect(here).unwrap();
-                all.push(here);
-                let cache = Arc::clone(&cache);
-                puts.push(exec.spawn(format!("put {n}"), async move {
-                    cache.put(here, &bytes_of(here)).await.unwrap();
-                }));
-            }
-            futures::future::join_all(puts).await;
-            cache.flush().await.unwrap();
-            all
-        });
-        let disk = disk.to_vec();
-        for here in all {
-            let start = to_usize(here.offset.bytes());
-            let found = &disk[start..start + to_usize(here.len)];
-            assert!(found == bytes_of(here), "seed {seed}: {here:?}");
-        }
-        assert_eq!(rig.record.count(Kind::Read), 0);
+fn a_failure_that_nobody_heard_of_is_heard_of_later() {
+    let rig = Rig::new();
+    let (first, second) = (stored(2, 0, 5000), stored(2, 5000, 5000));
+    rig.store(first).unwrap();
+    rig.cache.expect(second).unwrap();
+    rig.cache.seal(host(2));
+    rig.hold.hold(Point::After, |call| call.kind == Kind::Write);
+    rig.fault.add(Rule::new(Kind::Write).effect(Effect::All).once());
+    let bytes = bytes_of(second);
+    let mut put = Box::pin(rig.cache.put(second, &bytes));
+    while rig.held() == 0 {
+        assert!((&mut put).now_or_never().is_none());
     }
+    drop(put);
+    rig.hold.release_all();
+    rig.fail_writes(2);
+    assert_eq!(block_on(rig.cache.room()), Ok(()), "there is room");
+    assert_eq!(rig.flush(), Err(Error::IO));
+    assert!(rig.in_cache(first));
+    rig.fault.clear();
+    rig.flush().unwrap();
+    assert!(rig.in_file(first));
+}
+
+/// (requirement: the lock of the cache is not held over a wait, and waits end across threads)
+#[test]
+fn writers_in_many_threads() {
+    let rig = Rig::with(BITS, 0, MemoryBudget::new(1 << 30), 4096);
+    let turn = Mutex::new((2 * SIZE, Vec::new()));
+    let place = |n: u64| {
+        let mut turn = turn.lock();
+        let here = Stored { offset: HostOffset::new(turn.0), len: 1 + n * 7919 % (SIZE / 3) };
+        block_on(rig.cache.room()).unwrap();
+        rig.cache.expect(here).unwrap();
+        turn.0 += here.len;
+        turn.1.push(here);
+        here
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (rig, place) = (&rig, &place);
+            scope.spawn(move || {
+                for n in 0..40 {
+                    let here = place(thread * 40 + n);
+                    rig.put(here).unwrap();
+                    assert!(rig.in_cache(here) || rig.in_file(here));
+                    if n % 8 == 0 {
+                        rig.flush().unwrap();
+                        assert!(rig.in_file(here));
+                    }
+                }
+            });
+        }
+    });
+    rig.flush().unwrap();
+    let all = turn.into_inner().1;
+    assert_eq!(all.len(), 160);
+    assert!(all.iter().all(|here| rig.in_file(*here)));
+    assert_eq!(rig.record.count(Kind::Read), 0);
 }

@@ -212,3 +212,22 @@ fn without_memory_nothing_is_expected() {
     assert_eq!(cache.read(HostOffset::new(0)), None);
     assert_eq!(rig.budget.used(), 0);
 }
+
+/// (requirement: bytes that nobody expected have no place: a mistake of the caller, not a new entry)
+#[test]
+#[should_panic(expected = "is not expected")]
+fn bytes_come_only_where_they_are_expected() {
+    let rig = Rig::new();
+    rig.store(stored(2, 0, 10)).unwrap();
+    let _ = rig.put(stored(2, 10, 10));
+}
+
+/// (requirement: the padding behind a sealed host cluster's end hits nobody, because nobody is put there)
+#[test]
+#[should_panic(expected = "in a sealed host cluster")]
+fn nothing_is_expected_behind_a_seal() {
+    let rig = Rig::new();
+    rig.cache.expect(stored(2, 0, 10)).unwrap();
+    rig.cache.seal(host(2));
+    let _ = rig.cache.expect(stored(2, 10, 10));
+}

@@ -267,10 +267,7 @@ impl Qcow2Driver {
         let mut meta = self.writer()?.meta.lock().await;
         let offset = GuestOffset::new(allocation.clusters.offset());
         let slice = self.own_slice(&mut meta, offset).await?;
-        let loaded = match self.slices.peek(slice.at.bytes()) {
-            Some(loaded) => loaded,
-            None => self.load_slice(slice.at).await?,
-        };
+        let loaded = self.slice_at(slice.at).await?;
         Ok(self.link_loaded(&mut meta, slice, loaded, allocation, place)?)
     }
 

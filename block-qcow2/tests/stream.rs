@@ -199,9 +199,16 @@ fn some_contents(rng: &mut impl Rng, len: usize, run: usize) -> Vec<u8> {
         let run = rng.random_range(1..=run);
         match rng.random_range(0..5) {
             0 | 1 => bytes.resize(bytes.len() + run, 0),
-            2 => bytes.extend((0..run).map(|_| rng.random::<u8>())),
+            2 => {
+                let start = bytes.len();
+                bytes.resize(start + run, 0);
+                rng.fill(&mut bytes[start..]);
+            }
             3 => bytes.resize(bytes.len() + run, rng.random()),
-            _ => bytes.extend((0..run).map(|_| rng.random_range(b'a'..b'e'))),
+            _ => {
+                let word: [u8; 90] = std::array::from_fn(|_| rng.random());
+                bytes.extend_from_slice(&word.repeat(run.div_ceil(90)));
+            }
         }
     }
     bytes.truncate(len);
@@ -227,10 +234,10 @@ fn some_options(rng: &mut impl Rng, cluster_bits: u32) -> CreateOptions {
 #[test]
 fn any_disk_with_any_options_is_a_clean_image_with_the_same_contents() {
     let mut compressed_clusters = 0;
-    for seed in 0..36 {
+    for seed in 0..30 {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let bits = [9, 10, 12, 14, 16, 21][to_usize(seed % 6)];
-        let len = if bits == 21 { 7 << 20 } else { (1 << bits) * 20 + 100_000 };
+        let len = if bits == 21 { 5 << 20 } else { (1 << bits) * 10 + 100_000 };
         let len = rng.random_range(0..len);
         let contents = some_contents(&mut rng, len, (3 << bits).min(len.max(1)));
         let options = some_options(&mut rng, bits);
@@ -242,7 +249,7 @@ fn any_disk_with_any_options_is_a_clean_image_with_the_same_contents() {
         assert_holds(&compressed, &contents);
         compressed_clusters += u64::from(compressed.len() < image.len());
     }
-    assert!(compressed_clusters > 20, "{compressed_clusters}");
+    assert!(compressed_clusters > 12, "{compressed_clusters}");
 }
 
 #[test]

@@ -196,9 +196,10 @@ impl Pieces {
         let align = self.work.disk.memory_alignment();
         let plain = OwnedBuf::zeroed(to_usize(self.piece_bytes), align);
         // Compressed clusters are shorter than they were, one by one and together.
-        let packed = match self.work.keep {
-            Keep::Lengths => self.work.cluster_size,
-            Keep::Bytes => self.piece_bytes,
+        let packed = match (self.work.encoding, self.work.keep) {
+            (None, _) => 0,
+            (Some(_), Keep::Lengths) => self.work.cluster_size,
+            (Some(_), Keep::Bytes) => self.piece_bytes,
         };
         let packed = Vec::with_capacity(to_usize(packed));
         Ok(Buffers { plain: plain.map_err(StreamError::Memory)?, packed })

@@ -21,6 +21,7 @@ use super::create::format_of;
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
 use super::progress::{Outcome, Progress};
 use super::source_snapshot;
+use super::stream;
 use super::target::Target;
 use super::watch::{Rate, Watch};
 use super::{Failure, Output};
@@ -101,7 +102,7 @@ pub(super) struct Args {
     /// Leave out bitmaps that are inconsistent (needs --bitmaps).
     #[arg(long)]
     skip_broken_bitmaps: bool,
-    /// Source images, then the target.
+    /// Source images, then the target ('-': standard output, for qcow2 and raw).
     #[arg(value_name = "SRC_FILENAME... TGT_FILENAME")]
     files: Vec<String>,
 }
@@ -278,7 +279,14 @@ async fn convert(
     nodes: &mut Vec<Node>,
     out: &mut Output,
 ) -> Result<u8, Failure> {
+    let stream = (plan.target == stream::STDOUT).then(|| stream_target(args, plan));
+    if let Some(stream) = &stream {
+        stream::check(stream, &unfit_for_streams(args), out)?;
+    }
     let sources = open_sources(args, plan, nodes).await?;
+    if let Some(stream) = &stream {
+        return stream::write(stream, sources, cancel, rate).await;
+    }
     if let (Some(broken), Some(source)) = (plan.bitmaps, sources.first()) {
         bitmaps::check_source(&source.node, broken)?;
     }
@@ -301,6 +309,33 @@ async fn convert(
         bitmaps::copy(&source, &target, broken)?;
     }
     Ok(0)
+}
+
+/// The target that is standard output.
+fn stream_target<'a>(args: &'a Args, plan: &Plan<'_>) -> stream::Target<'a> {
+    stream::Target {
+        format: args.target_format.as_deref().unwrap_or("raw"),
+        options: plan.options.clone(),
+        compress: args.compress.then(|| plan.open_options.clone()),
+        progress: args.progress && !args.quiet,
+        parallel: plan.copy.parallel,
+    }
+}
+
+/// The options that a target cannot have which is written from its first byte to its last, and whether
+/// they are given.
+fn unfit_for_streams(args: &Args) -> [(&'static str, bool); 9] {
+    [
+        ("-n", args.no_create),
+        ("--target-image-opts", args.target_image_opts),
+        ("-t", args.target_cache.is_some()),
+        ("-B", args.target_backing.is_some()),
+        ("-F", args.backing_format.is_some()),
+        ("-S", args.sparse_size.is_some()),
+        ("-C", args.copy_offload),
+        ("--salvage", args.salvage),
+        ("--bitmaps", args.bitmaps),
+    ]
 }
 
 /// What became of the copy, and of the flush behind it.

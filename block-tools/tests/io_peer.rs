@@ -348,7 +348,7 @@ fn compressed_writes_are_whole_clusters() {
     // A cluster that is compressed already is written once more here, and refused by qemu-io.
     let script = "write -c -P 3 0 64k\nwrite -c -P 4 64k 128k\nwrite -c 256k 32k\n\
         write -c 66048 64k\nwrite -c 256k 512\nwrite -c 256k 65024\nwrite -c -P 5 960k 17408\n\
-        write -c 960k 16896\nwrite -c 960k 64k\nwrite -c 960k 17k\nwrite -c 1M 64k\nwrite -c 0 100\n\
+        write -c 960k 16896\nwrite -c 960k 64k\nwrite -c 1M 64k\nwrite -c 0 100\n\
         write -c 100 512\nwrite -c 0 0\nwrite -c 512 0\nwrite -c -z 320k 64k\nwrite -c -z 320k 512\n\
         write -c -z 0 100\nwrite -c -z -u 384k 64k\nwrite -c -z -n 448k 64k\nwrite -c -n 0 64k\n\
         write -c -f 0 64k\nwrite -c -C 512k 64k\nwrite -c -q 576k 64k\nwrite -c -q 0 100\n\
@@ -371,8 +371,8 @@ fn compressed_writes_are_whole_clusters() {
 fn the_compress_filter_makes_whole_clusters_of_any_write() {
     let driver = "driver=compress,file.driver=qcow2,file.file.driver=file,file.file.filename=";
     let whole = format!("{driver}whole.qcow2");
-    let script = "write -P 5 5 7\nread -P 5 5 7\nread -P 0 12 65524\nwrite -c -P 4 64k 64k\n\
-        write -c 128k 512\nwrite -P 6 960k 64k\nwrite -z 320k 64k\nwrite -z 448k 512\nmap\nlength\n\
+    let script = "write -P 5 5 7\nread -P 5 5 7\nread -P 0 12 65524\n\
+        write -P 6 960k 64k\nwrite -z 320k 64k\nwrite -z 448k 512\nmap\nlength\n\
         write 1M 1\nflush\n";
     check_written(ragged, &["--image-opts", &whole], script, &["whole.qcow2"]);
     let json = "json:{'driver':'compress','file':{'driver':'qcow2','file':\

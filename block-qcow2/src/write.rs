@@ -1,4 +1,5 @@
-//! Writes that are not one run in place: step by step, several steps at once.
+//! Writes that are not one run in place: step by step, several steps at once. The short way of the
+//! smallest ones is [`crate::write_now`].
 //!
 //! A step is planned under the metadata lock; its data moves outside of it; an allocation is linked
 //! under the lock again, once its data was written. An error gives back what the step took.

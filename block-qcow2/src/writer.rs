@@ -37,6 +37,8 @@ pub(crate) struct Writer {
     pub(crate) lazy: LazyRefcounts,
     /// Whether the corrupt bit was set.
     pub(crate) marked_corrupt: AtomicBool,
+    /// Whether COPIED flags may not be what the refcounts say: a change of them was not finished.
+    pub(crate) copied_wrong: AtomicBool,
     pub(crate) options: WriterOptions,
     pub(crate) budget: Arc<MemoryBudget>,
     pub(crate) bitmaps: BitmapGuard,
@@ -187,6 +189,7 @@ pub(crate) async fn make_writer(
         freeing,
         lazy,
         marked_corrupt: AtomicBool::new(false),
+        copied_wrong: AtomicBool::new(false),
         options: options.clone(),
         budget: Arc::clone(&context.budget),
         bitmaps: BitmapGuard::of(&image.bitmaps, header.unknown_autoclear),

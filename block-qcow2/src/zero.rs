@@ -53,12 +53,21 @@ impl Qcow2Driver {
     pub(crate) async fn zero(self: Arc<Self>, range: ByteRange, flags: RequestFlags) -> Result<()> {
         let inside = range.intersect(ByteRange::up_to(self.disk_len()));
         let target = self.zero_target(inside, flags)?;
+        // Tables that it makes get their places in turn, as compressed clusters do.
+        let mut turn = Some(self.writer()?.compressed.turn());
+        if let Some(turn) = &turn {
+            turn.served().await;
+        }
         let mut rest = inside;
         while !rest.is_empty() {
             self.relieve().await?;
             match self.zero_some(rest, target).await? {
                 Ok(done) => rest = rest.split_at(done).1,
-                Err(Stop::Blocked(blocker)) => self.allocations.wait(blocker).await,
+                Err(Stop::Blocked(blocker)) => {
+                    // Nobody else is held up by what this waits for.
+                    drop(turn.take());
+                    self.allocations.wait(blocker).await;
+                }
                 // What is done already stays zero: the layer writes the same once more.
                 Err(Stop::Partial) => return Err(Error::Unsupported),
             }

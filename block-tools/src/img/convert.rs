@@ -155,23 +155,7 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
     let Some((target, sources)) = args.files.split_last().filter(|(_, s)| !s.is_empty()) else {
         return Err(Failure::new("Must specify image file name"));
     };
-    let sparse_size = args.sparse_size.as_deref().unwrap_or("4k");
-    let sparse = size_argument("buffer size for sparse output", sparse_size, 0, MAX_SPARSE_BYTES)
-        .ok()
-        .filter(|bytes| bytes % SECTOR == 0)
-        .ok_or_else(|| {
-            Failure::new(format_args!(
-                "Invalid buffer size for sparse output specified. Valid sizes are multiples of \
-                 {SECTOR} up to {MAX_SPARSE_BYTES}. Select 0 to disable sparse detection (fully \
-                 allocates output)."
-            ))
-        })?;
-    let parallel = args.parallel.parse().ok().filter(|n| (1..=MAX_PARALLEL).contains(n));
-    let parallel = parallel.ok_or_else(|| {
-        Failure::new(format_args!(
-            "Invalid number of coroutines specified. Must be between 1 and {MAX_PARALLEL}."
-        ))
-    })?;
+    let (sparse, parallel) = (sparse_bytes(args)?, parallel(args)?);
     check_combinations(args, sources.len())?;
     let mut options = image_opts::parse(&args.target_options.join(",")).map_err(Failure::new)?;
     if let (false, Some(option)) = (args.compress, compression::option_in(&options)) {
@@ -225,6 +209,31 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
         backing,
         bitmaps,
         copy,
+    })
+}
+
+/// Shortest run of zeroes that becomes a hole (`-S`); zero: none does.
+fn sparse_bytes(args: &Args) -> Result<u64, Failure> {
+    let sparse_size = args.sparse_size.as_deref().unwrap_or("4k");
+    size_argument("buffer size for sparse output", sparse_size, 0, MAX_SPARSE_BYTES)
+        .ok()
+        .filter(|bytes| bytes % SECTOR == 0)
+        .ok_or_else(|| {
+            Failure::new(format_args!(
+                "Invalid buffer size for sparse output specified. Valid sizes are multiples of \
+                 {SECTOR} up to {MAX_SPARSE_BYTES}. Select 0 to disable sparse detection (fully \
+                 allocates output)."
+            ))
+        })
+}
+
+/// Requests in flight (`-m`).
+fn parallel(args: &Args) -> Result<usize, Failure> {
+    let parallel = args.parallel.parse().ok().filter(|n| (1..=MAX_PARALLEL).contains(n));
+    parallel.ok_or_else(|| {
+        Failure::new(format_args!(
+            "Invalid number of coroutines specified. Must be between 1 and {MAX_PARALLEL}."
+        ))
     })
 }
 

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use block_core::driver::BlockDriver;
-use block_core::job::copy::Progress;
+use block_core::job::copy::{Progress, Watch};
 use block_core::range::{to_u64, to_usize};
 use block_core::request::status::{DriverStatus, StatusDetail};
 use block_core::{
@@ -417,6 +417,46 @@ fn a_cancel_ends_either_pass() {
         assert!(sink.len() < 8 << 20);
         assert_eq!(source.in_flight.load(Ordering::Relaxed), 0);
     }
+}
+
+#[test]
+fn a_cancel_is_seen_while_zeroes_are_skipped() {
+    // A hole in parts of 64 KiB each, which nobody reads.
+    let source = Source::new(vec![0; 32 << 20]);
+    let cancel = Cancel::new();
+    let measured = StreamWriter::new(source.node()).measure(&cancel, quiet);
+    let mut measured = std::pin::pin!(measured);
+    let polled = block_on(futures::future::poll_fn(|cx| {
+        Poll::Ready(measured.as_mut().poll(cx).is_pending())
+    }));
+    assert!(polled, "it had its turn before the end");
+    cancel.cancel();
+    assert!(matches!(block_on(measured), Err(StreamError::Cancelled)));
+}
+
+/// Notes how much it lets through.
+struct Toll(Arc<AtomicU64>);
+
+impl Watch for Toll {
+    fn progress(&mut self, _: Progress) {}
+
+    fn before_write(&mut self, bytes: u64) -> Option<futures::future::BoxFuture<'static, ()>> {
+        let passed = Arc::clone(&self.0);
+        Some(Box::pin(async move {
+            passed.fetch_add(bytes, Ordering::Relaxed);
+        }))
+    }
+}
+
+#[test]
+fn a_rate_can_be_kept_because_every_byte_is_announced() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let source = Source::new(some_contents(&mut rng, 2 << 20, 300_000));
+    let passed = Arc::new(AtomicU64::new(0));
+    let watch = Toll(Arc::clone(&passed));
+    let cancel = Cancel::new();
+    let written = StreamWriter::new(source.node()).write_to(Vec::new(), &cancel, watch);
+    assert_eq!(block_on(written).unwrap(), passed.load(Ordering::Relaxed));
 }
 
 #[test]

@@ -37,6 +37,16 @@ fn judge(dir: &ImageDir, name: &str, source: &str, format: &str) {
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }
 
+/// The image can be written to by both, and is clean afterwards.
+fn goes_on(dir: &ImageDir, name: &str) {
+    dir.qemu_io(name, &["write -P 3 100k 200k", "discard 500k 100k"]).unwrap();
+    let write = ["-f", "qcow2", "-c", "write -P 4 250k 300k", name];
+    let wrote = dir.run(env!("CARGO_BIN_EXE_block-io"), &write).unwrap();
+    assert!(wrote.status.success(), "{}", String::from_utf8_lossy(&wrote.stderr));
+    assert_eq!(dir.check(name).unwrap(), Verdict::Clean);
+    dir.qemu_io(name, &["read -P 3 100k 150k", "read -P 4 250k 300k"]).unwrap();
+}
+
 /// A raw image with zeroes, text and noise, whose end is in the middle of a cluster.
 fn mixed(dir: &ImageDir, len: usize) -> Vec<u8> {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
@@ -87,6 +97,7 @@ fn every_kind_of_image_passes_a_pipe() {
             let image = stream(&dir, &args);
             dir.write("out.qcow2", &image).unwrap();
             judge(&dir, "out.qcow2", "mixed.raw", "raw");
+            goes_on(&dir, "out.qcow2");
             lens.push(image.len());
         }
         // A cluster of 512 bytes that noise and text do not share a host cluster of is no gain.

@@ -99,7 +99,8 @@ impl Pieces {
         let piece_bytes = work.cluster_size.max(MIN_PIECE_BYTES);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let affordable = to_usize(memory_bytes / (2 * piece_bytes));
-        let scanner = Scanner::new(work.disk.clone(), work.cluster_size, piece_bytes);
+        let disk = work.disk.clone();
+        let scanner = Scanner::new(disk, work.cluster_size, piece_bytes, cancel.clone());
         let scan = try_unfold(scanner, |mut scanner| async move {
             Ok(scanner.next().await?.map(|piece| (piece, scanner)))
         });

@@ -28,8 +28,8 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<Value, Failure> {
     let mut raw = RawFile::open(&arguments.raw)?;
     let len = raw.metadata()?.len();
-    let image = Qcow2::<File>::builder_path(&arguments.image)
-        .open(PermissiveImplicitOpenGate::default())?;
+    let image =
+        Qcow2::<File>::builder_path(&arguments.image).open(PermissiveImplicitOpenGate::default())?;
     let image = FormatAccess::new(image);
     if image.size() != len {
         return Err(format!("the image has {} bytes and the disk {len}", image.size()).into());

@@ -24,10 +24,13 @@ fn encoding((compression, window): Kind, level: Option<u32>) -> Encoding {
     Encoding::new(compression, level, window).unwrap()
 }
 
-/// Every kind and level.
+/// Every kind with its levels; of Zstandard's, one of each of its strategies.
 fn all() -> Vec<(Kind, u32)> {
-    let levels = |kind: Kind| (1..=if kind.0 == ZSTD { 22 } else { 9 }).map(move |n| (kind, n));
-    KINDS.into_iter().flat_map(levels).collect()
+    let levels = |kind: Kind| match kind.0 {
+        DEFLATE => vec![1, 2, 3, 4, 5, 6, 7, 8, 9],
+        ZSTD => vec![1, 3, 5, 6, 8, 13, 16, 22],
+    };
+    KINDS.into_iter().flat_map(|kind| levels(kind).into_iter().map(move |n| (kind, n))).collect()
 }
 
 /// What the data looks like.
@@ -50,7 +53,7 @@ impl Data {
         let words: Vec<u32> = (0..2000).map(|_| random.random_range(0..90_000)).collect();
         while bytes.len() < len {
             match self {
-                Self::Constant => bytes.push(0xa5),
+                Self::Constant => bytes.resize(len, 0xa5),
                 Self::Mixed if bytes.len() < len / 3 => bytes.extend(b"period!"),
                 Self::Text | Self::Mixed => {
                     // Some words are common and some are rare.
@@ -58,7 +61,7 @@ impl Data {
                     let word = words[random.random_range(0..most)];
                     bytes.extend(word.to_string().bytes().chain([b' ']));
                 }
-                Self::Random => bytes.push(random.random()),
+                Self::Random => bytes.extend(random.random::<[u8; 32]>()),
             }
         }
         bytes.truncate(len);
@@ -97,10 +100,10 @@ fn clusters_of_all_sizes_come_back() {
     for bits in 9..=21u32 {
         let cluster = 1usize << bits;
         let tails = [cluster / 2 + 512, cluster - 3];
-        let lens = [cluster].into_iter().chain(tails.into_iter().filter(|_| bits < 18));
-        for (len, kind) in lens.flat_map(|len| KINDS.map(|kind| (len, kind))) {
-            for data in ALL_DATA {
-                let bytes = data.bytes(len, u64::from(bits));
+        let lens = [cluster].into_iter().chain(tails.into_iter().filter(|_| bits < 17));
+        for (len, data) in lens.flat_map(|len| ALL_DATA.map(|data| (len, data))) {
+            let bytes = data.bytes(len, u64::from(bits));
+            for kind in KINDS {
                 let payload = round_trip(&mut codec, kind, None, &bytes);
                 assert_eq!(payload.is_none(), data == Data::Random, "{kind:?} {data:?} {len}");
             }
@@ -158,7 +161,7 @@ fn the_small_window_is_kept_and_the_large_one_is_used() {
 fn what_does_not_fit_is_none() {
     let mut codec = Codec::new();
     let data = Data::Text.bytes(64 << 10, 1);
-    for (kind, level) in all().into_iter().filter(|(_, level)| *level <= 9) {
+    for (kind, level) in all().into_iter().filter(|(_, level)| *level < 10) {
         let encoding = encoding(kind, Some(level));
         let payload = compress(&mut codec, encoding, &data).unwrap();
         let mut fits = |room: usize| codec.compress(encoding, &data, &mut vec![0; room]);
@@ -179,16 +182,16 @@ fn payloads_are_the_same_in_any_order_and_thread() {
     let mut random = StdRng::seed_from_u64(seed);
     let mut work: Vec<(Encoding, Vec<u8>)> = Vec::new();
     for (kind, level) in all() {
-        for len in [4 << 10, 64 << 10, 128 << 10] {
-            for data in [Data::Text, Data::Mixed, Data::Random] {
-                work.push((encoding(kind, Some(level)), data.bytes(len, random.random())));
-            }
+        for (len, data) in
+            [(4 << 10, Data::Text), (64 << 10, Data::Mixed), (64 << 10, Data::Random)]
+        {
+            work.push((encoding(kind, Some(level)), data.bytes(len, random.random())));
         }
     }
     let fresh =
         |(encoding, data): &(Encoding, Vec<u8>)| compress(&mut Codec::new(), *encoding, data);
     let expected: Vec<_> = work.iter().map(fresh).collect();
-    let mut orders: Vec<Vec<usize>> = vec![(0..work.len()).collect(); 3];
+    let mut orders: Vec<Vec<usize>> = vec![(0..work.len()).collect(); 2];
     for order in &mut orders[1..] {
         order.shuffle(&mut random);
     }

@@ -26,8 +26,8 @@ struct Written {
     guest: &'static str,
     /// Of `-o`.
     options: String,
-    /// Whether others than QEMU know such images: libqcow 20201213 refuses the feature bits of the compression type
-    /// and of extended L2 entries, imago 0.2 knows deflate only.
+    /// Whether others than QEMU know such images: libqcow 20201213 and imago 0.2 both refuse the feature
+    /// bits of the compression type (so that they have no Zstandard) and of extended L2 entries.
     widely_read: bool,
 }
 

@@ -6,8 +6,11 @@
 //! stopped.
 
 mod allocations;
+mod codecs;
 mod engine;
 mod layer;
+#[cfg(feature = "sync-peers")]
+mod same;
 mod stopwatch;
 mod work;
 
@@ -41,6 +44,11 @@ enum Command {
     Engines,
     /// Nanoseconds and allocations per 4 KiB request to a null node.
     Layer(layer::Arguments),
+    /// What compressing the clusters of a disk costs, and how small they become.
+    Codecs(codecs::Arguments),
+    /// Compares an image, as imago reads it, with a raw disk.
+    #[cfg(feature = "sync-peers")]
+    Same(same::Arguments),
     /// Runs a program and measures it: wall clock, CPU of it and its children, its output.
     Measure {
         /// The program and its arguments.
@@ -68,6 +76,9 @@ fn dispatch(command: Command) -> Result<Value, Failure> {
         Command::Write(arguments) => engine::run(&arguments.work(Direction::Write)?),
         Command::Engines => Ok(engine::names().collect()),
         Command::Layer(arguments) => layer::run(&arguments),
+        Command::Codecs(arguments) => codecs::run(&arguments),
+        #[cfg(feature = "sync-peers")]
+        Command::Same(arguments) => same::run(&arguments),
         Command::Measure { command } => stopwatch::measure(&command),
     }
 }

@@ -185,9 +185,9 @@ pub trait BlockDriver: Send + Sync + 'static {
         None
     }
 
-    /// Writes `iov` to `range` within this call, if that takes no waiting and no boxed future: it goes
-    /// to where data is already, and the page cache takes it. `None` sends the request to
-    /// [`BlockDriver::pwritev`]; some of it may have been written then. Must not block.
+    /// Writes `iov` to `range` within this call, if that takes no waiting and no boxed future: all that
+    /// must be known is in memory, and the page cache takes the bytes. `None` sends the request to
+    /// [`BlockDriver::pwritev`]; nothing was written then. Must not block.
     fn write_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
         // As for reads.
         let _ = (range, iov);

@@ -42,6 +42,7 @@ pub mod cancel;
 pub mod dirty;
 pub mod driver;
 pub mod error;
+pub mod filter;
 pub mod flags;
 pub mod format;
 pub mod graph;

@@ -260,6 +260,13 @@ impl Node {
         Request::new(self, Op::Discard { range })
     }
 
+    /// Whether the driver takes a read or a write of `range` as it is, as far as can be told at a glance:
+    /// if not, it is not worth a [`Node::read_now`] or [`Node::write_now`].
+    pub fn may_go_inline(&self, range: ByteRange) -> bool {
+        let mask = self.inner.inline_mask.load(Ordering::Acquire);
+        (range.offset() | range.len()) & mask == 0 && !range.is_empty()
+    }
+
     /// Makes every write that completed before the call stable, here and in the children.
     pub fn flush(&self) -> Request {
         Request::new(self, Op::Flush)
@@ -293,12 +300,6 @@ impl Node {
         let facts = Facts::of(&*self.inner.driver);
         self.inner.inline_mask.store(facts.inline_mask(), Ordering::Release);
         self.inner.facts.store(Arc::new(facts));
-    }
-
-    /// Whether the driver takes a read or a write of `range` as it is, as far as can be told at a glance.
-    pub(crate) fn may_go_inline(&self, range: ByteRange) -> bool {
-        let mask = self.inner.inline_mask.load(Ordering::Acquire);
-        (range.offset() | range.len()) & mask == 0 && !range.is_empty()
     }
 
     pub(crate) fn tracker(&self) -> &Arc<Tracker> {

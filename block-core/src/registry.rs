@@ -61,6 +61,11 @@ pub trait DriverFactory: Send + Sync + 'static {
         Err(OpenError::Unsupported { driver: self.name(), what: "creating an image" })
     }
 
+    /// Whether its images take compressed writes, unless they were made in a way that cannot.
+    fn compresses(&self) -> bool {
+        false
+    }
+
     /// What an image made with the creation `options` would need to hold what `source` holds; an empty
     /// disk of `options`' `size` without a source.
     async fn measure(

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use block_core::io::exec::block_on;
 use block_core::job::rebase::{NewBacking, RebaseError, RebaseOptions, rebase};
-use block_core::{Cancel, Node};
+use block_core::{Cancel, Node, RequestFlags};
 use job_support::{CLUSTER, Layer, Spec, contents, node, spec};
 use proptest::prelude::*;
 
@@ -64,6 +64,45 @@ proptest! {
         // Everything is stable before the header says so.
         prop_assert_eq!(top.flushes.lock().last().copied(), Some("flush"));
         prop_assert!(done.written == 0 || top.flushes.lock()[..2] == ["flush", "header"]);
+    }
+
+    #[test]
+    fn compressed_clusters_are_written_as_a_whole(
+        specs in (spec(40), spec(40), spec(40), spec(40)),
+        with_new in any::<bool>(),
+        onto_base in any::<bool>(),
+        units in 1..5u64,
+        parallel in 1..5usize,
+    ) {
+        // The overlay holds units of its clusters, and so do the layers below.
+        let cluster = units * CLUSTER;
+        let base = Layer::of(&specs.0, None, false);
+        let middle = Layer::of(&specs.1, Some(node(&base)), false);
+        let top = Layer::packing(&specs.2, Some(node(&middle)), cluster);
+        let top_node = node(&top);
+        let expect = contents(&top_node, top_node.len());
+        let old = top_node.backing().unwrap();
+        let (new, in_chain) = match onto_base {
+            true => (Some(node(&base)), old.backing()),
+            false => (with_new.then(|| node(&Layer::of(&specs.3, None, false))), None),
+        };
+        let backing = NewBacking { node: new, in_chain, ..NewBacking::default() };
+        let options = RebaseOptions { write_flags: RequestFlags::COMPRESSED, ..options(parallel) };
+        let done = block_on(rebase(&top_node, &backing, options, &Cancel::new(), |_| ())).unwrap();
+
+        prop_assert!(reopened(&top, &top_node, backing.node.as_ref()) == expect);
+        prop_assert!(contents(&top_node, top_node.len()) == expect);
+        prop_assert_eq!(done.skipped + done.same + done.written, top_node.len());
+        let packed = top.packed.lock().clone();
+        for range in &packed {
+            prop_assert!(range.offset() % cluster == 0, "{range}");
+            prop_assert!(range.end() % cluster == 0 || range.end() == top_node.len(), "{range}");
+        }
+        // Nothing but zeroes is written plain.
+        for range in top.writes.lock().iter().filter(|range| !packed.contains(*range)) {
+            let bytes = usize::try_from(range.offset()).unwrap()..usize::try_from(range.end()).unwrap();
+            prop_assert!(expect[bytes].iter().all(|byte| *byte == 0), "{range}");
+        }
     }
 
     #[test]
@@ -128,6 +167,15 @@ fn an_overlay_that_cannot_be_written_keeps_its_header() {
     let result = block_on(rebase(&top_node, &backing, options(2), &Cancel::new(), |_| ()));
     assert!(matches!(result, Err(RebaseError::Write { .. })), "{result:?}");
     assert_eq!(*top.header.lock(), None);
+}
+
+#[test]
+fn an_overlay_without_compressed_writes_is_refused_before_anything_is_written() {
+    let (top, top_node, backing) = stripes();
+    let options = RebaseOptions { write_flags: RequestFlags::COMPRESSED, ..options(2) };
+    let result = block_on(rebase(&top_node, &backing, options, &Cancel::new(), |_| ()));
+    assert_eq!(result, Err(RebaseError::NoCompression { driver: "test-layer" }));
+    assert!(top.writes.lock().is_empty() && top.header.lock().is_none());
 }
 
 #[test]

@@ -16,12 +16,15 @@ use std::sync::Arc;
 use block_core::Result;
 use block_core::range::to_u64;
 
+use crate::compress::write_cache::{Stored, WriteCache};
 use crate::gate::Epoch;
 use crate::geometry::{DataLocation, Geometry};
 use crate::header_store::HeaderStore;
 use crate::overlap::{OverlapMap, Section};
 use crate::plan::Dropped;
-use crate::refcounts::{Refcounts, Run, Want};
+use crate::refcounts::{Refcounts, Run, Step, Want};
+use crate::spec::Fault;
+use crate::spec::entry::Payload;
 use crate::units::{GuestOffset, HostOffset};
 
 /// Why a cluster is not needed any more; decides whether its space is punched out of the file.
@@ -75,8 +78,19 @@ pub(crate) struct Meta {
     pub(crate) fresh_from: u64,
     /// The length of the file, if it was made longer than it need be.
     pub(crate) grown_to: Option<u64>,
+    /// Where the next compressed cluster goes, if it fits.
+    pub(crate) packing: Option<Packing>,
     pub(crate) geometry: Geometry,
     pub(crate) overlap: Arc<OverlapMap>,
+}
+
+/// A host cluster that is being filled with compressed clusters.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Packing {
+    /// Number of the host cluster. Each compressed cluster in it is a reference to it.
+    pub(crate) cluster: u64,
+    /// Bytes of it that were given out, from its start on. They are not given out again.
+    pub(crate) used: u64,
 }
 
 impl Meta {
@@ -108,6 +122,70 @@ impl Meta {
         Ok(place.host)
     }
 
+    /// A place for a compressed cluster of `len` bytes, which is less than a cluster. What `cache`
+    /// should know of it, it is told; there must be room in it.
+    ///
+    /// Places follow one another, from the end of one host cluster into the next if that adjoins. No
+    /// place is in a host cluster that was in use before.
+    pub(crate) async fn allocate_compressed(
+        &mut self,
+        len: u64,
+        header: &HeaderStore,
+        cache: Option<&WriteCache>,
+    ) -> Result<Stored> {
+        let bits = self.geometry.cluster_bits();
+        let size = self.geometry.cluster_size();
+        let open = match self.packing {
+            Some(packing) if self.refcounts.can_step_up(packing.cluster).await? => Some(packing),
+            _ => None,
+        };
+        let (stored, next) = match open {
+            Some(Packing { cluster, used }) if used + len <= size => {
+                self.refcounts.step(Run { first: cluster, count: 1 }, Step::Up).await?;
+                let next = Packing { cluster, used: used + len };
+                (HostOffset::new((cluster << bits) + used), next)
+            }
+            open => {
+                let run = self.allocate(Want::Exactly(1), header).await?;
+                self.place(run);
+                let cluster = run.first;
+                match open.filter(|open| open.cluster + 1 == cluster && open.used < size) {
+                    None => (HostOffset::new(cluster << bits), Packing { cluster, used: len }),
+                    Some(open) => {
+                        let start = HostOffset::new((open.cluster << bits) + open.used);
+                        let first = Run { first: open.cluster, count: 1 };
+                        if let Err(error) = self.refcounts.step(first, Step::Up).await {
+                            self.push_dropped(Freed { run, reason: Reason::Other });
+                            return Err(error);
+                        }
+                        (start, Packing { cluster, used: open.used + len - size })
+                    }
+                }
+            }
+        };
+        let stored = Stored { offset: stored, len };
+        let before = self.packing.replace(next).filter(|before| before.cluster != next.cluster);
+        let expected = cache.map_or(Ok(()), |cache| {
+            // One that the new place reaches the end of is full, which the cache sees.
+            if let Some(before) = before.filter(|b| b.cluster != stored.offset.bytes() >> bits) {
+                cache.seal(HostOffset::new(before.cluster << bits));
+            }
+            cache.expect(stored)
+        });
+        self.packing = self.packing.filter(|packing| packing.used < size);
+        if let Err(error) = expected {
+            self.give_back_compressed(stored);
+            return Err(error);
+        }
+        Ok(stored)
+    }
+
+    /// Gives back the place of a compressed cluster that was never linked.
+    pub(crate) fn give_back_compressed(&mut self, stored: Stored) {
+        let payload = Payload { offset: stored.offset, len: stored.len };
+        self.drop_data(Dropped::Payload(payload), Reason::Other);
+    }
+
     /// Clusters for bitmaps: no data of the guest, and nothing that the overlap map knows.
     pub(crate) async fn allocate_bitmap(
         &mut self,
@@ -132,6 +210,22 @@ impl Meta {
         let fresh = start >= self.fresh_from;
         self.fresh_from = self.fresh_from.max((run.first + run.count) << bits);
         Place { host: HostOffset::new(start), count: run.count, fresh }
+    }
+
+    /// The place that the next guest cluster would get, if it is fresh and known without reading. Not
+    /// taken yet: see [`Meta::take_fresh`].
+    pub(crate) fn fresh_at_hand(&self) -> Option<Place> {
+        let host = HostOffset::new(self.refcounts.next_at_hand()? << self.geometry.cluster_bits());
+        let fresh =
+            host.bytes() >= self.fresh_from && self.geometry.data_location() == DataLocation::Image;
+        fresh.then_some(Place { host, count: 1, fresh })
+    }
+
+    /// Takes the place that [`Meta::fresh_at_hand`] told, in the same turn of the lock.
+    pub(crate) fn take_fresh(&mut self, place: Place) -> Result<(), Fault> {
+        let first = place.host.bytes() >> self.geometry.cluster_bits();
+        self.place(Run { first, count: place.count });
+        self.refcounts.take_next(first)
     }
 
     /// Gives back what an entry held.

@@ -57,7 +57,7 @@ impl Qcow2Driver {
     }
 
     /// Where a part of an allocation goes.
-    fn host_range(
+    pub(crate) fn host_range(
         &self,
         allocation: &Allocation,
         place: Place,

@@ -1,7 +1,8 @@
 //! The driver: what `block-core` asks, and which module answers.
 //!
-//! Invariants: no lock is held while guest data moves; a read of one run whose L2 slice is cached
-//! costs one lookup and goes straight to the child, and so does a write to where data is already;
+//! Invariants: no lock is held while guest data moves, but for a short copy into the page cache
+//! ([`crate::write_now`]); a read of one run whose L2 slice is cached costs one lookup and goes straight
+//! to the child, and so does a write to where data is already;
 //! every request to a writable image holds a pass of the gate from before its lookup to its end.
 //!
 //! Not here: opening ([`crate::open`]), the mapping, the plan of a read, block status.
@@ -205,6 +206,7 @@ impl BlockDriver for Qcow2Driver {
             opt_transfer: Some(geometry.cluster_size()),
             pwrite_zeroes_alignment: Alignment::new(geometry.subcluster_size()),
             pdiscard_alignment: Some(geometry.cluster_alignment()),
+            compressed_write_alignment: Some(geometry.cluster_alignment()),
             ..BlockLimits::default()
         };
         let nodes = [self.data.as_ref(), self.backing.as_ref()];
@@ -224,7 +226,10 @@ impl BlockDriver for Qcow2Driver {
             zeroes_may_unmap: Support::Native,
             zeroes_no_fallback: Support::Native,
             discard: Support::Native,
-            compressed_write: Support::None,
+            compressed_write: match self.geometry().data_location() {
+                DataLocation::Image => Support::Native,
+                DataLocation::DataFile => Support::None,
+            },
             truncate: Support::Native,
             grows_on_write: false,
             has_zero_init: self.backing.is_none(),
@@ -284,7 +289,9 @@ impl BlockDriver for Qcow2Driver {
             return None;
         }
         let _pass = self.gate.try_enter()?;
-        let (host, node) = self.in_place_at_once(range)?;
+        let Some((host, node)) = self.in_place_at_once(range) else {
+            return self.allocate_now(range, iov);
+        };
         // Damage is told by the long way.
         writer.overlap.check_data(host).ok()?;
         node.write_now(host, iov)
@@ -320,19 +327,23 @@ impl BlockDriver for Qcow2Driver {
     ) -> Result<()> {
         self.check_access()?;
         let writer = self.writer()?;
-        if flags.contains(RequestFlags::COMPRESSED) {
-            return Err(Error::Unsupported);
-        }
         if writer.bitmaps.are_trusted() {
             self.distrust_bitmaps().await?;
         }
         let _pass = self.gate.enter().await;
+        if flags.contains(RequestFlags::COMPRESSED) {
+            let write: BoxFuture<'static, _> =
+                Box::pin(Arc::clone(&self).write_compressed(range, iov));
+            let written = write.await;
+            return self.after(written).await;
+        }
         if let Some((host, node)) = self.in_place_at_once(range) {
             return match writer.overlap.check_data(host) {
                 Ok(()) => node.write(host, iov, RequestFlags::empty()).await,
                 Err(fault) => self.after(Err(fault.into())).await,
             };
         }
+        // Boxed, as for reads.
         let write: BoxFuture<'static, _> = Box::pin(Arc::clone(&self).write(range, iov));
         let written = write.await;
         self.after(written).await

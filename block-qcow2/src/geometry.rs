@@ -250,6 +250,20 @@ impl Geometry {
         let len = (extra_sectors + 1) * 512 - (offset & 511);
         (HostOffset::new(offset), len)
     }
+
+    /// The descriptor of a payload of `len` bytes at `offset`: the reverse of
+    /// [`Geometry::compressed_payload`], up to the end of the last sector. `1 <= len` and at most a
+    /// cluster; what of the offset does not fit ([`Geometry::max_payload_offset`]) is cut off.
+    pub(crate) const fn compressed_descriptor(self, offset: HostOffset, len: u64) -> u64 {
+        let first = offset.bytes() / 512;
+        let last = offset.plus(len.saturating_sub(1)).bytes() / 512;
+        (last - first) << self.compressed_shift() | (offset.bytes() & self.max_payload_offset())
+    }
+
+    /// Last byte at which the payload of a compressed cluster can start.
+    pub const fn max_payload_offset(self) -> u64 {
+        (1 << self.compressed_shift()) - 1
+    }
 }
 
 fn check_between(field: &'static str, value: u32, min: u32, max: u32) -> Result<(), OpenError> {

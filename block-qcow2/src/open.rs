@@ -4,24 +4,20 @@
 //! with `no_io` neither the data file nor the backing file is opened, whatever the image says; an
 //! image that cannot be served whole is refused here, not at the first request that meets the reason.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use block_core::ability::{Measurement, Repair};
-use block_core::budget::MemoryBudget;
 use block_core::driver::BlockDriver;
 use block_core::error::Problem;
 use block_core::range::to_usize;
 use block_core::registry::{CreateOption, DriverFactory, OpenContext};
-use block_core::{ByteRange, Error, Node, OpenError, OpenFlags, Options};
+use block_core::{ByteRange, Node, OpenError, OpenFlags, Options};
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
-use roaring::RoaringTreemap;
 
-use crate::alloc::Meta;
 use crate::cache::{Cache, CacheSize};
 use crate::check::check_image;
 use crate::cleaner::Cleaner;
@@ -32,21 +28,16 @@ use crate::geometry::GeometryCell;
 use crate::header_store::{HeaderStore, Parts};
 use crate::inflight::Allocations;
 use crate::mapping::{MIN_SLICES, slice_bytes, slice_count};
-use crate::overlap::{Guarded, OverlapMap, Section};
-use crate::persist_bitmap::BitmapGuard;
-use crate::refcounts::Refcounts;
 use crate::snapshot::Selector;
 use crate::spec::bitmap::Bitmap;
-use crate::spec::entry::l1_entry;
 use crate::spec::extension::{Extensions, text};
 use crate::spec::header::{CryptMethod, HEADER_PREFIX, Header, MAGIC, MAX_BACKING_NAME};
-use crate::spec::header::{MAX_L1_BYTES, UnverifiedHeader, unsupported};
-use crate::spec::refcount::table_entry;
+use crate::spec::header::{UnverifiedHeader, unsupported};
 use crate::spec::snapshot::Snapshot;
 use crate::spec::{FORMAT, bad_field};
 use crate::table::{read_table, read_words};
 use crate::units::HostOffset;
-use crate::writer::{Writer, WriterOptions};
+use crate::writer::{WriterOptions, make_writer};
 use crate::{create, measure, persist_bitmap, snapshot};
 
 /// Most bytes of inflated clusters that an image keeps, unless one cluster is larger.
@@ -58,6 +49,7 @@ const NOT_IMPLEMENTED: [&str; 2] = ["encrypt.format", "encrypt.key-secret"];
 /// Opens and makes `qcow2` images. Options of opening: `file`, `backing`, `data-file`,
 /// `l2-cache-size`, `l2-cache-entry-size`, `refcount-cache-size`, `cache-size`, `cache-clean-interval`, `lazy-refcounts`,
 /// `pass-discard-request`, `pass-discard-snapshot`, `pass-discard-other`, `discard-no-unref`,
+/// `compression-level`, `compression-window` (`4k`, `32k`), `compressed-cache-size`,
 /// `overlap-check` (and `overlap-check.*`), `snapshot` (or `snapshot.id`, `snapshot.name`).
 pub struct Qcow2Factory;
 
@@ -92,6 +84,10 @@ impl DriverFactory for Qcow2Factory {
 
     async fn create(&self, options: Options, context: OpenContext) -> Result<(), OpenError> {
         create::create(options, context).await
+    }
+
+    fn compresses(&self) -> bool {
+        true
     }
 
     async fn measure(
@@ -293,10 +289,11 @@ impl Prepared {
             true => Some(make_writer(&file, &image, &writing, &context).await?),
             false => None,
         };
+        let unwritten = writer.as_ref().and_then(|writer| writer.compressed.cache.clone());
         let lists = Lists { snapshots: image.snapshots, bitmaps: image.bitmaps };
         Ok(Arc::new_cyclic(|this| Qcow2Driver {
             this: this.clone(),
-            inflater: Inflater::new(file.clone(), compression, geometry.cluster_size()),
+            inflater: Inflater::new(file.clone(), compression, geometry.cluster_size(), unwritten),
             slices: Cache::new(slices, Arc::clone(&context.budget)),
             clusters: Cache::new(clusters, Arc::clone(&context.budget)),
             header: HeaderStore::new(file.clone(), image.parts),
@@ -330,135 +327,6 @@ async fn mend(file: &Node) -> Result<(), OpenError> {
         return Err(bad_field("errors in the image", report.corruptions, problem));
     }
     Ok(())
-}
-
-/// Reads what only a writer needs, and refuses images that must not be written.
-async fn make_writer(
-    file: &Node,
-    image: &Image,
-    options: &WriterOptions,
-    context: &OpenContext,
-) -> Result<Writer, OpenError> {
-    let header = &image.parts.header;
-    let geometry = header.geometry;
-    if header.features.corrupt {
-        return Err(bad_field("corrupt bit", 1, Problem::Contradicts("opening for writing")));
-    }
-    let (discards, freeing, lazy) =
-        options.apply(geometry, header.features.lazy_refcounts, context.flags.unmap)?;
-    let overlap = Arc::new(OverlapMap::new(geometry, options.guarded));
-    note_metadata(file, image, &overlap, options.guarded).await?;
-    let meta = read_meta(file, image, options, Arc::clone(&overlap), &context.budget).await?;
-    Ok(Writer {
-        meta: futures::lock::Mutex::new(meta),
-        writeback: futures::lock::Mutex::default(),
-        overlap,
-        discards,
-        freeing,
-        lazy,
-        marked_corrupt: AtomicBool::new(false),
-        options: options.clone(),
-        budget: Arc::clone(&context.budget),
-        bitmaps: BitmapGuard::of(&image.bitmaps, header.unknown_autoclear),
-    })
-}
-
-/// Enters all metadata but the refcount structure, which enters itself.
-pub(crate) async fn note_metadata(
-    file: &Node,
-    image: &Image,
-    overlap: &OverlapMap,
-    guarded: Guarded,
-) -> Result<(), OpenError> {
-    let header = &image.parts.header;
-    let geometry = header.geometry;
-    overlap.insert(Section::ActiveL1, header.l1.offset, u64::from(header.l1.count) * 8);
-    let tables = image.l1.iter().filter_map(|raw| l1_entry(geometry, *raw).ok().flatten());
-    let active: RoaringTreemap = tables.map(|t| t.bytes() >> geometry.cluster_bits()).collect();
-    for table in &active {
-        let table = HostOffset::new(table << geometry.cluster_bits());
-        overlap.insert(Section::ActiveL2, table, geometry.cluster_size());
-    }
-    let table_bytes = snapshot::stored_bytes(file, header.snapshots).await?;
-    overlap.insert(Section::SnapshotTable, header.snapshots.offset, table_bytes);
-    for snapshot in &image.snapshots {
-        let l1 = snapshot.l1;
-        overlap.insert(Section::InactiveL1, l1.offset, u64::from(l1.count) * 8);
-        if guarded.has(Section::InactiveL2) {
-            let count = u64::from(l1.count).min(MAX_L1_BYTES / 8);
-            for raw in read_words(file, "snapshot L1 table", l1.offset, count).await? {
-                // A shared table is an active one.
-                if let Ok(Some(table)) = l1_entry(geometry, raw)
-                    && !active.contains(table.bytes() >> geometry.cluster_bits())
-                {
-                    overlap.insert(Section::InactiveL2, table, geometry.cluster_size());
-                }
-            }
-        }
-    }
-    if let Some(bitmaps) = image.parts.extensions.bitmaps.filter(|_| header.features.bitmaps) {
-        let (offset, len) = (bitmaps.directory_offset, bitmaps.directory_size);
-        overlap.insert(Section::BitmapDirectory, offset, len);
-    }
-    Ok(())
-}
-
-/// Reads the refcount table; the blocks are read when they are needed.
-pub(crate) async fn read_meta(
-    file: &Node,
-    image: &Image,
-    options: &WriterOptions,
-    overlap: Arc<OverlapMap>,
-    budget: &Arc<MemoryBudget>,
-) -> Result<Meta, OpenError> {
-    let header = &image.parts.header;
-    let geometry = header.geometry;
-    let table = header.refcount_table;
-    let words = u64::from(table.count) * (geometry.cluster_size() / 8);
-    let entries = read_words(file, "refcount table", table.offset, words).await?;
-    let mut blocks = RoaringTreemap::new();
-    for raw in &entries {
-        let block = table_entry(geometry, *raw)
-            .map_err(|fault| bad_field(fault.what, fault.value, Problem::Unknown))?;
-        if block.is_some_and(|block| !blocks.insert(block.bytes() >> geometry.cluster_bits())) {
-            return Err(bad_field("refcount block used twice", *raw, Problem::Overlap));
-        }
-    }
-    let cache_bytes = options.refcount_cache_bytes.unwrap_or(budget.limit() / 4);
-    let mut refcounts = Refcounts::new(
-        file.clone(),
-        geometry,
-        Arc::clone(&overlap),
-        Arc::clone(budget),
-        table.offset,
-        entries,
-        cache_bytes,
-    );
-    let own = refcounts.get(0).await.map_err(|error| match error {
-        Error::Corrupt { what, value } => bad_field(what, value, Problem::Unknown),
-        error => OpenError::Request { what: "refcount of the header's cluster", error },
-    })?;
-    if own == 0 {
-        // The first allocation would overwrite the header.
-        return Err(bad_field("refcount of the header's cluster", 0, Problem::Zero));
-    }
-    let fresh_from = if file.capabilities().has_zero_init {
-        geometry.cluster_alignment().round_up(file.len())
-    } else {
-        u64::MAX
-    };
-    Ok(Meta {
-        refcounts,
-        dirty_l1: BTreeSet::new(),
-        unlinked: HashSet::new(),
-        dropped: Vec::new(),
-        written: Vec::new(),
-        limbo: VecDeque::new(),
-        fresh_from,
-        grown_to: None,
-        geometry,
-        overlap,
-    })
 }
 
 /// Everything that the image file says, checked.

@@ -106,6 +106,8 @@ struct Sets {
     sections: [RoaringTreemap; SECTIONS.len()],
     /// The clusters of all guarded sections.
     guarded: RoaringTreemap,
+    /// The clusters of all sections.
+    all: RoaringTreemap,
 }
 
 impl OverlapMap {
@@ -127,6 +129,7 @@ impl OverlapMap {
         let Some((first, last)) = self.clusters(offset.bytes(), len) else { return };
         let mut sets = self.sets.write();
         sets.sections[index(section)].insert_range(first..=last);
+        sets.all.insert_range(first..=last);
         if self.guarded.has(section) {
             sets.guarded.insert_range(first..=last);
         }
@@ -140,6 +143,7 @@ impl OverlapMap {
             set.remove_range(first..=last);
         });
         sets.guarded.remove_range(first..=last);
+        sets.all.remove_range(first..=last);
     }
 
     /// Whether guest data may be written to `range` of the file that it goes to: anywhere in a data
@@ -188,6 +192,9 @@ impl OverlapMap {
     pub(crate) fn check_table(&self, table: HostOffset) -> Result<(), Fault> {
         let cluster = table.bytes() >> self.geometry.cluster_bits();
         let sets = self.sets.read();
+        if sets.sections[index(Section::ActiveL2)].contains(cluster) {
+            return Ok(());
+        }
         let l2 = [Section::ActiveL2, Section::InactiveL2];
         let mut others = SECTIONS.iter().filter(|(section, ..)| !l2.contains(section));
         match others.any(|(section, ..)| sets.sections[index(*section)].contains(cluster)) {
@@ -212,7 +219,10 @@ impl OverlapMap {
     fn check_unused(&self, offset: u64, len: u64, what: &'static str) -> Result<(), Fault> {
         let Some((first, last)) = self.clusters(offset, len) else { return Ok(()) };
         let sets = self.sets.read();
-        match sets.sections.iter().find_map(|set| first_in(set, first, last)) {
+        if first == last && !sets.all.contains(first) {
+            return Ok(());
+        }
+        match first_in(&sets.all, first, last) {
             None => Ok(()),
             Some(cluster) => Err(Fault::new(what, cluster << self.geometry.cluster_bits())),
         }

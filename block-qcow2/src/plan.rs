@@ -6,10 +6,14 @@
 
 use block_core::ByteRange;
 use block_core::range::to_usize;
+use smallvec::SmallVec;
 
+use crate::compress::write_cache::Stored;
 use crate::geometry::{DataLocation, Geometry};
 use crate::spec::Fault;
-use crate::spec::entry::{Cluster, Copied, Payload, encode_plain, is_copied, l2_entry};
+use crate::spec::entry::{
+    Cluster, Copied, Payload, encode_compressed, encode_plain, is_copied, l2_entry,
+};
 use crate::units::{GuestOffset, HostOffset};
 
 /// The first thing to do for a write.
@@ -172,9 +176,9 @@ pub(crate) fn link(
     allocation: &Allocation,
     host: HostOffset,
     may_drop: impl Fn(Dropped) -> Result<(), Fault>,
-) -> Result<Vec<Dropped>, Fault> {
-    let mut dropped = Vec::new();
-    let mut entries = Vec::new();
+) -> Result<SmallVec<[Dropped; 1]>, Fault> {
+    let mut dropped = SmallVec::new();
+    let mut entries: SmallVec<[_; 1]> = SmallVec::new();
     let mut offset = allocation.clusters.offset();
     while offset < allocation.clusters.end() {
         let guest = GuestOffset::new(offset);
@@ -203,6 +207,24 @@ pub(crate) fn link(
     for (guest, words) in entries {
         set_words(geometry, slice, first_entry, guest, words)?;
     }
+    Ok(dropped)
+}
+
+/// Puts the entry of a compressed cluster into `slice` and gives what it held before. Nothing is changed
+/// on error; `may_drop` can object to what would be dropped.
+pub(crate) fn link_compressed(
+    geometry: Geometry,
+    slice: &mut [u64],
+    first_entry: u64,
+    guest: GuestOffset,
+    stored: Stored,
+    may_drop: impl Fn(Dropped) -> Result<(), Fault>,
+) -> Result<Option<Dropped>, Fault> {
+    let (raw, bitmap) = words_at(geometry, slice, first_entry, guest)?;
+    let dropped = dropped_by(geometry, l2_entry(geometry, raw, bitmap)?);
+    dropped.map_or(Ok(()), may_drop)?;
+    let words = encode_compressed(geometry, stored.offset, stored.len);
+    set_words(geometry, slice, first_entry, guest, words)?;
     Ok(dropped)
 }
 

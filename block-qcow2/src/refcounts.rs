@@ -9,13 +9,14 @@
 //!
 //! Not here: when a count may go down ([`crate::alloc`] sees to that).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use block_core::budget::{MemoryBudget, Reservation};
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Error, Node, Result};
 
+use crate::cache::Map;
 use crate::compress::inflate::read_bytes;
 use crate::geometry::Geometry;
 use crate::header_store::HeaderStore;
@@ -92,6 +93,18 @@ struct Block {
     _reservation: Reservation,
 }
 
+impl Block {
+    /// Sets the count number `within`. `None`, and nothing changed, if that cannot be.
+    fn set(&mut self, geometry: Geometry, within: u64, value: u64) -> Option<()> {
+        set_refcount(geometry, &mut self.bytes, within, value)?;
+        let bits = geometry.refcount_bits();
+        let start = to_usize(within * bits / 8);
+        let span = Span { start, end: to_usize((within + 1).saturating_mul(bits).div_ceil(8)) };
+        self.dirty = Span::merged(self.dirty, Some(span));
+        Some(())
+    }
+}
+
 /// The refcounts of one image.
 pub(crate) struct Refcounts {
     file: Node,
@@ -111,7 +124,7 @@ pub(crate) struct Refcounts {
     moved: bool,
     /// Counted and used by nobody, such as where the table was: the caller gives it back.
     pub(crate) left: Vec<Run>,
-    blocks: HashMap<u64, Block>,
+    blocks: Map<Block>,
     max_blocks: usize,
     clock: u64,
     /// No cluster before this one is free.
@@ -153,7 +166,7 @@ impl Refcounts {
             showing: BTreeSet::new(),
             moved: false,
             left: Vec::new(),
-            blocks: HashMap::new(),
+            blocks: Map::default(),
             max_blocks,
             clock: 0,
             hint: 1,
@@ -189,6 +202,12 @@ impl Refcounts {
         Ok(())
     }
 
+    /// Whether a cluster in use can be referred to once more.
+    pub(crate) async fn can_step_up(&mut self, cluster: u64) -> Result<bool> {
+        let count = self.get(cluster).await?;
+        Ok((1..max_refcount(self.geometry)).contains(&count))
+    }
+
     async fn step_one(&mut self, cluster: u64, step: Step) -> Result<()> {
         let old = self.get(cluster).await?;
         let offset = cluster << self.geometry.cluster_bits();
@@ -213,15 +232,35 @@ impl Refcounts {
         let geometry = self.geometry;
         let (index, within) = self.place(cluster);
         let outside = Fault::new("refcount index", cluster);
-        let block = self.block(index).await?.ok_or(outside)?;
-        set_refcount(geometry, &mut block.bytes, within, value).ok_or(outside)?;
-        let bits = geometry.refcount_bits();
-        let start = to_usize(within * bits / 8);
-        let span = Span { start, end: to_usize((within + 1).saturating_mul(bits).div_ceil(8)) };
-        block.dirty = Span::merged(block.dirty, Some(span));
+        self.block(index)
+            .await?
+            .and_then(|block| block.set(geometry, within, value))
+            .ok_or(outside)?;
         if value == 0 {
             self.hint = self.hint.min(cluster.max(1));
         }
+        Ok(())
+    }
+
+    /// The cluster that [`Refcounts::allocate`] would give next, if that is known without reading and
+    /// nothing speaks against it.
+    pub(crate) fn next_at_hand(&self) -> Option<u64> {
+        let (index, within) = self.place(self.hint);
+        let block = self.blocks.get(&index)?;
+        let next = Run { first: self.hint, count: 1 };
+        let is_free = refcount(self.geometry, &block.bytes, within) == Some(0);
+        (is_free && self.check_free(next).is_ok()).then_some(next.first)
+    }
+
+    /// Takes the cluster that [`Refcounts::next_at_hand`] told.
+    pub(crate) fn take_next(&mut self, cluster: u64) -> Result<(), Fault> {
+        let (index, within) = self.place(cluster);
+        let outside = Fault::new("refcount index", cluster);
+        self.clock += 1;
+        let block = self.blocks.get_mut(&index).ok_or(outside)?;
+        block.used = self.clock;
+        block.set(self.geometry, within, 1).ok_or(outside)?;
+        self.hint = self.hint.max(cluster + 1);
         Ok(())
     }
 
@@ -474,8 +513,8 @@ impl Refcounts {
 
     /// Whether so much is dirty that it should be written before more is.
     pub(crate) fn is_crowded(&self) -> bool {
-        let dirty = self.blocks.values().filter(|block| block.dirty.is_some()).count();
-        self.blocks.len() > self.max_blocks && dirty > self.max_blocks / 2
+        let dirty = || self.blocks.values().filter(|block| block.dirty.is_some()).count();
+        self.blocks.len() > self.max_blocks && dirty() > self.max_blocks / 2
     }
 
     /// Takes the dirty blocks, and those parts of the table that changed. Followed by

@@ -8,6 +8,8 @@
 //! dropped goes the way of all clusters ([`crate::alloc`]). COPIED is set only where the table that
 //! holds the entry, and what the entry points at, are referenced once.
 
+use std::sync::atomic::Ordering;
+
 use block_core::Result;
 use block_core::range::{to_u64, to_usize};
 
@@ -161,7 +163,14 @@ impl Qcow2Driver {
 
     /// Sets and clears COPIED in the active tables as the refcounts say.
     pub(crate) async fn refresh_copied(&self) -> Result<()> {
-        self.change_copied(Flags::AsCounted).await
+        self.change_copied(Flags::AsCounted).await?;
+        self.copied_are_right()
+    }
+
+    /// Says that COPIED flags are what the refcounts say.
+    pub(crate) fn copied_are_right(&self) -> Result<()> {
+        self.writer()?.copied_wrong.store(false, Ordering::Release);
+        Ok(())
     }
 
     /// Clears COPIED in the active tables, before what they refer to is counted once more: a flag that
@@ -172,6 +181,7 @@ impl Qcow2Driver {
 
     async fn change_copied(&self, flags: Flags) -> Result<()> {
         let geometry = self.geometry();
+        self.writer()?.copied_wrong.store(true, Ordering::Release);
         for index in 0..self.l1_len() {
             let raw = self.l1_word(index)?;
             let Some(table) = l1_entry(geometry, raw)? else { continue };

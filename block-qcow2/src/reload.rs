@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use block_core::{Error, OpenError, OpenFlags, Result};
 
 use crate::driver::{Lists, Qcow2Driver};
-use crate::open::{Image, note_metadata, read_meta};
+use crate::open::Image;
+use crate::writer::{note_metadata, read_meta};
 
 impl Qcow2Driver {
     /// Forgets everything and reads the image as it is now in the file.
@@ -39,6 +40,9 @@ impl Qcow2Driver {
             let overlap = Arc::clone(&writer.overlap);
             let meta = read_meta(&self.file, &image, options, overlap, budget).await;
             *writer.meta.lock().await = meta.map_err(request_error)?;
+            if let Some(cache) = &writer.compressed.cache {
+                cache.clear();
+            }
         }
         if let Some(writer) = &self.writer {
             writer.bitmaps.found(&image.bitmaps);

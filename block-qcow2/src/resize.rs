@@ -307,6 +307,22 @@ impl Qcow2Driver {
 
     /// [`Qcow2Driver::finish_writing`] in an exclusive turn.
     pub(crate) async fn settle_all(&self) -> Result<()> {
+        self.settle_rounds().await?;
+        if self.writer()?.copied_wrong.load(Ordering::Acquire) {
+            // A change that failed left them behind; what it leaked is given back by now.
+            self.refresh_copied().await?;
+            self.settle_rounds().await?;
+        }
+        if self.header.with(|parts| parts.header.features.dirty) {
+            self.barrier().await?;
+            self.header.update(|header| header.features.dirty = false).await?;
+        }
+        self.take_back_growth().await?;
+        self.barrier().await
+    }
+
+    /// Writes back until nothing waits to be given back.
+    async fn settle_rounds(&self) -> Result<()> {
         // What is given back in one round makes refcounts dirty for the next one.
         for _ in 0..MAX_ROUNDS {
             self.write_back(Extent::Everything).await?;
@@ -316,12 +332,7 @@ impl Qcow2Driver {
                 break;
             }
         }
-        if self.header.with(|parts| parts.header.features.dirty) {
-            self.barrier().await?;
-            self.header.update(|header| header.features.dirty = false).await?;
-        }
-        self.take_back_growth().await?;
-        self.barrier().await
+        Ok(())
     }
 }
 

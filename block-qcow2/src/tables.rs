@@ -13,6 +13,7 @@ use block_core::{ByteRange, RequestFlags, Result};
 use crate::alloc::{Meta, Reason};
 use crate::compress::inflate::read_bytes;
 use crate::driver::Qcow2Driver;
+use crate::mapping::Slice;
 use crate::metadata_io::write_bytes;
 use crate::overlap::Section;
 use crate::spec::Fault;
@@ -39,6 +40,15 @@ impl Qcow2Driver {
     pub(crate) async fn own_slice(&self, meta: &mut Meta, offset: GuestOffset) -> Result<OwnSlice> {
         let table = self.own_table(meta, offset).await?;
         Ok(self.slice_of(table, offset))
+    }
+
+    /// [`Qcow2Driver::own_slice`], if the table is one's own already.
+    #[inline]
+    pub(crate) fn own_slice_at_once(&self, offset: GuestOffset) -> Option<OwnSlice> {
+        let geometry = self.geometry();
+        let raw = self.l1_word(geometry.l1_index(offset)).ok()?;
+        let table = l1_entry(geometry, raw).ok()?.filter(|_| is_copied(raw))?;
+        Some(self.slice_of(table, offset))
     }
 
     /// The slice of `table` that maps `offset`.
@@ -128,13 +138,22 @@ impl Qcow2Driver {
         slice: OwnSlice,
         change: impl FnOnce(&mut [u64]) -> Result<R, Fault>,
     ) -> Result<R> {
-        let key = slice.at.bytes();
-        let loaded = match self.slices.peek(key) {
+        let loaded = match self.slices.peek(slice.at.bytes()) {
             Some(loaded) => loaded,
             None => self.load_slice(slice.at).await?,
         };
-        let changed = self.slices.modify(key, loaded, |words| change(Arc::make_mut(words)));
-        Ok(changed?)
+        Ok(self.change_loaded(slice, loaded, change)?)
+    }
+
+    /// [`Qcow2Driver::change_slice`] of one whose words, `loaded` since the metadata lock was taken, are
+    /// at hand.
+    pub(crate) fn change_loaded<R>(
+        &self,
+        slice: OwnSlice,
+        loaded: Slice,
+        change: impl FnOnce(&mut [u64]) -> Result<R, Fault>,
+    ) -> Result<R, Fault> {
+        self.slices.modify(slice.at.bytes(), loaded, |words| change(Arc::make_mut(words)))
     }
 
     /// Looks at the words of a slice.

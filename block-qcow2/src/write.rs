@@ -1,4 +1,5 @@
-//! Writes that are not one run in place: step by step, several steps at once.
+//! Writes that are not one run in place: step by step, several steps at once. The short way of the
+//! smallest ones is [`crate::write_now`].
 //!
 //! A step is planned under the metadata lock; its data moves outside of it; an allocation is linked
 //! under the lock again, once its data was written. An error gives back what the step took.
@@ -11,14 +12,17 @@ use std::sync::Arc;
 use block_core::driver::CopySource;
 use block_core::range::to_usize;
 use block_core::{ByteRange, Error, IoVec, Node, RequestFlags, Result};
+use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 
-use crate::alloc::{Place, Reason};
+use crate::alloc::{Meta, Place, Reason};
 use crate::driver::Qcow2Driver;
 use crate::inflight::{Blocker, Running};
+use crate::mapping::Slice;
 use crate::plan::{Allocation, WriteStep, link, plan};
-use crate::spec::entry::{is_copied, l1_entry};
+use crate::spec::Fault;
+use crate::tables::OwnSlice;
 use crate::units::{GuestOffset, HostOffset};
 use crate::writeback::Extent;
 
@@ -63,7 +67,7 @@ impl Payload {
 }
 
 /// A planned step.
-enum Work {
+pub(crate) enum Work {
     /// The data goes where it was.
     InPlace { guest: ByteRange, host: HostOffset },
     /// The data goes to a new place.
@@ -72,7 +76,7 @@ enum Work {
 
 impl Work {
     /// What of the guest's write it does.
-    fn guest(&self) -> ByteRange {
+    pub(crate) fn guest(&self) -> ByteRange {
         match self {
             Self::InPlace { guest, .. } => *guest,
             Self::Allocate { allocation, .. } => allocation.write,
@@ -86,10 +90,7 @@ impl Qcow2Driver {
     #[inline]
     pub(crate) fn in_place_at_once(&self, range: ByteRange) -> Option<(ByteRange, &Node)> {
         let geometry = self.geometry();
-        let offset = GuestOffset::new(range.offset());
-        let raw = self.l1_word(geometry.l1_index(offset)).ok()?;
-        let table = l1_entry(geometry, raw).ok()?.filter(|_| is_copied(raw))?;
-        let slice = self.slice_of(table, offset);
+        let slice = self.own_slice_at_once(GuestOffset::new(range.offset()))?;
         if range.end() > slice.guest_end {
             return None;
         }
@@ -113,19 +114,43 @@ impl Qcow2Driver {
     pub(crate) async fn put(self: Arc<Self>, range: ByteRange, payload: Payload) -> Result<()> {
         let end = self.geometry().cluster_alignment().round_up(self.disk_len());
         let inside = range.intersect(ByteRange::up_to(end));
+        if inside.is_empty() {
+            return Ok(());
+        }
+        let first = self.next_work(inside).await?;
+        if first.guest() == inside {
+            let part = payload.slice(0, inside.len());
+            return self.do_work(first, part).await;
+        }
+        // Boxed, so that the future of a write in one step stays small.
+        let steps: BoxFuture<'_, _> = Box::pin(self.put_steps(first, inside, payload));
+        steps.await
+    }
+
+    /// Puts `payload` to `range` in several steps, of which `first` is planned.
+    async fn put_steps(
+        self: &Arc<Self>,
+        first: Work,
+        range: ByteRange,
+        payload: Payload,
+    ) -> Result<()> {
         // Guards the first error; held for a store.
         let failed: Mutex<Option<Error>> = Mutex::new(None);
-        let (this, errors) = (&self, &failed);
-        let steps = stream::unfold(inside, |rest: ByteRange| async move {
-            if rest.is_empty() || errors.lock().is_some() {
+        let errors = &failed;
+        let steps = stream::unfold((Some(first), range), |(planned, rest)| async move {
+            if rest.is_empty() || (planned.is_none() && errors.lock().is_some()) {
                 return None;
             }
-            match this.next_work(rest).await {
+            let work = match planned {
+                Some(work) => Ok(work),
+                None => self.next_work(rest).await,
+            };
+            match work {
                 Ok(work) => {
                     let rest = rest.split_at(work.guest().len()).1;
-                    Some((Ok(work), rest))
+                    Some((Ok(work), (None, rest)))
                 }
-                Err(error) => Some((Err(error), ByteRange::default())),
+                Err(error) => Some((Err(error), (None, ByteRange::default()))),
             }
         });
         steps
@@ -147,26 +172,33 @@ impl Qcow2Driver {
     }
 
     /// Plans the first step of a write to `rest`. Waits for allocations in its way.
-    async fn next_work(&self, rest: ByteRange) -> Result<Work> {
+    pub(crate) async fn next_work(&self, rest: ByteRange) -> Result<Work> {
+        let lock = &self.writer()?.meta;
         loop {
-            self.relieve().await?;
-            match self.try_work(rest).await? {
+            let mut meta = lock.lock().await;
+            if let Some(extent) = self.strain(&meta) {
+                drop(meta);
+                self.write_back(extent).await?;
+                meta = lock.lock().await;
+            }
+            let work = self.try_work(&mut meta, rest).await?;
+            drop(meta);
+            match work {
                 Ok(work) => return Ok(work),
                 Err(blocker) => self.allocations.wait(blocker).await,
             }
         }
     }
 
-    async fn try_work(&self, rest: ByteRange) -> Result<Result<Work, Blocker>> {
+    async fn try_work(&self, meta: &mut Meta, rest: ByteRange) -> Result<Result<Work, Blocker>> {
         let geometry = self.geometry();
-        let mut meta = self.writer()?.meta.lock().await;
         let whole = rest.expand(geometry.cluster_alignment());
         let free = match self.allocations.free_prefix(whole) {
             Ok(free) => free,
             Err(blocker) => return Ok(Err(blocker)),
         };
         let offset = GuestOffset::new(rest.offset());
-        let slice = self.own_slice(&mut meta, offset).await?;
+        let slice = self.own_slice(meta, offset).await?;
         let within = rest.intersect(free).intersect(ByteRange::up_to(slice.guest_end));
         let plan_of = |range| move |words: &[u64]| plan(geometry, words, slice.first_entry, range);
         let step = self.look_at_slice(slice, plan_of(within)).await?;
@@ -186,7 +218,7 @@ impl Qcow2Driver {
                 let place = meta.allocate_data(first, wanted, &self.header).await?;
                 if place.fresh {
                     let end = place.host.plus(place.count << geometry.cluster_bits());
-                    self.grow_ahead(&mut meta, end.bytes()).await;
+                    self.grow_ahead(meta, end.bytes()).await;
                 }
                 place
             }
@@ -209,7 +241,7 @@ impl Qcow2Driver {
         Ok(Ok(Work::Allocate { allocation, place, running }))
     }
 
-    async fn do_work(self: &Arc<Self>, work: Work, data: Payload) -> Result<()> {
+    pub(crate) async fn do_work(self: &Arc<Self>, work: Work, data: Payload) -> Result<()> {
         let (allocation, place, _running) = match work {
             Work::InPlace { guest, host } => {
                 let node = self.data.as_ref().ok_or(Error::Unsupported)?;
@@ -232,35 +264,55 @@ impl Qcow2Driver {
 
     /// Puts an allocation whose data was written into the mapping.
     pub(crate) async fn link(&self, allocation: &Allocation, place: Place) -> Result<()> {
-        let geometry = self.geometry();
         let mut meta = self.writer()?.meta.lock().await;
         let offset = GuestOffset::new(allocation.clusters.offset());
         let slice = self.own_slice(&mut meta, offset).await?;
-        let overlap = Arc::clone(&meta.overlap);
-        let change = |words: &mut [u64]| {
+        let loaded = match self.slices.peek(slice.at.bytes()) {
+            Some(loaded) => loaded,
+            None => self.load_slice(slice.at).await?,
+        };
+        Ok(self.link_loaded(&mut meta, slice, loaded, allocation, place)?)
+    }
+
+    /// [`Qcow2Driver::link`] in a slice whose words, `loaded` since the metadata lock was taken, are at
+    /// hand.
+    pub(crate) fn link_loaded(
+        &self,
+        meta: &mut Meta,
+        slice: OwnSlice,
+        loaded: Slice,
+        allocation: &Allocation,
+        place: Place,
+    ) -> Result<(), Fault> {
+        let geometry = self.geometry();
+        let overlap = &meta.overlap;
+        let dropped = self.change_loaded(slice, loaded, |words| {
             let may_drop = |dropped| overlap.check_dropped(dropped);
             link(geometry, words, slice.first_entry, allocation, place.host, may_drop)
-        };
-        for dropped in self.change_slice(slice, change).await? {
+        })?;
+        for dropped in dropped {
             meta.drop_data(dropped, Reason::Other);
         }
         Ok(())
     }
 
-    /// Writes metadata back before more of it becomes dirty than the caches should hold. Called
-    /// without the metadata lock.
-    pub(crate) async fn relieve(&self) -> Result<()> {
-        let crowded = self.slices.is_crowded();
-        let (crowded, hoarding) = {
-            let meta = self.writer()?.meta.lock().await;
-            (crowded || meta.refcounts.is_crowded(), meta.is_hoarding())
-        };
-        if hoarding {
-            self.write_back(Extent::Reclaim).await
-        } else if crowded {
-            self.write_back(Extent::Flush).await
+    /// What must be written back before more metadata becomes dirty than the caches should hold.
+    pub(crate) fn strain(&self, meta: &Meta) -> Option<Extent> {
+        if meta.is_hoarding() {
+            Some(Extent::Reclaim)
+        } else if self.slices.is_crowded() || meta.refcounts.is_crowded() {
+            Some(Extent::Flush)
         } else {
-            Ok(())
+            None
+        }
+    }
+
+    /// Writes back what [`Qcow2Driver::strain`] tells. Called without the metadata lock.
+    pub(crate) async fn relieve(&self) -> Result<()> {
+        let strain = self.strain(&*self.writer()?.meta.lock().await);
+        match strain {
+            Some(extent) => self.write_back(extent).await,
+            None => Ok(()),
         }
     }
 }

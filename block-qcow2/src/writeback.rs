@@ -1,5 +1,6 @@
 //! How changed metadata reaches the file, in an order that a crash anywhere leaves intact.
 //!
+//! 0. compressed clusters that are only in the write cache;
 //! 1. refcount blocks, and slices of L2 tables that the file does not point at yet;
 //! 2. a barrier, which covers guest data too;
 //! 3. the refcount table, and a barrier, if it changed;
@@ -18,6 +19,7 @@ use block_core::{ByteRange, Error, Result};
 use futures::{StreamExt, future, stream};
 
 use crate::alloc::{Freed, Limbo, Meta};
+use crate::compress::write_cache::Eviction;
 use crate::driver::Qcow2Driver;
 use crate::geometry::Version;
 use crate::mapping::Slice;
@@ -159,6 +161,10 @@ impl Qcow2Driver {
     }
 
     async fn write_batch(&self, batch: &Batch) -> Result<Place> {
+        // Every entry of the batch was linked after its data was put there.
+        if let Some(cache) = &self.writer()?.compressed.cache {
+            cache.flush().await?;
+        }
         self.write_parts(&batch.blocks, "refblock_update").await?;
         self.write_slices(&batch.unlinked).await?;
         if batch.has_barrier() {
@@ -269,9 +275,20 @@ impl Qcow2Driver {
         }
         let mut meta = writer.meta.lock().await;
         for freed in ready {
-            self.event("cluster_free");
-            self.forget_inflated(freed.run);
-            if let Err(error) = meta.refcounts.step(freed.run, Step::Down).await {
+            let stepped = match evict_compressed(writer, &mut meta, freed.run).await {
+                Ok(Eviction::InFlight) => {
+                    // Its bytes are on their way to the file; nobody may get the place meanwhile.
+                    meta.limbo.push_back(Limbo { freed: vec![freed], since: self.gate.now() });
+                    continue;
+                }
+                Ok(Eviction::Done) => {
+                    self.event("cluster_free");
+                    self.forget_inflated(freed.run);
+                    meta.refcounts.step(freed.run, Step::Down).await
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = stepped {
                 // Counted too high until it is tried again: a leak at worst.
                 meta.written.push(freed);
                 failed = failed.and(Err(error));
@@ -295,6 +312,25 @@ impl Qcow2Driver {
         let bounds = (run.first << bits, (run.first + run.count) << bits);
         self.clusters.retain(|offset| !(bounds.0..bounds.1).contains(&offset));
     }
+}
+
+/// Forgets what waits to be written to those host clusters of a run that are about to be free.
+async fn evict_compressed(writer: &Writer, meta: &mut Meta, run: Run) -> Result<Eviction> {
+    let cache = writer.compressed.cache.as_ref().filter(|cache| !cache.is_empty());
+    if cache.is_none() && meta.packing.is_none() {
+        return Ok(Eviction::Done);
+    }
+    let bits = meta.geometry.cluster_bits();
+    for last in last_references(meta, run).await? {
+        for cluster in last.first..last.first + last.count {
+            let host = HostOffset::new(cluster << bits);
+            if cache.is_some_and(|cache| cache.evict(host) == Eviction::InFlight) {
+                return Ok(Eviction::InFlight);
+            }
+            meta.packing = meta.packing.filter(|packing| packing.cluster != cluster);
+        }
+    }
+    Ok(Eviction::Done)
 }
 
 /// The parts of a run that nobody else refers to.

@@ -59,20 +59,32 @@ impl Qcow2Driver {
         let inside = range.intersect(ByteRange::up_to(self.disk_len()));
         let target = self.zero_target(inside, flags)?;
         self.check_data_file(flags)?;
+        // Tables that it makes get their places in turn, as compressed clusters do. Nobody else is held up
+        // by what it waits for.
+        let mut turn = Some(self.writer()?.compressed.turn());
+        if let Some(turn) = &turn {
+            turn.served().await;
+        }
         let (ends, mut rest) = ends_and_middle(self.geometry(), inside);
         loop {
             self.relieve().await?;
             match self.zero_ends(&ends, target).await? {
                 Ok(()) => break,
-                Err(Stop::Blocked(blocker)) => self.allocations.wait(blocker).await,
                 Err(Stop::Partial) => return Err(Error::Unsupported),
+                Err(Stop::Blocked(blocker)) => {
+                    drop(turn.take());
+                    self.allocations.wait(blocker).await;
+                }
             }
         }
         while !rest.is_empty() {
             self.relieve().await?;
             match self.zero_some(rest, target).await? {
                 Ok(done) => rest = rest.split_at(done).1,
-                Err(blocker) => self.allocations.wait(blocker).await,
+                Err(blocker) => {
+                    drop(turn.take());
+                    self.allocations.wait(blocker).await;
+                }
             }
         }
         Ok(())

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use block_testkit::naive::qcow2::Image;
 use block_testkit::naive::qcow2::make::{Cluster, L2Entries, Made, Shape};
+use block_testkit::naive::qcow2::{Compression, Image};
 use block_testkit::op::contents;
 use block_testkit::peer::{ImageDir, Verdict};
 
@@ -34,6 +34,7 @@ fn shapes() -> Vec<Shape> {
         let size = (40u64 << cluster_bits).min(5 << 20) + 512;
         let plain = Shape { cluster_bits, ..Shape::new(size) };
         shapes.push(plain.clone());
+        shapes.push(Shape { compression: Compression::Zstd, ..plain.clone() });
         shapes.push(Shape { version: 2, ..plain.clone() });
         let backing = Some(("base".to_owned(), "raw".to_owned()));
         shapes.push(Shape { backing: backing.clone(), ..plain.clone() });

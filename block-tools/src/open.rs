@@ -7,6 +7,7 @@ use std::future::Future;
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use block_core::filter::compress::CompressFactory;
 use block_core::format::raw::RawFactory;
 use block_core::node::DetectZeroes;
 use block_core::proto::file::{FileFactory, HostDeviceFactory};
@@ -22,6 +23,7 @@ use crate::temporary;
 /// Every driver that the tools know.
 pub fn registry() -> Arc<Registry> {
     let registry = Registry::new()
+        .with(CompressFactory)
         .with(FileFactory)
         .with(HostDeviceFactory)
         .with(MemFactory)
@@ -215,6 +217,7 @@ impl ImageSpec {
             // It is the file's business, wherever in the options the file is.
             let name = match options.peek("driver") {
                 Some("file" | "host_device") => "aio",
+                Some("compress") => "file.file.aio",
                 _ => "file.aio",
             };
             if options.peek(name).is_none() {

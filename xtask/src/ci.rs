@@ -26,7 +26,7 @@ pub(crate) struct Step {
 
 /// The steps in order.
 pub(crate) const STEPS: &[Step] = &[
-    Step { name: "setup", run: || setup::peers(&[setup::QEMU]).map(passed) },
+    Step { name: "setup", run: || setup::peers(&[setup::QEMU, setup::LIBQCOW]).map(passed) },
     Step { name: "fmt", run: || cargo(&["fmt", "--all", "--check"]) },
     Step { name: "tidy", run: || tidy::run().map(passed) },
     Step {

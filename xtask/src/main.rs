@@ -40,7 +40,8 @@ enum Command {
     Tidy,
     /// Installs the tools that `peer`, `demo` and `bench` compare with, where they are missing.
     Setup,
-    /// Compares block-img with qemu-img on images that qemu-img makes.
+    /// Compares block-img with qemu-img on images that qemu-img makes, and lets others read what
+    /// block-img compresses.
     Peer(peer::Arguments),
     /// Makes a compressed image with a backing file, and converts it to raw.
     Demo(demo::Arguments),
@@ -64,7 +65,7 @@ fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Ci => ci::run(),
         Command::Tidy => tidy::run(),
-        Command::Setup => setup::peers(&[setup::QEMU, setup::E2FSPROGS]),
+        Command::Setup => setup::peers(&setup::ALL),
         Command::Peer(arguments) => peer::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),

@@ -6,21 +6,39 @@ use crate::run;
 /// A tool of somebody else that the harness compares with.
 #[derive(Copy, Clone)]
 pub(crate) struct Peer {
-    /// Programs that must start with `--version` or `-V`.
-    programs: &'static [&'static str],
-    version_option: &'static str,
+    programs: &'static [Program],
     /// Its package in Debian and Ubuntu.
     package: &'static str,
     /// What it is called elsewhere.
     elsewhere: &'static str,
 }
 
+/// What a peer is made of.
+#[derive(Copy, Clone)]
+struct Program {
+    name: &'static str,
+    /// The command that succeeds where it is installed.
+    probe: &'static [&'static str],
+}
+
+/// Everything that any command compares with.
+pub(crate) const ALL: [Peer; 4] = [QEMU, LIBQCOW, STRACE, E2FSPROGS];
+
 /// qemu-img and qemu-io.
 pub(crate) const QEMU: Peer = Peer {
-    programs: &["qemu-img", "qemu-io"],
-    version_option: "--version",
+    programs: &[
+        Program { name: "qemu-img", probe: &["qemu-img", "--version"] },
+        Program { name: "qemu-io", probe: &["qemu-io", "--version"] },
+    ],
     package: "qemu-utils",
     elsewhere: "qemu-img in Fedora and Arch Linux, qemu-tools in openSUSE, qemu-img in Alpine",
+};
+
+/// strace, which counts the calls of a conversion.
+pub(crate) const STRACE: Peer = Peer {
+    programs: &[Program { name: "strace", probe: &["strace", "--version"] }],
+    package: "strace",
+    elsewhere: "strace everywhere",
 };
 
 /// By its path: `/sbin` is on the search path of administrators only.
@@ -28,17 +46,29 @@ pub(crate) const MKE2FS: &str = "/sbin/mke2fs";
 
 /// mke2fs, which fills the file system that conversions are measured on.
 pub(crate) const E2FSPROGS: Peer = Peer {
-    programs: &[MKE2FS],
-    version_option: "-V",
+    programs: &[Program { name: MKE2FS, probe: &[MKE2FS, "-V"] }],
     package: "e2fsprogs",
     elsewhere: "e2fsprogs nearly everywhere",
+};
+
+/// By its path: the system's packages are for the system's Python, which need not be the first.
+pub(crate) const PYTHON: &str = "/usr/bin/python3";
+
+/// libqcow, a reader for forensics that shares nothing with QEMU. Its own tools show no contents.
+pub(crate) const LIBQCOW: Peer = Peer {
+    programs: &[Program { name: "pyqcow", probe: &[PYTHON, "-c", "import pyqcow"] }],
+    package: "python3-libqcow",
+    elsewhere: "the Python bindings of libqcow, from github.com/libyal/libqcow",
 };
 
 impl Peer {
     /// The first of its programs that does not start.
     fn missing(&self) -> Option<&'static str> {
-        let absent = |program: &&&str| !run::works(program, &[self.version_option]);
-        self.programs.iter().find(absent).copied()
+        let absent = |program: &&Program| match program.probe {
+            [command, arguments @ ..] => !run::works(command, arguments),
+            [] => true,
+        };
+        self.programs.iter().find(absent).map(|program| program.name)
     }
 }
 
@@ -105,8 +135,10 @@ mod tests {
     use super::*;
 
     const ABSENT: Peer = Peer {
-        programs: &["true", "no-such-program"],
-        version_option: "--version",
+        programs: &[
+            Program { name: "true", probe: &["true"] },
+            Program { name: "no-such-program", probe: &["no-such-program", "--version"] },
+        ],
         package: "no-such-package",
         elsewhere: "nothing",
     };

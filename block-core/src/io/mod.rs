@@ -90,6 +90,20 @@ pub fn write_cached(file: &Handle, offset: u64, iov: &IoVec) -> Result<usize> {
     }
 }
 
+/// Writes all of `iov` as [`write_cached`] does. `None` if that would not be the quickest way: nothing
+/// was written then.
+pub fn write_all_cached(file: &Handle, offset: u64, iov: &IoVec) -> Option<Result<()>> {
+    match write_cached(file, offset, iov) {
+        Ok(0) => None,
+        Ok(done) if done < iov.len() => {
+            // There was no room for the rest. Whoever asks again hears why.
+            let rest = iov.slice(done, iov.len() - done);
+            Some(file.write_blocking(offset.saturating_add(to_u64(done)), rest, 0))
+        }
+        written => Some(written.map(|_| ())),
+    }
+}
+
 impl Engine {
     /// The quickest engine that this system allows.
     pub fn best() -> Self {

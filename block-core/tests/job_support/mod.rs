@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use block_core::ability::Rebase;
 use block_core::driver::{BlockDriver, Children, Exactness, Prealloc};
 use block_core::error::{OpenError, Result};
+use block_core::flags::Support;
 use block_core::info::DriverInfo;
 use block_core::io::exec::block_on;
 use block_core::node::NodeOptions;
@@ -33,8 +34,12 @@ pub struct Layer {
     pub lazy_zeroes: bool,
     /// Every write fails.
     pub fails: AtomicBool,
+    /// Takes compressed writes of multiples of this.
+    pub packs: Option<Alignment>,
     /// What was written.
     pub writes: Mutex<Vec<ByteRange>>,
+    /// What of it was compressed.
+    pub packed: Mutex<Vec<ByteRange>>,
     pub flushes: Mutex<Vec<&'static str>>,
 }
 
@@ -44,19 +49,39 @@ impl Layer {
     }
 
     pub fn lazy(len: u64, backing: Option<Node>, lazy_zeroes: bool) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::plain(len, backing, lazy_zeroes))
+    }
+
+    /// With compressed writes of clusters of this size.
+    pub fn packing(spec: &Spec, backing: Option<Node>, cluster: u64) -> Arc<Self> {
+        let mut layer = Self::plain(spec.len, backing, false);
+        layer.packs = Alignment::new(cluster);
+        let layer = Arc::new(layer);
+        layer.fill(spec);
+        layer
+    }
+
+    fn plain(len: u64, backing: Option<Node>, lazy_zeroes: bool) -> Self {
+        Self {
             overlay: Overlay::new(len, Alignment::new(CLUSTER).unwrap(), backing),
             header: Mutex::new(None),
             lazy_zeroes,
             fails: AtomicBool::new(false),
+            packs: None,
             writes: Mutex::default(),
+            packed: Mutex::default(),
             flushes: Mutex::default(),
-        })
+        }
     }
 
     /// A layer of these clusters.
     pub fn of(spec: &Spec, backing: Option<Node>, lazy_zeroes: bool) -> Arc<Self> {
         let layer = Self::lazy(spec.len, backing, lazy_zeroes);
+        layer.fill(spec);
+        layer
+    }
+
+    fn fill(&self, spec: &Spec) {
         for (index, kind) in spec.clusters.iter().enumerate() {
             let cluster = match kind {
                 0 => Cluster::Absent,
@@ -69,9 +94,8 @@ impl Layer {
                     Cluster::Data(bytes)
                 }
             };
-            layer.overlay.set(index, cluster);
+            self.overlay.set(index, cluster);
         }
-        layer
     }
 
     fn check(&self) -> Result<()> {
@@ -115,10 +139,11 @@ impl BlockDriver for Layer {
         self.overlay.len()
     }
     fn limits(&self) -> BlockLimits {
-        self.overlay.limits()
+        BlockLimits { compressed_write_alignment: self.packs, ..self.overlay.limits() }
     }
     fn capabilities(&self) -> Capabilities {
-        self.overlay.capabilities()
+        let compressed_write = self.packs.map_or(Support::None, |_| Support::Native);
+        Capabilities { compressed_write, ..self.overlay.capabilities() }
     }
     fn is_read_only(&self) -> bool {
         false
@@ -140,6 +165,9 @@ impl BlockDriver for Layer {
     ) -> Result<()> {
         self.check()?;
         self.writes.lock().push(range);
+        if flags.contains(RequestFlags::COMPRESSED) {
+            self.packed.lock().push(range);
+        }
         self.overlay.clone().pwritev(range, iov, flags).await
     }
     async fn pwrite_zeroes(self: Arc<Self>, range: ByteRange, flags: RequestFlags) -> Result<()> {

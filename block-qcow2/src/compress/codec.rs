@@ -1,7 +1,8 @@
-//! Inflating one cluster: raw deflate and Zstandard.
+//! One cluster, compressed or inflated: raw deflate and Zstandard.
 //!
-//! Invariants: the output is exactly one cluster or an error; bytes after the payload are normal and
-//! not looked at; memory besides the output is bounded whatever the payload says.
+//! Invariants of inflating: the output is exactly one cluster or an error; bytes after the payload are
+//! normal and not looked at; memory besides the output is bounded whatever the payload says. Those of
+//! compressing stand in `encode.rs`.
 
 use std::cell::RefCell;
 
@@ -10,25 +11,54 @@ use block_core::range::to_u64;
 use libdeflater::Decompressor;
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
+use crate::compress::encode::{Encoders, Encoding};
 use crate::spec::header::Compression;
 
 /// Largest window that a Zstandard frame may ask for: far more than a cluster, and a bound on what
 /// a hostile one makes the decoder allocate.
 const MAX_WINDOW_LOG: u32 = 24;
 
-/// Decoders that are kept from one cluster to the next.
+/// Decoders and encoders that are kept from one cluster to the next.
 #[derive(Default)]
 pub struct Codec {
     deflate: Option<Decompressor>,
     zstd: Option<Decoder<'static>>,
-    /// Where a cluster is inflated that is then copied elsewhere.
+    encoders: Encoders,
+    /// A cluster that is inflated and then copied elsewhere, or that is about to be compressed.
     scratch: Vec<u8>,
+    /// Where a cluster is compressed.
+    compressed: Vec<u8>,
 }
 
 impl Codec {
-    /// No decoder yet: each is made when it is first needed.
+    /// No decoder and no encoder yet: each is made when it is first needed.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Compresses `src` to the start of `dst`: the length, or `None` if it does not fit.
+    ///
+    /// The bytes depend on the arguments alone, not on what the codec did before.
+    pub fn compress(&mut self, encoding: Encoding, src: &[u8], dst: &mut [u8]) -> Option<usize> {
+        self.encoders.compress(encoding, src, dst)
+    }
+
+    /// Compresses what `fill` puts into `len` bytes; `None` if that does not make them fewer.
+    pub(crate) fn compress_with(
+        &mut self,
+        encoding: Encoding,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Option<Vec<u8>> {
+        let mut src = std::mem::take(&mut self.scratch);
+        let mut dst = std::mem::take(&mut self.compressed);
+        src.resize(len, 0);
+        dst.resize(len.saturating_sub(1), 0);
+        fill(&mut src);
+        let done = self.compress(encoding, &src, &mut dst);
+        let payload = done.and_then(|len| dst.get(..len)).map(<[u8]>::to_vec);
+        (self.scratch, self.compressed) = (src, dst);
+        payload
     }
 
     /// Inflates the payload at the start of `src` to all of `dst`.
@@ -96,14 +126,14 @@ impl Codec {
     }
 }
 
-/// Runs `work` with the decoders of this thread.
+/// Runs `work` with the codec of this thread.
 pub(crate) fn with_thread_codec<R>(work: impl FnOnce(&mut Codec) -> R) -> R {
     thread_local! {
         static CODEC: RefCell<Codec> = RefCell::new(Codec::new());
     }
     CODEC.with(|codec| match codec.try_borrow_mut() {
         Ok(mut codec) => work(&mut codec),
-        // Only if `work` inflates inside of `work`.
+        // Only if `work` runs `work` inside.
         Err(_) => work(&mut Codec::new()),
     })
 }

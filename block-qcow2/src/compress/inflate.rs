@@ -12,6 +12,7 @@ use block_core::{ByteRange, Error, IoVec, Node, OwnedBuf, Result};
 use futures::future::join_all;
 use smallvec::SmallVec;
 
+use crate::compress::write_cache::WriteCache;
 use crate::compress::{codec, pipeline};
 use crate::spec::entry::Payload;
 use crate::spec::header::Compression;
@@ -28,6 +29,8 @@ pub(crate) struct Inflater {
     compression: Compression,
     cluster_size: u64,
     in_flight: Arc<AtomicUsize>,
+    /// Compressed clusters that the file may not hold yet.
+    unwritten: Option<Arc<WriteCache>>,
 }
 
 /// A cluster that is wanted from its first byte on, and the buffers for it.
@@ -103,19 +106,32 @@ impl Drop for InFlight<'_> {
 }
 
 impl Inflater {
-    pub(crate) fn new(file: Node, compression: Compression, cluster_size: u64) -> Self {
-        Self { file, compression, cluster_size, in_flight: Arc::default() }
+    pub(crate) fn new(
+        file: Node,
+        compression: Compression,
+        cluster_size: u64,
+        unwritten: Option<Arc<WriteCache>>,
+    ) -> Self {
+        Self { file, compression, cluster_size, in_flight: Arc::default(), unwritten }
     }
 
     /// Reads a group and fills the buffers of each of its clusters.
     pub(crate) async fn fill(&self, group: Group) -> Result<()> {
-        let (start, end) = group.bounds();
         let in_flight = self.enter(group.clusters.len());
-        let blob = Arc::new(self.read(start, end).await?);
+        // Looked up before the file is read: what is not in the cache any more is in the file.
+        let held = group.clusters.iter().map(|wanted| self.held(wanted.payload));
+        let held: SmallVec<[_; 1]> = held.collect();
+        let blob = if held.iter().all(Option::is_some) {
+            None
+        } else {
+            let (start, end) = group.bounds();
+            Some(Arc::new(self.read(start, end).await?))
+        };
         let inline = in_flight.is_alone();
-        let work = |wanted: Wanted| {
-            let (this, blob) = (self.clone(), Arc::clone(&blob));
-            move |codec: &mut codec::Codec| this.inflate_to(codec, &blob, &wanted)
+        let mut held = held.into_iter();
+        let mut work = |wanted: Wanted| {
+            let (this, blob) = (self.clone(), held.next().flatten().or_else(|| blob.clone()));
+            move |codec: &mut codec::Codec| this.inflate_to(codec, blob, &wanted)
         };
         if inline {
             let mut all = group.clusters.into_iter().map(work);
@@ -129,7 +145,10 @@ impl Inflater {
     /// Reads and inflates a whole cluster.
     pub(crate) async fn whole(self, payload: Payload) -> Result<Arc<OwnedBuf>> {
         let in_flight = self.enter(1);
-        let blob = self.read(payload.offset.bytes(), payload.end()).await?;
+        let blob = match self.held(payload) {
+            Some(held) => held,
+            None => Arc::new(self.read(payload.offset.bytes(), payload.end()).await?),
+        };
         let (compression, len) = (self.compression, to_usize(self.cluster_size));
         let work = move |codec: &mut codec::Codec| {
             let mut cluster = OwnedBuf::zeroed(len, block_core::Alignment::ONE)?;
@@ -144,14 +163,26 @@ impl Inflater {
         pipeline::run(work).await
     }
 
-    fn inflate_to(&self, codec: &mut codec::Codec, blob: &Blob, wanted: &Wanted) -> Result<()> {
+    fn inflate_to(
+        &self,
+        codec: &mut codec::Codec,
+        blob: Option<Arc<Blob>>,
+        wanted: &Wanted,
+    ) -> Result<()> {
         let len = to_usize(self.cluster_size);
-        let src = blob.payload(wanted.payload);
+        let src = blob.as_ref().map_or(&[][..], |blob| blob.payload(wanted.payload));
         let copy = |cluster: &[u8]| {
             let part = cluster.get(..wanted.iov.len()).unwrap_or(cluster);
             wanted.iov.copy_from(0, part);
         };
         codec.inflate_with(self.compression, src, len, copy).map_err(|_| damaged(wanted.payload))
+    }
+
+    /// A compressed cluster that the file may not hold yet.
+    fn held(&self, payload: Payload) -> Option<Arc<Blob>> {
+        let bytes = self.unwritten.as_ref()?.read(payload.offset)?;
+        let bytes = OwnedBuf::copy_of(&bytes, block_core::Alignment::ONE).ok()?;
+        Some(Arc::new(Blob { bytes, start: payload.offset.bytes() }))
     }
 
     fn enter(&self, added: usize) -> InFlight<'_> {

@@ -1,10 +1,11 @@
-//! The threads that inflate clusters while the executor's thread goes on.
+//! The threads that compress and inflate clusters while the executor's thread goes on.
 //!
 //! Invariants: at most as many threads as the machine runs at once, shared by all images of the
 //! process; a thread that had nothing to do for [`IDLE`] ends. The queue holds no more tasks than
 //! requests in flight brought: each request bounds its own.
 //!
-//! A single cluster is inflated where it is wanted: a thread hop costs a good part of the work.
+//! A single cluster is inflated where it is wanted: a thread hop costs a good part of the work. To
+//! compress one costs many times that, and always happens here.
 
 use std::collections::VecDeque;
 use std::sync::OnceLock;
@@ -69,7 +70,7 @@ impl Pool {
         }
         state.threads += 1;
         drop(state);
-        let thread = std::thread::Builder::new().name("qcow2-inflate".to_owned());
+        let thread = std::thread::Builder::new().name("qcow2-codec".to_owned());
         if thread.spawn(|| self.serve()).is_err() {
             self.do_without_a_thread();
         }

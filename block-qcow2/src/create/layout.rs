@@ -42,6 +42,16 @@ impl Layout {
         let l2_tables = if mapped == Mapped::Nothing { 0 } else { l1_entries };
         let clusters = disk_len.div_ceil(geometry.cluster_size());
         let data = if mapped == Mapped::All { clusters } else { 0 };
+        Self::with_counts(geometry, l1_entries, l2_tables, data)
+    }
+
+    /// The layout of an image with so many L1 entries, L2 tables and data clusters.
+    pub(crate) fn with_counts(
+        geometry: Geometry,
+        l1_entries: u64,
+        l2_tables: u64,
+        data: u64,
+    ) -> Self {
         let mut layout =
             Self { geometry, refcount_table: 1, refcount_blocks: 1, l1_entries, l2_tables, data };
         // Each round needs at most a few clusters more than the last one: it ends at the smallest

@@ -12,7 +12,8 @@ pub use options::CreateOptions;
 pub use write::create_on;
 
 pub(crate) use layout::{Layout, Mapped};
-pub(crate) use options::OPTIONS;
+pub(crate) use options::{OPTIONS, Plan};
+pub(crate) use write::first_cluster;
 
 use block_core::registry::OpenContext;
 use block_core::{Node, OpenError, Options};
@@ -20,7 +21,7 @@ use block_core::{Node, OpenError, Options};
 /// Makes the image that `options` describe, in the file that they name, and its data file.
 pub(crate) async fn create(mut options: Options, context: OpenContext) -> Result<(), OpenError> {
     let new = CreateOptions::take(&mut options)?;
-    write::first_cluster(&new, &new.check()?)?;
+    first_cluster(&new, &new.check()?)?;
     if let (Some(image), Some(data)) = (options.peek("filename"), &new.data_file) {
         context.resolve_beside(image, data)?;
     }

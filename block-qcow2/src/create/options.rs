@@ -178,6 +178,15 @@ impl CreateOptions {
         Self { backing: Some(Backing { name: name.into(), format: format.into() }), ..self }
     }
 
+    /// The options as texts, by the names that `create` has for them; `size` must be among them.
+    ///
+    /// Fails on what is missing, unknown or has no such value.
+    pub fn from_options(mut options: Options) -> Result<Self, OpenError> {
+        let new = Self::take(&mut options)?;
+        options.finish()?;
+        Ok(new)
+    }
+
     /// Takes the options of [`OPTIONS`].
     pub(crate) fn take(options: &mut Options) -> Result<Self, OpenError> {
         let missing = |option: &str| OpenError::Option {
@@ -293,8 +302,7 @@ impl CreateOptions {
         }
         if self.preallocation != Prealloc::Off && !self.extended_l2 {
             let problem = Problem::Contradicts("backing_file without extended_l2");
-            let named = PREALLOCATIONS.iter().find(|(_, value)| *value == self.preallocation);
-            return Err(refuse("preallocation", named.map_or("", |(name, _)| name), problem));
+            return Err(refuse("preallocation", self.preallocation_name(), problem));
         }
         Ok(())
     }
@@ -305,12 +313,17 @@ impl CreateOptions {
         if layout.l1_entries > MAX_L1_BYTES / 8 {
             return Err(refuse("size", self.size, Problem::Above(max_len)));
         }
+        let data = if layout.l2_tables > 0 { self.size.div_ceil(self.cluster_size) } else { 0 };
+        self.check_file(geometry, layout.clusters().max(data))
+    }
+
+    /// Refuses a file of so many clusters that refcounts or entries do not reach its end.
+    pub(crate) fn check_file(&self, geometry: Geometry, clusters: u64) -> Result<(), OpenError> {
         // Which of the two limits is met depends on the widths: the message says the file's length.
         let max_blocks = MAX_REFCOUNT_TABLE_BYTES / 8;
         let covered = max_blocks.saturating_mul(geometry.refcounts_per_block());
         let max_clusters = covered.min(MAX_HOST_OFFSET / geometry.cluster_size());
-        let data = if layout.l2_tables > 0 { self.size.div_ceil(self.cluster_size) } else { 0 };
-        if layout.clusters().max(data) > max_clusters {
+        if clusters > max_clusters {
             let max_len = max_clusters.saturating_mul(geometry.cluster_size());
             return Err(refuse("size", self.size, Problem::Above(max_len)));
         }
@@ -323,6 +336,12 @@ impl CreateOptions {
             Prealloc::Off if self.data_file_raw => Prealloc::Metadata,
             other => other,
         }
+    }
+
+    /// The preallocation as options name it.
+    pub(crate) fn preallocation_name(&self) -> &'static str {
+        let named = PREALLOCATIONS.iter().find(|(_, value)| *value == self.preallocation);
+        named.map_or("", |(name, _)| name)
     }
 
     fn mapped(&self) -> Mapped {

@@ -56,7 +56,7 @@ pub async fn create_on(
 }
 
 /// The used bytes of the first cluster; fails if the names do not fit.
-pub(super) fn first_cluster(options: &CreateOptions, plan: &Plan) -> Result<Vec<u8>, OpenError> {
+pub(crate) fn first_cluster(options: &CreateOptions, plan: &Plan) -> Result<Vec<u8>, OpenError> {
     let (geometry, layout) = (plan.geometry, plan.layout);
     // The options bound both counts far below 2^32.
     let count = |entries: u64| u32::try_from(entries).unwrap_or(u32::MAX);

@@ -138,7 +138,8 @@ impl Qcow2Driver {
         self.mark_changing().await?;
         let error = match self.count_for_snapshot().await {
             Ok(l1) => match self.add(old, id, new, &l1).await {
-                Ok(()) => return Ok(()),
+                // All that the disk refers to is shared now, as the cleared flags say.
+                Ok(()) => return self.copied_are_right(),
                 // The file may refer to the snapshot: everything stays counted.
                 Err(NotReplaced::Unsure(error)) => return Err(error),
                 Err(NotReplaced::Before(error)) => {

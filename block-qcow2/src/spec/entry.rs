@@ -146,6 +146,13 @@ pub fn encode_plain(
     }
 }
 
+/// The words of the L2 entry of a compressed cluster whose payload is the `len` bytes at `offset`:
+/// `1 <= len <= cluster size`, and `offset` is at most [`Geometry::max_payload_offset`]. COPIED is
+/// never set: a compressed cluster is not written in place.
+pub fn encode_compressed(geometry: Geometry, offset: HostOffset, len: u64) -> (u64, u64) {
+    (COMPRESSED | geometry.compressed_descriptor(offset, len), 0)
+}
+
 fn compressed_entry(geometry: Geometry, raw: u64, bitmap: u64) -> Result<Cluster, Fault> {
     if geometry.data_location() == DataLocation::DataFile {
         return Err(Fault::new("compressed cluster in an image with a data file", raw));
@@ -224,6 +231,26 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_compressed_entry_names_the_sectors_of_its_payload(
+            bits in 9u32..=21,
+            ext: bool,
+            offset: u64,
+            len: u64,
+        ) {
+            let format = if ext && bits >= 14 { L2Format::Extended } else { L2Format::Standard };
+            let g = Geometry::new(Version::V3, bits, 4, format, DataLocation::Image).unwrap();
+            let offset = HostOffset::new(offset & g.max_payload_offset());
+            let len = 1 + len % g.cluster_size();
+            let (raw, bitmap) = encode_compressed(g, offset, len);
+            prop_assert!(!is_copied(raw));
+            let Ok(Cluster::Compressed(payload)) = l2_entry(g, raw, bitmap) else {
+                panic!("{raw:#x} is not compressed");
+            };
+            prop_assert_eq!(payload.offset, offset);
+            prop_assert_eq!(payload.end(), (offset.bytes() + len).next_multiple_of(512));
+        }
+
         #[test]
         fn any_entry_is_checked(raw: u64, bitmap: u64, bits in 14u32..=21, ext: bool, df: bool) {
             let format = if ext { L2Format::Extended } else { L2Format::Standard };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use block_core::{ByteRange, Options, RequestFlags};
+use block_testkit::naive::qcow2::Compression;
 use block_testkit::naive::qcow2::make::{Cluster, L2Entries, Made, Shape};
 use block_testkit::op::{Discards, OpSpace, Reopens, Snapshots, contents};
 use block_testkit::play::Discarded;
@@ -69,6 +70,8 @@ pub fn setups() -> Vec<Setup> {
         Setup { options: TINY, filled: Filled::Mixed, ..of("4k tiny", 12, 4, 5 << 19) },
         Setup { options: TINY, ..of("512 tiny", 9, 5, 200 << 10) },
         Setup { options: LAZY, filled: Filled::Shared, ..of("4k lazy", 12, 4, 300 << 10) },
+        Setup { options: PACKED, filled: Filled::Shared, ..of("4k packed", 12, 4, 300 << 10) },
+        Setup { options: PACKED, align: 4096, ..of("16k packed by pages", 14, 2, 500 << 10) },
         Setup { filled: Filled::Mixed, ..of("64k", 16, 4, (1 << 20) + 1536) },
         Setup { filled: Filled::Mixed, ..of("2m", 21, 1, 5 << 20) },
         Setup { backing: Some(400 << 10), ..of("4k longer backing", 12, 3, 300 << 10) },
@@ -78,6 +81,9 @@ pub fn setups() -> Vec<Setup> {
             ..of("1k backing", 10, 5, 200 << 10)
         },
     ];
+    let mut zstd = of("8k zstd, packed", 13, 3, 300 << 10);
+    zstd.shape.compression = Compression::Zstd;
+    setups.push(Setup { options: PACKED, filled: Filled::Mixed, ..zstd });
     for (name, bits, order, size) in [
         ("16k subclusters", 14, 2, 500 << 10),
         ("64k subclusters, backing", 16, 4, (1 << 20) + 512),
@@ -120,6 +126,7 @@ pub fn setup(name: &str) -> Setup {
 
 const TINY: &[(&str, &str)] =
     &[("l2-cache-size", "1k"), ("l2-cache-entry-size", "512"), ("refcount-cache-size", "1k")];
+const PACKED: &[(&str, &str)] = &[("compressed-cache-size", "32k")];
 const LAZY: &[(&str, &str)] = &[("lazy-refcounts", "on")];
 
 impl Setup {

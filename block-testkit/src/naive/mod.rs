@@ -5,4 +5,5 @@
 //! twin says the same.
 
 pub mod allocmap;
+pub mod inflate;
 pub mod qcow2;

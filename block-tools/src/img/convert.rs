@@ -8,7 +8,7 @@ use block_core::job::copy::{
     Sparseness, TargetContents, WriteOrder,
 };
 use block_core::job::{CopyError, copy};
-use block_core::{Cancel, Node, OpenFlags, RequestFlags, graph};
+use block_core::{Cancel, Node, OpenFlags, Options, RequestFlags, graph};
 
 use crate::open::{CacheMode, ImageSpec, block_on, open};
 use crate::spec::image_opts;
@@ -16,13 +16,15 @@ use crate::spec::image_opts;
 use super::backing::{beside, chain, find_in_chain};
 use super::bitmaps::{self, Broken};
 use super::common::{SECTOR, cache_mode, cannot_open, open_image, sector_len, size_argument};
+use super::compression;
 use super::create::format_of;
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
 use super::progress::{Outcome, Progress};
 use super::source_snapshot;
+use super::stream;
 use super::target::Target;
 use super::watch::{Rate, Watch};
-use super::{Failure, Output, PROGRAM};
+use super::{Failure, Output};
 
 /// Copy one image, or several joined, to another.
 #[derive(clap::Args)]
@@ -73,6 +75,9 @@ pub(super) struct Args {
     /// Shortest run of zeroes inside of data that becomes a hole (default 4k); 0: allocate everything.
     #[arg(short = 'S', long, value_name = "SPARSE_SIZE")]
     sparse_size: Option<String>,
+    /// Write compressed clusters. -o compression_level=N and compression_window=4k or 32k then say how.
+    #[arg(short, long)]
+    compress: bool,
     /// Let the file system copy where it can (copy_file_range).
     #[arg(short = 'C')]
     copy_offload: bool,
@@ -97,7 +102,7 @@ pub(super) struct Args {
     /// Leave out bitmaps that are inconsistent (needs --bitmaps).
     #[arg(long)]
     skip_broken_bitmaps: bool,
-    /// Source images, then the target.
+    /// Source images, then the target ('-': standard output, for qcow2 and raw).
     #[arg(value_name = "SRC_FILENAME... TGT_FILENAME")]
     files: Vec<String>,
 }
@@ -111,6 +116,10 @@ struct Plan<'a> {
     target: &'a str,
     source_cache: CacheMode,
     target_cache: CacheMode,
+    /// Options of creation, without those in `open_options`.
+    options: Options,
+    /// Options of how the target is opened.
+    open_options: Options,
     /// The backing file that the target gets, or that an existing one has.
     backing: Option<String>,
     bitmaps: Option<Broken>,
@@ -146,24 +155,16 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
     let Some((target, sources)) = args.files.split_last().filter(|(_, s)| !s.is_empty()) else {
         return Err(Failure::new("Must specify image file name"));
     };
-    let sparse_size = args.sparse_size.as_deref().unwrap_or("4k");
-    let sparse = size_argument("buffer size for sparse output", sparse_size, 0, MAX_SPARSE_BYTES)
-        .ok()
-        .filter(|bytes| bytes % SECTOR == 0)
-        .ok_or_else(|| {
-            Failure::new(format_args!(
-                "Invalid buffer size for sparse output specified. Valid sizes are multiples of \
-                 {SECTOR} up to {MAX_SPARSE_BYTES}. Select 0 to disable sparse detection (fully \
-                 allocates output)."
-            ))
-        })?;
-    let parallel = args.parallel.parse().ok().filter(|n| (1..=MAX_PARALLEL).contains(n));
-    let parallel = parallel.ok_or_else(|| {
-        Failure::new(format_args!(
-            "Invalid number of coroutines specified. Must be between 1 and {MAX_PARALLEL}."
-        ))
-    })?;
+    let (sparse, parallel) = (sparse_bytes(args)?, parallel(args)?);
     check_combinations(args, sources.len())?;
+    let mut options = image_opts::parse(&args.target_options.join(",")).map_err(Failure::new)?;
+    if let (false, Some(option)) = (args.compress, compression::option_in(&options)) {
+        return Err(Failure::new(format_args!("-o {option} requires use of -c flag")));
+    }
+    let open_options = compression::take_options(&mut options);
+    if args.no_create && !options.is_empty() {
+        return Err(Failure::new("-o has no effect when skipping image creation"));
+    }
     let target_cache =
         cache_mode(args.target_cache.as_deref(), CacheMode::UNSAFE, "Invalid cache option: {}")?;
     let source_cache = cache_mode(
@@ -171,6 +172,9 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
         CacheMode::WRITEBACK,
         "Invalid source cache option: {}",
     )?;
+    let mut write_flags = RequestFlags::empty();
+    write_flags.set(RequestFlags::FUA, target_cache.writethrough);
+    write_flags.set(RequestFlags::COMPRESSED, args.compress);
     let copy = CopyOptions {
         parallel,
         order: if args.oob_writes { WriteOrder::Any } else { WriteOrder::InOrder },
@@ -181,13 +185,10 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
         target: TargetContents::Unknown,
         memory_bytes: MEMORY_BYTES,
         on_read_error: if args.salvage { OnReadError::Salvage } else { OnReadError::Fail },
-        write_flags: match target_cache.writethrough {
-            true => RequestFlags::FUA,
-            false => RequestFlags::empty(),
-        },
+        write_flags,
         offload: if args.copy_offload { Offload::WherePossible } else { Offload::Never },
     };
-    let backing = backing(args)?;
+    let backing = backing(args, &options);
     if backing.is_some() && sources.len() > 1 {
         return Err(Failure::new(
             "Having a backing file for the target makes no sense when concatenating multiple input \
@@ -198,11 +199,49 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
         true => Broken::Skip,
         false => Broken::Refuse,
     });
-    Ok(Plan { sources, target, source_cache, target_cache, backing, bitmaps, copy })
+    Ok(Plan {
+        sources,
+        target,
+        source_cache,
+        target_cache,
+        options,
+        open_options,
+        backing,
+        bitmaps,
+        copy,
+    })
+}
+
+/// Shortest run of zeroes that becomes a hole (`-S`); zero: none does.
+fn sparse_bytes(args: &Args) -> Result<u64, Failure> {
+    let sparse_size = args.sparse_size.as_deref().unwrap_or("4k");
+    size_argument("buffer size for sparse output", sparse_size, 0, MAX_SPARSE_BYTES)
+        .ok()
+        .filter(|bytes| bytes % SECTOR == 0)
+        .ok_or_else(|| {
+            Failure::new(format_args!(
+                "Invalid buffer size for sparse output specified. Valid sizes are multiples of \
+                 {SECTOR} up to {MAX_SPARSE_BYTES}. Select 0 to disable sparse detection (fully \
+                 allocates output)."
+            ))
+        })
+}
+
+/// Requests in flight (`-m`).
+fn parallel(args: &Args) -> Result<usize, Failure> {
+    let parallel = args.parallel.parse().ok().filter(|n| (1..=MAX_PARALLEL).contains(n));
+    parallel.ok_or_else(|| {
+        Failure::new(format_args!(
+            "Invalid number of coroutines specified. Must be between 1 and {MAX_PARALLEL}."
+        ))
+    })
 }
 
 /// Refuses options that need others, or cannot stand beside them.
 fn check_combinations(args: &Args, sources: usize) -> Result<(), Failure> {
+    if args.copy_offload && args.compress {
+        return Err(Failure::new("Cannot enable copy offloading when -c is used"));
+    }
     if args.copy_offload && args.sparse_size.is_some() {
         return Err(Failure::new("Cannot enable copy offloading when -S is used"));
     }
@@ -222,17 +261,13 @@ fn check_combinations(args: &Args, sources: usize) -> Result<(), Failure> {
     if args.source_snapshot.is_some() && sources > 1 {
         return Err(Failure::new("No support for concatenating multiple snapshot"));
     }
-    if args.no_create && !args.target_options.is_empty() {
-        eprintln!("{PROGRAM}: warning: -o has no effect when skipping image creation");
-    }
     Ok(())
 }
 
 /// The backing file that `-B` or `-o` names.
-fn backing(args: &Args) -> Result<Option<String>, Failure> {
-    let mut options = image_opts::parse(&args.target_options.join(",")).map_err(Failure::new)?;
-    let given = args.target_backing.clone();
-    Ok(given.or_else(|| options.take("backing_file").filter(|_| !args.no_create)))
+fn backing(args: &Args, options: &Options) -> Option<String> {
+    let given = args.target_backing.as_deref();
+    given.or_else(|| options.peek("backing_file")).map(str::to_owned)
 }
 
 /// Opens the images into `nodes` and copies.
@@ -244,7 +279,14 @@ async fn convert(
     nodes: &mut Vec<Node>,
     out: &mut Output,
 ) -> Result<u8, Failure> {
+    let stream = (plan.target == stream::STDOUT).then(|| stream_target(args, plan));
+    if let Some(stream) = &stream {
+        stream::check(stream, &unfit_for_streams(args), out)?;
+    }
     let sources = open_sources(args, plan, nodes).await?;
+    if let Some(stream) = &stream {
+        return stream::write(stream, sources, cancel, rate).await;
+    }
     if let (Some(broken), Some(source)) = (plan.bitmaps, sources.first()) {
         bitmaps::check_source(&source.node, broken)?;
     }
@@ -267,6 +309,33 @@ async fn convert(
         bitmaps::copy(&source, &target, broken)?;
     }
     Ok(0)
+}
+
+/// The target that is standard output.
+fn stream_target<'a>(args: &'a Args, plan: &Plan<'_>) -> stream::Target<'a> {
+    stream::Target {
+        format: args.target_format.as_deref().unwrap_or("raw"),
+        options: plan.options.clone(),
+        compress: args.compress.then(|| plan.open_options.clone()),
+        progress: args.progress && !args.quiet,
+        parallel: plan.copy.parallel,
+    }
+}
+
+/// The options that a target cannot have which is written from its first byte to its last, and whether
+/// they are given.
+fn unfit_for_streams(args: &Args) -> [(&'static str, bool); 9] {
+    [
+        ("-n", args.no_create),
+        ("--target-image-opts", args.target_image_opts),
+        ("-t", args.target_cache.is_some()),
+        ("-B", args.target_backing.is_some()),
+        ("-F", args.backing_format.is_some()),
+        ("-S", args.sparse_size.is_some()),
+        ("-C", args.copy_offload),
+        ("--salvage", args.salvage),
+        ("--bitmaps", args.bitmaps),
+    ]
 }
 
 /// What became of the copy, and of the flush behind it.
@@ -338,10 +407,17 @@ async fn open_target(
     if args.no_create {
         return open_existing(args, plan, total, nodes).await;
     }
-    let mut new = Target::new(plan.target, format, &args.target_options, total)?;
+    if args.compress {
+        compression::check_format(format, &plan.options)?;
+    }
+    let mut new = Target::new(plan.target, format, &plan.options, total)?;
     new.set_backing(args.target_backing.as_deref(), args.backing_format.as_deref())?;
+    new.set_open_options(plan.open_options.clone());
     let node = new.make(plan.target_cache).await?;
     nodes.push(node.clone());
+    if args.compress {
+        compression::check_node(&node)?;
+    }
     let contents = match node.capabilities().has_zero_init && plan.backing.is_none() {
         true => TargetContents::Zeroes,
         false => TargetContents::Unknown,
@@ -365,10 +441,14 @@ async fn open_existing(
         image_opts: args.target_image_opts,
         flags: OpenFlags::READ_WRITE,
         cache: plan.target_cache,
+        options: plan.open_options.clone(),
         ..ImageSpec::new(plan.target)
     };
     let node = open(&spec).await.map_err(|error| cannot_open(plan.target, &error))?;
     nodes.push(node.clone());
+    if args.compress {
+        compression::check_node(&node)?;
+    }
     if node.len() < total {
         return Err(Failure::new("output file is smaller than input file"));
     }

@@ -183,8 +183,17 @@ impl NewImage {
     /// The image `name` of this format, with the options of all `-o`.
     pub(super) fn new(format: &str, name: &str, texts: &[String]) -> Result<Self, CreateError> {
         let factory = format_of(format)?;
+        Self::with_options(factory, name, &image_opts::parse(&texts.join(","))?)
+    }
+
+    /// [`NewImage::new`] with options that have been read.
+    pub(super) fn with_options(
+        factory: Arc<dyn DriverFactory>,
+        name: &str,
+        given: &Options,
+    ) -> Result<Self, CreateError> {
         let known = known_options(&*factory, Some(name))?;
-        let options = parse_options(&known, texts)?;
+        let options = check_options(&known, given)?;
         Ok(Self { name: name.to_owned(), factory, known, options })
     }
 
@@ -288,7 +297,14 @@ pub(super) fn parse_options(
     known: &[CreateOption],
     texts: &[String],
 ) -> Result<Options, CreateError> {
-    let given = image_opts::parse(&texts.join(","))?;
+    check_options(known, &image_opts::parse(&texts.join(","))?)
+}
+
+/// Looks at options that have been read: numbers are written in one way afterwards.
+pub(super) fn check_options(
+    known: &[CreateOption],
+    given: &Options,
+) -> Result<Options, CreateError> {
     let mut options = Options::new();
     for (name, text) in given.iter() {
         let unknown = || CreateError::UnknownOption(name.to_owned());

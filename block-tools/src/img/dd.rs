@@ -8,7 +8,7 @@ use std::sync::Arc;
 use block_core::format::raw::RawDriver;
 use block_core::job::copy::{CopyOptions, CopySource, Progress, TargetContents};
 use block_core::job::{CopyError, copy};
-use block_core::{Cancel, Node, graph};
+use block_core::{Cancel, Node, Options, graph};
 
 use crate::open::{CacheMode, ImageSpec, block_on};
 
@@ -116,8 +116,9 @@ async fn copy_part(
             0
         }
     };
-    let target =
-        Target::new(output, &args.output_format, &[], len)?.make(CacheMode::WRITEBACK).await?;
+    let target = Target::new(output, &args.output_format, &Options::new(), len)?
+        .make(CacheMode::WRITEBACK)
+        .await?;
     nodes.push(target.clone());
     if len == 0 {
         return Ok(());

@@ -10,6 +10,7 @@ use crate::open::{CacheMode, ImageSpec, block_on, open, registry};
 
 use super::backing::{find_in_chain, relative_to, spec_of_path};
 use super::common::{cache_mode, one_image, open_image};
+use super::compression;
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
 use super::progress::{Outcome, Progress};
 use super::{Failure, Output};
@@ -30,6 +31,9 @@ pub(super) struct Args {
     /// The name is options (driver=...,file.filename=...).
     #[arg(long)]
     image_opts: bool,
+    /// Compress what is written to the image.
+    #[arg(short, long)]
+    compress: bool,
     /// Cache mode of the image (default: writeback).
     #[arg(short = 't', long, value_name = "CACHE")]
     cache: Option<String>,
@@ -84,6 +88,7 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
         let overlay = open_image(&spec, 1).await?;
         let mut nodes = vec![overlay];
         let result = if args.backing_unsafe {
+            // Nothing is written that could be compressed.
             change_header(args, &nodes).await
         } else {
             rebase_safely(args, &spec, backing_cache, &cancel, &mut nodes, out).await
@@ -140,6 +145,9 @@ async fn rebase_safely(
     let Some(overlay) = nodes.first().cloned() else {
         return Ok(());
     };
+    if args.compress {
+        compression::check_node(&overlay)?;
+    }
     let (name, format) = names(args)?;
     let mut backing = NewBacking {
         name: name.map(str::to_owned),
@@ -158,10 +166,9 @@ async fn rebase_safely(
         nodes.push(node.clone());
         backing.node = Some(node);
     }
-    let write_flags = match spec.cache.writethrough {
-        true => RequestFlags::FUA,
-        false => RequestFlags::empty(),
-    };
+    let mut write_flags = RequestFlags::empty();
+    write_flags.set(RequestFlags::FUA, spec.cache.writethrough);
+    write_flags.set(RequestFlags::COMPRESSED, args.compress);
     let options = RebaseOptions { write_flags, ..RebaseOptions::default() };
     let mut progress = Progress::new(args.progress && !args.quiet, out);
     let show = |p: block_core::job::copy::Progress| progress.show(p.done, p.total, out);

@@ -1,30 +1,39 @@
 //! Making the target of a command that copies: `convert`, `dd`.
 
-use block_core::{Node, OpenFlags};
+use block_core::{Node, OpenFlags, Options};
 
 use crate::open::{CacheMode, ImageSpec, open};
 
 use super::Failure;
-use super::create::{CreateError, NewImage};
+use super::create::{CreateError, NewImage, format_of};
 
 /// An image that is to be made and written to.
 pub(super) struct Target<'a> {
     name: &'a str,
     format: &'a str,
     new: NewImage,
+    /// How it is opened to be written, beside what is said in other ways.
+    open_options: Options,
 }
 
 impl<'a> Target<'a> {
-    /// The image that the texts of all `-o` describe, of `size` bytes whatever they say.
+    /// The image that the options of creation describe, of `size` bytes whatever they say.
     pub(super) fn new(
         name: &'a str,
         format: &'a str,
-        texts: &[String],
+        options: &Options,
         size: u64,
     ) -> Result<Self, Failure> {
-        let mut new = NewImage::new(format, name, texts).map_err(Failure::new)?;
+        let new =
+            format_of(format).and_then(|factory| NewImage::with_options(factory, name, options));
+        let mut new = new.map_err(Failure::new)?;
         new.set_size(size);
-        Ok(Self { name, format, new })
+        Ok(Self { name, format, new, open_options: Options::new() })
+    }
+
+    /// Has it opened with these options.
+    pub(super) fn set_open_options(&mut self, options: Options) {
+        self.open_options = options;
     }
 
     /// Names the backing file and its format, unless the format has none.
@@ -43,6 +52,7 @@ impl<'a> Target<'a> {
             format: Some(self.format.to_owned()),
             flags: OpenFlags::READ_WRITE,
             cache,
+            options: self.open_options.clone(),
             ..ImageSpec::new(self.name)
         };
         open(&spec).await.map_err(|error| self.failed(&error.into()))

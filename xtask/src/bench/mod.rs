@@ -5,6 +5,8 @@
 //! run. What each contender runs is printed with its result.
 
 mod against;
+mod codecs;
+mod compressed;
 mod contender;
 mod conversions;
 mod disks;
@@ -55,6 +57,8 @@ enum Part {
     Reads,
     Writes,
     Conversions,
+    Compressed,
+    Codecs,
     Layer,
 }
 
@@ -103,6 +107,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if wanted(Part::Conversions) {
         text += &conversions::measure(&programs, &scratch, scale, &arguments.row)?;
     }
+    if wanted(Part::Compressed) {
+        text += &compressed::measure(&programs, &scratch, scale, &arguments.row)?;
+    }
+    if wanted(Part::Codecs) {
+        text += &codecs::measure(&programs, &scratch, scale)?;
+    }
     if !arguments.write {
         println!("{text}");
         return Ok(());
@@ -119,20 +129,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Builds everything for release: block-img, and bench-peers in both ways.
 fn build() -> Result<Programs> {
-    let block_img = run::release_binary("block-tools", "block-img")?;
-    let peers = run::root().join("bench-peers");
-    let build = |target: &str, features: &str| {
-        let mut build = run::cargo();
-        build.args(["build", "--release", "--no-default-features"]);
-        build.args(["--features", features, "--target-dir", target]);
-        run::succeed(build.current_dir(&peers))?;
-        Ok(peers.join(target).join("release").join("bench-peers"))
-    };
     Ok(Programs {
-        block_img,
-        asynchronous: build("target", "async-peers")?,
-        synchronous: build("target/sync", "sync-peers")?,
+        block_img: run::release_binary("block-tools", "block-img")?,
+        asynchronous: bench_peers("target", "async-peers")?,
+        synchronous: synchronous_peers()?,
     })
+}
+
+/// Builds bench-peers with what is not asynchronous.
+pub(crate) fn synchronous_peers() -> Result<PathBuf> {
+    bench_peers("target/sync", "sync-peers")
+}
+
+fn bench_peers(target: &str, features: &str) -> Result<PathBuf> {
+    let peers = run::root().join("bench-peers");
+    let mut build = run::cargo();
+    build.args(["build", "--release", "--no-default-features"]);
+    build.args(["--features", features, "--target-dir", target]);
+    run::succeed(build.current_dir(&peers))?;
+    Ok(peers.join(target).join("release").join("bench-peers"))
 }
 
 impl Programs {

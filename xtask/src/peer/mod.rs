@@ -1,11 +1,13 @@
-//! Interoperability with installed tools: block-img against qemu-img, on images that qemu-img makes.
+//! Interoperability with installed tools: block-img against qemu-img on images that qemu-img makes, and
+//! compressed images that block-img makes before everybody who can read them (`written.rs`).
 //!
-//! For each image: the conversion to raw is the one of qemu-img (`compare -s`: contents, length and
+//! For each image of qemu-img: the conversion to raw is the one of qemu-img (`compare -s`: contents, length and
 //! holes) and what the image holds (`compare`); `map` and `info` as JSON agree on every field that
 //! both have. One line per image; any difference is printed and fails the run.
 
 mod agree;
 mod images;
+mod written;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,7 +19,7 @@ use serde_json::Value;
 use self::images::{Case, Place};
 use crate::failure::{Failure, Result};
 use crate::scratch::Scratch;
-use crate::{guest, run, setup};
+use crate::{bench, guest, run, setup};
 
 /// Options of `cargo xtask peer`.
 #[derive(Args)]
@@ -31,11 +33,14 @@ pub(crate) struct Arguments {
     /// Test this program instead of building block-img (qemu-img itself must pass).
     #[arg(long)]
     program: Option<PathBuf>,
+    /// Let imago read our images, too: builds bench-peers, which takes minutes.
+    #[arg(long)]
+    imago: bool,
 }
 
 impl Default for Arguments {
     fn default() -> Self {
-        Self { seed: 1, only: String::new(), program: None }
+        Self { seed: 1, only: String::new(), program: None, imago: false }
     }
 }
 
@@ -52,7 +57,7 @@ struct Finding {
 
 /// Makes the images, compares, prints the table.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    setup::peers(&[setup::QEMU])?;
+    setup::peers(&[setup::QEMU, setup::LIBQCOW])?;
     let ours = match &arguments.program {
         Some(program) if program.components().count() == 1 => program.clone(),
         Some(program) => std::path::absolute(program).map_err(Failure::io("find the program"))?,
@@ -84,6 +89,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         faults += usize::from(!check(&ours, scratch.path(), case)?);
         count += 1;
     }
+    let imago = if arguments.imago { Some(bench::synchronous_peers()?) } else { None };
+    let readers = written::Readers { ours: &ours, imago: imago.as_deref() };
+    let (written, refused) = written::check_all(&readers, scratch.path(), &arguments.only)?;
+    (count, faults) = (count + written, faults + refused);
     println!(
         "peer: {count} images, {faults} with differences, {:.1} s",
         start.elapsed().as_secs_f64()

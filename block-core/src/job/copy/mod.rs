@@ -9,7 +9,10 @@
 //! * The buffers together take at most `memory_bytes` (or one smallest piece for each request in
 //!   flight, if that is more), whatever the size of the disks.
 //! * Pieces cover the target once, in order, without gap or overlap; a piece never crosses from one
-//!   source to the next.
+//!   source to the next, but for the one cluster of a compressed copy that two or more sources share.
+//! * Compressed data is written in whole clusters: a cluster that is all zero becomes a zero write or
+//!   nothing, any other one is written as a whole, whatever the sparse size. Where the sources end inside
+//!   of a cluster, the rest of it is read from the target.
 //! * With [`WriteOrder::InOrder`] writes begin in order of offset.
 //! * When `copy` returns, with whatever result, no request of it is in flight.
 //! * `Cancel::done` never passes a byte that is not yet in the target.
@@ -24,12 +27,14 @@ mod salvage;
 mod scan;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use futures::future::BoxFuture;
 
 use crate::cancel::Cancel;
 use crate::error::Error;
-use crate::flags::RequestFlags;
+use crate::flags::{RequestFlags, Support};
+use crate::limits::BlockLimits;
 use crate::node::Node;
 use crate::range::{Alignment, ByteRange, MAX_LEN};
 
@@ -154,7 +159,7 @@ pub struct CopyOptions {
     pub memory_bytes: u64,
     /// What becomes of bytes that cannot be read.
     pub on_read_error: OnReadError,
-    /// Flags of every write to the target; zero writes have `MAY_UNMAP` too.
+    /// Flags of every write to the target; zero writes have `MAY_UNMAP` too, and never `COMPRESSED`.
     pub write_flags: RequestFlags,
     /// Whether data is copied inside of the storage. Not with flags that a copy cannot have.
     pub offload: Offload,
@@ -247,6 +252,12 @@ pub enum CopyError {
         /// Its value.
         value: u64,
     },
+    /// `COMPRESSED` is among the write flags, and the target cannot.
+    #[error("compressed writes are not supported by '{driver}'")]
+    NoCompression {
+        /// The target's driver.
+        driver: &'static str,
+    },
     /// There is no memory for the buffers.
     #[error("{0}")]
     Memory(Error),
@@ -298,7 +309,7 @@ pub async fn copy(
     cancel: &Cancel,
     watch: impl Watch,
 ) -> Result<Copied, CopyError> {
-    let total = check(&sources, &options)?;
+    let total = check(&sources, target, &options)?;
     let plan = Plan::new(&sources, target, &options);
     let pipeline = pipeline::Pipeline::new(sources, target.clone(), plan, total, cancel.clone());
     pipeline.run(watch).await
@@ -308,10 +319,12 @@ pub async fn copy(
 #[derive(Copy, Clone, Debug)]
 struct Plan {
     options: CopyOptions,
-    /// Longest piece of data; a power of two.
+    /// Longest piece of data; a multiple of the grain.
     piece_bytes: u64,
     /// Pieces begin and end at multiples of this, so that the target need not read to pad them.
     grain: Alignment,
+    /// With compressed writes: what they are whole multiples of. It divides the grain.
+    cluster: Option<Alignment>,
     /// Alignment of the buffers in memory.
     memory: Alignment,
 }
@@ -327,6 +340,12 @@ impl Plan {
             None => MIN_PIECE_BYTES,
         };
         let limits = target.limits();
+        let compressed = options.write_flags.contains(RequestFlags::COMPRESSED);
+        let cluster = compressed.then(|| compressed_unit(&limits));
+        let piece_bytes = match cluster {
+            Some(cluster) => cluster.round_down(piece_bytes).max(cluster.bytes()),
+            None => piece_bytes,
+        };
         let mut grain = limits.request_alignment.max(MIN_GRAIN);
         let mut memory = limits.opt_mem_alignment.max(Alignment::PAGE);
         for source in sources {
@@ -334,19 +353,26 @@ impl Plan {
             grain = grain.max(limits.request_alignment);
             memory = memory.max(limits.opt_mem_alignment);
         }
-        let longest = Alignment::new(piece_bytes).unwrap_or(MIN_GRAIN);
-        Self {
-            options: *options,
-            piece_bytes,
-            // Alignments of more than a piece are left to the padding of the request layer.
-            grain: if grain > longest { longest } else { grain },
-            memory,
+        // Alignments of more than a piece are left to the padding of the request layer.
+        grain = grain.min(Alignment::new(piece_bytes).unwrap_or(MIN_GRAIN));
+        if let Some(cluster) = cluster.filter(|cluster| !cluster.is_aligned(grain.bytes())) {
+            grain = cluster;
         }
+        Self { options: *options, piece_bytes, grain, cluster, memory }
+    }
+}
+
+/// Whole clusters, and whole blocks where these are larger.
+fn compressed_unit(limits: &BlockLimits) -> Alignment {
+    let block = limits.request_alignment;
+    match limits.compressed_write_alignment {
+        Some(cluster) if !cluster.is_aligned(block.bytes()) => cluster,
+        _ => block,
     }
 }
 
 /// Refuses options that cannot be; gives the length of all sources together.
-fn check(sources: &[CopySource], options: &CopyOptions) -> Result<u64, CopyError> {
+fn check(sources: &[CopySource], target: &Node, options: &CopyOptions) -> Result<u64, CopyError> {
     let within = |what, value, min, max| {
         if (min..=max).contains(&value) {
             Ok(value)
@@ -358,6 +384,11 @@ fn check(sources: &[CopySource], options: &CopyOptions) -> Result<u64, CopyError
     within("parallel", parallel, 1, crate::range::to_u64(MAX_PARALLEL))?;
     if let Sparseness::Holes { min_bytes } = options.sparseness {
         within("sparse size", min_bytes, 512, MAX_SPARSE_BYTES)?;
+    }
+    if options.write_flags.contains(RequestFlags::COMPRESSED)
+        && target.capabilities().compressed_write != Support::Native
+    {
+        return Err(CopyError::NoCompression { driver: target.driver().name() });
     }
     let total = sources.iter().fold(0u64, |sum, source| sum.saturating_add(source.len));
     within("length of all sources", total, 0, MAX_LEN)

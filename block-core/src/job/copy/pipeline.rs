@@ -3,6 +3,8 @@
 //! Invariants: pieces in flight (being read, waiting for their turn, being written) are at most
 //! `parallel`; a buffer belongs to one piece or lies in `free`, and there are never more buffers than
 //! that; after the first error nothing begins, and the loop ends when the last piece has come back.
+//! With writes in order, a piece is polled for the first time after all before it were: it begins after
+//! them.
 
 use std::collections::BTreeSet;
 use std::future::{poll_fn, ready};
@@ -14,17 +16,17 @@ use std::task::{Context, Poll};
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesOrdered, FuturesUnordered, Stream, StreamExt, try_unfold};
 
+use smallvec::SmallVec;
+
 use crate::buf::IoBuf;
 use crate::cancel::Cancel;
-use crate::error::Error;
-use crate::flags::RequestFlags;
 use crate::node::Node;
-use crate::range::{ByteRange, to_u64, to_usize};
+use crate::range::{ByteRange, to_usize};
 
 use super::offload::{self, Outcome};
-use super::runs::{Run, Runs};
 use super::salvage;
 use super::scan::{Kind, Piece, Scanner};
+use super::write::write_piece;
 use super::{
     Copied, CopyError, CopySource, Offload, OnReadError, Plan, Progress, Sparseness,
     TargetContents, Unreadable, Watch, WriteOrder,
@@ -41,6 +43,8 @@ pub(super) struct Pipeline {
     cancel: Cancel,
     scan: Option<BoxStream<'static, Result<Piece, CopyError>>>,
     reads: Reads,
+    /// Pieces that were read and wait until they may be written, in order.
+    turns: FuturesOrdered<BoxFuture<'static, (Piece, Contents)>>,
     writes: FuturesUnordered<BoxFuture<'static, Written>>,
     free: Vec<IoBuf>,
     /// All zero, for targets that are to be fully allocated; shared by all writes, never changed.
@@ -65,7 +69,7 @@ struct State {
 }
 
 /// What a piece is written from.
-enum Contents {
+pub(super) enum Contents {
     /// The bytes that were read.
     Data(IoBuf),
     /// Zeroes.
@@ -76,9 +80,17 @@ enum Contents {
 
 struct ReadDone {
     piece: Piece,
-    result: Result<Contents, (Error, IoBuf)>,
+    result: Result<Contents, (CopyError, IoBuf)>,
     /// What of it is zero because it could not be read.
     unreadable: Vec<Unreadable>,
+}
+
+/// What of a piece one source has.
+struct Part {
+    source_index: usize,
+    node: Node,
+    from: ByteRange,
+    into: IoBuf,
 }
 
 struct Written {
@@ -97,6 +109,8 @@ enum Reads {
 enum Event {
     Found(Result<Piece, CopyError>),
     Read(ReadDone),
+    /// Its turn to be written has come.
+    Turn(Piece, Contents),
     Written(Written),
 }
 
@@ -122,6 +136,7 @@ impl Pipeline {
             cancel,
             scan: Some(try_unfold(scanner, Scanner::next).boxed()),
             reads,
+            turns: FuturesOrdered::new(),
             writes: FuturesUnordered::new(),
             free: Vec::new(),
             zeroes: None,
@@ -137,7 +152,11 @@ impl Pipeline {
         while let Some(event) = poll_fn(|cx| self.poll_event(cx)).await {
             let outcome = match event {
                 Event::Found(found) => found.and_then(|piece| self.begin(piece)),
-                Event::Read(read) => self.write(read, &mut watch),
+                Event::Read(read) => self.take_turn(read, &mut watch),
+                Event::Turn(piece, contents) => {
+                    self.write(piece, contents);
+                    Ok(())
+                }
                 Event::Written(written) => self.finish(written),
             };
             if let Err(error) = outcome {
@@ -168,6 +187,9 @@ impl Pipeline {
         self.events += 1;
         if let Poll::Ready(Some(written)) = self.writes.poll_next_unpin(cx) {
             return Poll::Ready(Some(Event::Written(written)));
+        }
+        if let Poll::Ready(Some((piece, contents))) = self.turns.poll_next_unpin(cx) {
+            return Poll::Ready(Some(Event::Turn(piece, contents)));
         }
         if let Poll::Ready(Some(read)) = self.reads.poll_next(cx) {
             return Poll::Ready(Some(Event::Read(read)));
@@ -229,30 +251,19 @@ impl Pipeline {
     }
 
     fn read(&mut self, piece: Piece) -> Result<BoxFuture<'static, ReadDone>, CopyError> {
-        let Some(source) = self.sources.get(piece.source_index) else {
-            return Err(CopyError::Read {
-                source_index: piece.source_index,
-                offset: piece.from.offset(),
-                error: Error::Invalid,
-            });
-        };
         let buf = match self.free.pop() {
             Some(buf) => buf,
             None => self.buffer()?,
         };
-        let part = buf.slice(0, to_usize(piece.from.len()));
-        let request = source.node.read(piece.from, part.clone().into());
-        let again = match self.plan.options.on_read_error {
-            OnReadError::Fail => None,
-            OnReadError::Salvage => Some(source.node.clone()),
-        };
+        let parts = self.parts(&piece, &buf);
+        let on_error = self.plan.options.on_read_error;
         let offload = self.offloads.load(Ordering::Relaxed).then(|| {
-            let (source, target) = (source.node.clone(), self.target.clone());
-            (source, target, Arc::clone(&self.offloads))
+            let source = self.sources.get(piece.source_index).map(|source| source.node.clone());
+            (source, self.target.clone(), Arc::clone(&self.offloads))
         });
         Ok(Box::pin(async move {
             let mut unreadable = Vec::new();
-            if let Some((source, target, works)) = offload {
+            if let Some((Some(source), target, works)) = offload {
                 match offload::copy(&source, &target, &piece).await {
                     Outcome::Copied => {
                         let result = Ok(Contents::Copied(buf));
@@ -262,16 +273,33 @@ impl Pipeline {
                     Outcome::Refused => works.store(false, Ordering::Relaxed),
                 }
             }
-            let result = match (request.await, again) {
-                (Ok(()), _) => Ok(Contents::Data(buf)),
-                (Err(error), None) => Err((error, buf)),
-                (Err(_), Some(node)) => {
-                    unreadable = salvage::read(&node, &piece, &part).await;
-                    Ok(Contents::Data(buf))
+            for part in &parts {
+                match part.read(on_error).await {
+                    Ok(lost) => unreadable.extend(lost),
+                    Err(error) => {
+                        return ReadDone { piece, result: Err((error, buf)), unreadable };
+                    }
                 }
-            };
-            ReadDone { piece, result, unreadable }
+            }
+            ReadDone { piece, result: Ok(Contents::Data(buf)), unreadable }
         }))
+    }
+
+    /// What the sources have of a piece, which is to be read to the start of `buf`.
+    fn parts(&self, piece: &Piece, buf: &IoBuf) -> SmallVec<[Part; 1]> {
+        let mut parts = SmallVec::new();
+        let (mut done, mut from) = (0, piece.from);
+        for (source_index, source) in self.sources.iter().enumerate().skip(piece.source_index) {
+            let into = buf.slice(to_usize(done), to_usize(from.len()));
+            parts.push(Part { source_index, node: source.node.clone(), from, into });
+            done += from.len();
+            if done >= piece.to.len() {
+                break;
+            }
+            let next = self.sources.get(source_index + 1).map_or(0, |next| next.len);
+            from = ByteRange::up_to(next.min(piece.to.len() - done));
+        }
+        parts
     }
 
     fn buffer(&self) -> Result<IoBuf, CopyError> {
@@ -286,8 +314,8 @@ impl Pipeline {
         Ok(whole.slice(0, to_usize(piece.to.len())))
     }
 
-    /// Starts to write a piece that was read.
-    fn write(&mut self, read: ReadDone, watch: &mut impl Watch) -> Result<(), CopyError> {
+    /// Starts to write a piece that was read, when its turn has come.
+    fn take_turn(&mut self, read: ReadDone, watch: &mut impl Watch) -> Result<(), CopyError> {
         let ReadDone { piece, result, unreadable } = read;
         unreadable.into_iter().for_each(|part| watch.unreadable(part));
         let contents = match result {
@@ -295,27 +323,36 @@ impl Pipeline {
             Err((error, buf)) => {
                 self.state.abandon(&piece);
                 self.free.push(buf);
-                return Err(CopyError::Read {
-                    source_index: piece.source_index,
-                    offset: piece.from.offset(),
-                    error,
-                });
+                return Err(error);
             }
         };
-        if self.state.failed.is_some() {
-            // Read for nothing.
-            self.state.abandon(&piece);
-            return Ok(());
-        }
-        let (target, plan) = (self.target.clone(), self.plan);
         let turn = match contents {
+            _ if self.state.failed.is_some() => None,
             Contents::Data(_) | Contents::Copied(_) => watch.before_write(piece.to.len()),
             Contents::Zero => None,
         };
-        self.writes.push(Box::pin(async move {
+        if turn.is_none() && self.turns.is_empty() {
+            self.write(piece, contents);
+            return Ok(());
+        }
+        self.turns.push_back(Box::pin(async move {
             if let Some(turn) = turn {
                 turn.await;
             }
+            (piece, contents)
+        }));
+        Ok(())
+    }
+
+    /// Starts to write a piece.
+    fn write(&mut self, piece: Piece, contents: Contents) {
+        if self.state.failed.is_some() {
+            // Read for nothing.
+            self.state.abandon(&piece);
+            return;
+        }
+        let (target, plan) = (self.target.clone(), self.plan);
+        self.writes.push(Box::pin(async move {
             let result = write_piece(&target, &plan, piece, &contents).await;
             let buf = match contents {
                 Contents::Data(buf) | Contents::Copied(buf) if piece.kind == Kind::Data => {
@@ -325,7 +362,6 @@ impl Pipeline {
             };
             Written { piece, buf, result }
         }));
-        Ok(())
     }
 
     fn finish(&mut self, written: Written) -> Result<(), CopyError> {
@@ -388,76 +424,26 @@ impl Reads {
     }
 }
 
+impl Part {
+    /// Reads it; gives what of it could not be read, where that is no error.
+    async fn read(&self, on_error: OnReadError) -> Result<Vec<Unreadable>, CopyError> {
+        let read = self.node.read(self.from, self.into.clone().into()).await;
+        match (read, on_error) {
+            (Ok(()), _) => Ok(Vec::new()),
+            (Err(_), OnReadError::Salvage) => {
+                Ok(salvage::read(&self.node, self.source_index, self.from, &self.into).await)
+            }
+            (Err(error), OnReadError::Fail) => Err(CopyError::Read {
+                source_index: self.source_index,
+                offset: self.from.offset(),
+                error,
+            }),
+        }
+    }
+}
+
 /// A read of what needs no reading.
 fn at_once(piece: Piece, contents: Contents) -> BoxFuture<'static, ReadDone> {
     let result = Ok(contents);
     Box::pin(ready(ReadDone { piece, result, unreadable: Vec::new() }))
-}
-
-/// Writes a piece: its runs of data one after the other, its zeroes as the options say.
-async fn write_piece(
-    target: &Node,
-    plan: &Plan,
-    piece: Piece,
-    contents: &Contents,
-) -> Result<Copied, CopyError> {
-    let mut copied = Copied::default();
-    let buf = match contents {
-        Contents::Copied(_) => {
-            copied.data = piece.to.len();
-            return Ok(copied);
-        }
-        Contents::Data(buf) => buf.slice(0, to_usize(piece.to.len())),
-        Contents::Zero => {
-            write_zeroes(target, plan, piece.to).await?;
-            copied.zeroes = piece.to.len();
-            return Ok(copied);
-        }
-    };
-    let Sparseness::Holes { min_bytes } = plan.options.sparseness else {
-        write_data(target, plan, piece.to, buf).await?;
-        copied.data = piece.to.len();
-        return Ok(copied);
-    };
-    for run in Runs::new(buf.clone(), min_bytes) {
-        let len = to_u64(run.len);
-        let range = run_in(piece, run)?;
-        if !run.is_zero {
-            write_data(target, plan, range, buf.slice(run.offset, run.len)).await?;
-            copied.data += len;
-        } else if plan.options.target == TargetContents::Zeroes {
-            copied.skipped += len;
-        } else {
-            write_zeroes(target, plan, range).await?;
-            copied.zeroes += len;
-        }
-    }
-    Ok(copied)
-}
-
-/// Where in the target a run of the buffer belongs.
-fn run_in(piece: Piece, run: Run) -> Result<ByteRange, CopyError> {
-    let offset = piece.to.offset() + to_u64(run.offset);
-    ByteRange::new(offset, to_u64(run.len))
-        .map_err(|error| CopyError::Write { offset, error: error.into() })
-}
-
-async fn write_data(
-    target: &Node,
-    plan: &Plan,
-    range: ByteRange,
-    buf: IoBuf,
-) -> Result<(), CopyError> {
-    let written = target.write(range, buf.into(), plan.options.write_flags);
-    written.await.map_err(|error| write_failed(range, error))
-}
-
-async fn write_zeroes(target: &Node, plan: &Plan, range: ByteRange) -> Result<(), CopyError> {
-    let flags = plan.options.write_flags | RequestFlags::MAY_UNMAP;
-    let written = target.write_zeroes(range, flags);
-    written.await.map_err(|error| write_failed(range, error))
-}
-
-fn write_failed(range: ByteRange, error: Error) -> CopyError {
-    CopyError::Write { offset: range.offset(), error }
 }

@@ -1,10 +1,11 @@
 //! Cuts a buffer into runs of zeroes and runs of data.
 //!
 //! Invariants: the runs cover the buffer in order; no two runs of one kind are neighbours; a zero run
-//! has at least the length asked for, or is the whole buffer.
+//! has at least the length asked for, or is the whole buffer; runs of clusters begin and end at clusters,
+//! or at the end of the buffer.
 
 use crate::buf::IoBuf;
-use crate::range::to_usize;
+use crate::range::{Alignment, to_usize};
 
 /// Zeroes are looked for in blocks of this many bytes, counted from the start of the buffer, or of the
 /// shortest run asked for, if that is less.
@@ -40,6 +41,12 @@ impl Runs {
     pub(super) fn new(buf: IoBuf, min_bytes: u64) -> Self {
         let min = to_usize(min_bytes).min(buf.len()).max(1);
         Self { buf, block: min.min(BLOCK), min, offset: 0, found: None }
+    }
+
+    /// Runs of whole clusters of `buf`, of which the last may be shorter: those that are all zero, and
+    /// the others.
+    pub(super) fn of_clusters(buf: IoBuf, cluster: Alignment) -> Self {
+        Self { buf, block: to_usize(cluster.bytes()), min: 1, offset: 0, found: None }
     }
 
     /// The zero run at `start`, of whole blocks or up to the end; zero length if there is none.
@@ -92,7 +99,7 @@ fn is_zero(buf: &IoBuf, offset: usize, len: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::range::{Alignment, to_u64};
+    use crate::range::to_u64;
     use proptest::prelude::*;
 
     fn buffer(bytes: &[u8]) -> IoBuf {
@@ -139,6 +146,39 @@ mod tests {
                 .map(|run| run.len)
                 .sum();
             prop_assert_eq!(to_u64(data), to_u64(expect));
+        }
+    }
+
+    /// What the runs of clusters have to be, cluster by cluster.
+    fn slow_clusters(bytes: &[u8], cluster: usize) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for (index, part) in bytes.chunks(cluster).enumerate() {
+            let is_zero = part.iter().all(|byte| *byte == 0);
+            match runs.last_mut() {
+                Some(run) if run.is_zero == is_zero => run.len += part.len(),
+                _ => runs.push(Run { offset: index * cluster, len: part.len(), is_zero }),
+            }
+        }
+        runs
+    }
+
+    proptest! {
+        #[test]
+        fn runs_of_clusters_are_what_a_look_at_each_cluster_says(
+            clusters in prop::collection::vec(prop_oneof![Just(None), (0..512usize).prop_map(Some)], 0..40),
+            sectors in prop_oneof![Just(1usize), Just(3), Just(8), Just(16)],
+            cut in 0..512usize,
+        ) {
+            let cluster = sectors * 512;
+            let mut bytes = vec![0; clusters.len() * cluster];
+            for (index, set) in clusters.iter().enumerate() {
+                // One byte of the cluster is not zero.
+                set.iter().for_each(|at| bytes[index * cluster + at * sectors] = 1);
+            }
+            bytes.truncate(bytes.len() - cut.min(bytes.len()));
+            let align = Alignment::new(to_u64(cluster)).unwrap();
+            let runs: Vec<_> = Runs::of_clusters(buffer(&bytes), align).collect();
+            prop_assert_eq!(runs, slow_clusters(&bytes, cluster));
         }
     }
 

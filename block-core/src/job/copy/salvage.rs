@@ -1,4 +1,4 @@
-//! Reads what can be read of a piece that could not be read as a whole.
+//! Reads what can be read of a part of a source that could not be read as a whole.
 //!
 //! Invariants: what is reported as unreadable is zero in the buffer, everything else is what the source
 //! holds; no part that is reported is longer than one block of the source.
@@ -8,16 +8,21 @@ use crate::node::Node;
 use crate::range::{Alignment, ByteRange, to_usize};
 
 use super::Unreadable;
-use super::scan::Piece;
 
-/// Reads `piece` into `buf`, which is as long, in ever smaller parts where they fail.
-pub(super) async fn read(node: &Node, piece: &Piece, buf: &IoBuf) -> Vec<Unreadable> {
+/// Reads `range` of the source `source_index` into `buf`, which is as long, in ever smaller parts where
+/// they fail.
+pub(super) async fn read(
+    node: &Node,
+    source_index: usize,
+    range: ByteRange,
+    buf: &IoBuf,
+) -> Vec<Unreadable> {
     let block = node.limits().request_alignment.max(Alignment::SECTOR);
     let mut unreadable = Vec::new();
     // The part that comes first lies on top.
-    let mut parts = vec![piece.from];
+    let mut parts = vec![range];
     while let Some(part) = parts.pop() {
-        let at = to_usize(part.offset() - piece.from.offset());
+        let at = to_usize(part.offset() - range.offset());
         let into = buf.slice(at, to_usize(part.len()));
         let Err(error) = node.read(part, into.clone().into()).await else {
             continue;
@@ -26,11 +31,7 @@ pub(super) async fn read(node: &Node, piece: &Piece, buf: &IoBuf) -> Vec<Unreada
             Some((first, second)) => parts.extend([second, first]),
             None => {
                 into.fill(0);
-                unreadable.push(Unreadable {
-                    source_index: piece.source_index,
-                    range: part,
-                    error,
-                });
+                unreadable.push(Unreadable { source_index, range: part, error });
             }
         }
     }

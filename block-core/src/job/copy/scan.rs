@@ -1,9 +1,11 @@
 //! Cuts the sources into pieces by asking them how they are stored.
 //!
 //! Invariants: pieces follow each other without gap from the start of the target to the end of the
-//! last source; pieces of data are at most `piece_bytes` long (plain ones shorter) and end at a multiple of it, at the end
-//! of their source, or where something else begins; every boundary inside of a source is a multiple of
-//! the grain (counted in the target), for which data grows and everything else shrinks.
+//! last source; pieces of data are at most `piece_bytes` long (plain ones shorter) and end at a multiple
+//! of it, at the end of their source, or where something else begins; every boundary inside of a source
+//! is a multiple of the grain (counted in the target), for which data grows and everything else shrinks.
+//! For compressed writes every boundary but the last is a multiple of the grain: what two or more
+//! sources share of one is a piece of its own, and data.
 
 use crate::range::{ByteRange, MAX_LEN};
 use crate::request::status::{StatusDetail, StatusFlags};
@@ -18,9 +20,10 @@ const ZERO_PIECE_BYTES: u64 = 256 << 20;
 pub(super) struct Piece {
     /// Index of the source.
     pub(super) source_index: usize,
-    /// Where in the source.
+    /// Where in the source. Shorter than `to` in a cluster that sources share: the rest stands at the
+    /// start of those that follow.
     pub(super) from: ByteRange,
-    /// Where in the target; as long.
+    /// Where in the target.
     pub(super) to: ByteRange,
     /// What the source says of it.
     pub(super) kind: Kind,
@@ -51,6 +54,8 @@ struct Known {
 pub(super) struct Scanner {
     sources: Vec<CopySource>,
     plan: Plan,
+    /// Length of all sources.
+    total: u64,
     index: usize,
     /// Position in the source `index`.
     offset: u64,
@@ -61,7 +66,8 @@ pub(super) struct Scanner {
 
 impl Scanner {
     pub(super) fn new(sources: Vec<CopySource>, plan: Plan) -> Self {
-        Self { sources, plan, index: 0, offset: 0, base: 0, known: None }
+        let total = sources.iter().map(|source| source.len).sum();
+        Self { sources, plan, total, index: 0, offset: 0, base: 0, known: None }
     }
 
     /// The next piece, and the scanner behind it; `None` at the end.
@@ -70,9 +76,14 @@ impl Scanner {
             return Ok(None);
         };
         let start = self.offset;
+        let own = self.own_end(len);
+        if start >= own {
+            let piece = self.shared(len)?;
+            return Ok(Some((piece, self)));
+        }
         let Known { mut end, kind, is_compressed } = self.look(start, len).await?;
         let longest = self.longest(kind, is_compressed);
-        let limit = self.cut(start, len, longest);
+        let limit = self.cut(start, own, longest);
         // Neighbours of one kind become one piece: a fragmented image reports many small ones.
         while end < limit {
             let next = self.look(end, len).await?;
@@ -83,19 +94,45 @@ impl Scanner {
         }
         let end = end.min(limit);
         self.offset = end;
-        let (Ok(from), Ok(to)) = (
-            ByteRange::from_bounds(start, end),
-            ByteRange::from_bounds(self.base + start, self.base + end),
-        ) else {
-            return Err(CopyError::Option {
+        let piece = self.piece(start, end, end, kind)?;
+        Ok(Some((piece, self)))
+    }
+
+    /// The piece of the source from `start` to `end` that fills the target up to `to_end`, counted like
+    /// the others.
+    fn piece(&self, start: u64, end: u64, to_end: u64, kind: Kind) -> Result<Piece, CopyError> {
+        let from = ByteRange::from_bounds(start, end);
+        let to = ByteRange::from_bounds(self.base + start, self.base + to_end);
+        match (from, to) {
+            (Ok(from), Ok(to)) => Ok(Piece { source_index: self.index, from, to, kind }),
+            _ => Err(CopyError::Option {
                 what: "length of all sources",
                 min: 0,
                 max: MAX_LEN,
-                value: self.base + end,
-            });
-        };
-        let piece = Piece { source_index: self.index, from, to, kind };
-        Ok(Some((piece, self)))
+                value: self.base + to_end,
+            }),
+        }
+    }
+
+    /// Up to where the source, whose length is `len`, fills the target without sharing a grain with the
+    /// next one, where that matters.
+    fn own_end(&self, len: u64) -> u64 {
+        let end = self.base + len;
+        if self.plan.cluster.is_none() || end >= self.total {
+            return len;
+        }
+        self.plan.grain.round_down(end).saturating_sub(self.base)
+    }
+
+    /// The grain at the position, which the source, whose length is `len`, shares with those that follow.
+    fn shared(&mut self, len: u64) -> Result<Piece, CopyError> {
+        let start = self.offset;
+        let end = self.plan.grain.round_up(self.base + start + 1).min(self.total) - self.base;
+        let piece = self.piece(start, len, end, Kind::Data)?;
+        // Beyond the end of the source: the next call finds out in which one.
+        self.offset = end;
+        self.known = None;
+        Ok(piece)
     }
 
     /// Moves on to the next source with bytes left and gives its length.
@@ -106,18 +143,20 @@ impl Scanner {
                 return Some(len);
             }
             self.base += len;
-            self.offset = 0;
+            self.offset -= len;
             self.index += 1;
             self.known = None;
         }
     }
 
     fn longest(&self, kind: Kind, is_compressed: bool) -> u64 {
+        let zeroes = self.plan.grain.round_up(ZERO_PIECE_BYTES);
         match kind {
-            Kind::Below => ZERO_PIECE_BYTES,
+            Kind::Below => zeroes,
             // Fully allocated targets get their zeroes from a buffer like any data.
-            Kind::Zero if self.plan.options.sparseness != Sparseness::Full => ZERO_PIECE_BYTES,
-            Kind::Data if is_compressed => self.plan.piece_bytes,
+            Kind::Zero if self.plan.options.sparseness != Sparseness::Full => zeroes,
+            // Inflating or deflating: there is something to compute meanwhile.
+            _ if is_compressed || self.plan.cluster.is_some() => self.plan.piece_bytes,
             _ => self.plan.piece_bytes.min(PLAIN_PIECE_BYTES),
         }
     }

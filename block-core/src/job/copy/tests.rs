@@ -1,5 +1,7 @@
 //! The promises of a copy, over disks in memory that answer late, out of order, or not at all.
 
+mod compressed;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -26,6 +28,7 @@ use crate::request::status::{DriverStatus, StatusDetail};
 enum Kind {
     Read,
     Write,
+    Compressed,
     Zeroes,
     Status,
 }
@@ -46,6 +49,8 @@ struct Disk {
     areas: Vec<(u64, Stored)>,
     backing: Option<Node>,
     alignment: Alignment,
+    /// Takes compressed writes of multiples of this.
+    cluster: Option<Alignment>,
     /// Seed of the delays; 0: none.
     delay: u64,
     /// How many requests have to be in flight before the first one is answered.
@@ -71,6 +76,7 @@ impl Disk {
             areas,
             backing: None,
             alignment: Alignment::ONE,
+            cluster: None,
             delay: 0,
             gather: 0,
             fail: None,
@@ -145,12 +151,17 @@ impl BlockDriver for Disk {
         to_u64(self.bytes.lock().len())
     }
     fn limits(&self) -> BlockLimits {
-        BlockLimits { request_alignment: self.alignment, ..BlockLimits::default() }
+        BlockLimits {
+            request_alignment: self.alignment,
+            compressed_write_alignment: self.cluster,
+            ..BlockLimits::default()
+        }
     }
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             write_zeroes: Support::Native,
             zeroes_may_unmap: Support::Native,
+            compressed_write: self.cluster.map_or(Support::None, |_| Support::Native),
             ..Capabilities::default()
         }
     }
@@ -178,8 +189,15 @@ impl BlockDriver for Disk {
         }
         Ok(())
     }
-    async fn pwritev(self: Arc<Self>, range: ByteRange, iov: IoVec, _: RequestFlags) -> Result<()> {
-        let _started = self.start(Kind::Write, range).await?;
+    async fn pwritev(
+        self: Arc<Self>,
+        range: ByteRange,
+        iov: IoVec,
+        flags: RequestFlags,
+    ) -> Result<()> {
+        let compressed = flags.contains(RequestFlags::COMPRESSED);
+        let kind = if compressed { Kind::Compressed } else { Kind::Write };
+        let _started = self.start(kind, range).await?;
         iov.copy_to(0, &mut self.bytes.lock()[span(range)]);
         Ok(())
     }

@@ -9,6 +9,8 @@
 //! * The overlay reads the same before, during and after the job; whatever ends it early leaves the
 //!   old backing file in the header.
 //! * What reads the same from both backing files is not written.
+//! * Compressed data is written in whole clusters: one that the overlay holds in part is written as it
+//!   reads.
 //! * The buffers together take at most `memory_bytes`, or two clusters for each piece in flight, if
 //!   that is more.
 //! * When `rebase` returns, with whatever result, no request of it is in flight.
@@ -23,7 +25,7 @@ use futures::stream::{StreamExt, try_unfold};
 
 use crate::cancel::Cancel;
 use crate::error::{Error, OpenError};
-use crate::flags::RequestFlags;
+use crate::flags::{RequestFlags, Support};
 use crate::node::Node;
 use crate::range::{Alignment, to_u64};
 
@@ -51,7 +53,7 @@ pub struct RebaseOptions {
     pub parallel: usize,
     /// Bytes that all buffers together may take.
     pub memory_bytes: u64,
-    /// Flags of every write to the overlay.
+    /// Flags of every write to the overlay; zero writes never have `COMPRESSED`.
     pub write_flags: RequestFlags,
 }
 
@@ -105,6 +107,12 @@ pub enum RebaseError {
     /// The overlay's format has no backing files, or cannot change them.
     #[error("changing the backing file is not supported by '{driver}'")]
     Unsupported {
+        /// The overlay's driver.
+        driver: &'static str,
+    },
+    /// `COMPRESSED` is among the write flags, and the overlay cannot.
+    #[error("compressed writes are not supported by '{driver}'")]
+    NoCompression {
         /// The overlay's driver.
         driver: &'static str,
     },
@@ -163,6 +171,11 @@ pub async fn rebase(
     let driver = Arc::clone(overlay.driver());
     let header =
         driver.as_rebase().ok_or_else(|| RebaseError::Unsupported { driver: driver.name() })?;
+    if options.write_flags.contains(RequestFlags::COMPRESSED)
+        && overlay.capabilities().compressed_write != Support::Native
+    {
+        return Err(RebaseError::NoCompression { driver: driver.name() });
+    }
     let rebased = copy_differences(overlay, backing, options, cancel, &mut progress).await?;
     overlay.flush().await.map_err(RebaseError::Flush)?;
     let changed = header.change_backing(backing.name.as_deref(), backing.format.as_deref()).await;
@@ -190,6 +203,7 @@ async fn copy_differences(
             match found? {
                 Part::Settled(range) => Ok(Rebased { skipped: range.len(), ..Rebased::default() }),
                 Part::Compare(range) => piece::settle(&job, range).await,
+                Part::Mixed(range) => piece::settle_mixed(&job, range).await,
             }
         }
     });
@@ -233,6 +247,8 @@ struct Job {
     /// Longest piece; a multiple of a cluster.
     piece_bytes: u64,
     write_flags: RequestFlags,
+    /// Whether parts that are compared have to be whole clusters.
+    whole_clusters: bool,
     /// Nothing more is begun.
     stop: AtomicBool,
 }
@@ -240,7 +256,11 @@ struct Job {
 impl Job {
     fn new(overlay: &Node, backing: &NewBacking, options: &RebaseOptions) -> Self {
         let cluster_size = overlay.driver().info().cluster_size.and_then(Alignment::new);
-        let cluster = cluster_size.unwrap_or(Alignment::PAGE).max(Alignment::SECTOR);
+        let mut cluster = cluster_size.unwrap_or(Alignment::PAGE).max(Alignment::SECTOR);
+        let whole_clusters = options.write_flags.contains(RequestFlags::COMPRESSED);
+        if whole_clusters {
+            cluster = overlay.limits().compressed_write_alignment.unwrap_or(cluster);
+        }
         // Two buffers for each piece.
         let share = options.memory_bytes / to_u64(options.parallel.max(1)) / 2;
         let piece_bytes = cluster.round_down(share.clamp(MIN_PIECE_BYTES, PIECE_BYTES));
@@ -254,6 +274,7 @@ impl Job {
             piece_bytes: piece_bytes.max(cluster.bytes()),
             // The overlay reads as it did, so nothing becomes dirty.
             write_flags: options.write_flags | RequestFlags::WRITE_UNCHANGED,
+            whole_clusters,
             stop: AtomicBool::new(false),
         }
     }

@@ -5,6 +5,7 @@
 
 use crate::buf::IoBuf;
 use crate::error::Error;
+use crate::flags::RequestFlags;
 use crate::node::Node;
 use crate::range::{Alignment, ByteRange, to_usize};
 use crate::request::status::StatusDetail;
@@ -49,7 +50,31 @@ pub(super) async fn settle(job: &Job, range: ByteRange) -> Result<Rebased, Rebas
     Ok(done)
 }
 
-/// One of the two backing files.
+/// Settles a cluster that the overlay holds in part.
+pub(super) async fn settle_mixed(job: &Job, range: ByteRange) -> Result<Rebased, RebaseError> {
+    let old = Backing { image: Image::OldBacking, node: job.old.as_ref() };
+    let new = Backing { image: Image::NewBacking, node: job.new.as_ref() };
+    let overlay = Backing { image: Image::Overlay, node: Some(&job.overlay) };
+    let mut rest = range;
+    while !rest.is_empty() {
+        let asked = job.overlay.is_allocated(rest).await;
+        let (held, len) = asked.map_err(|error| RebaseError::Status {
+            image: Image::Overlay,
+            offset: rest.offset(),
+            error,
+        })?;
+        let (part, after) = rest.split_at(if len == 0 { rest.len() } else { len });
+        if !held && old.read(part).await?.to_vec() != new.read(part).await?.to_vec() {
+            // It reads as it shall read, the held parts and the others.
+            write(job, range, overlay.read(range).await?).await?;
+            return Ok(Rebased { written: range.len(), ..Rebased::default() });
+        }
+        rest = after;
+    }
+    Ok(Rebased { same: range.len(), ..Rebased::default() })
+}
+
+/// One of the two backing files, or the overlay.
 struct Backing<'a> {
     image: Image,
     /// `None`: zeroes.
@@ -122,7 +147,8 @@ async fn write(job: &Job, range: ByteRange, buf: IoBuf) -> Result<(), RebaseErro
 /// A zero write alone does not promise that: where the overlay reads as zeroes without holding
 /// anything, a driver may do nothing, and the new backing file would show.
 async fn hold_zeroes(job: &Job, range: ByteRange, zeroes: &IoBuf) -> Result<(), Error> {
-    job.overlay.write_zeroes(range, job.write_flags).await?;
+    let flags = job.write_flags - RequestFlags::COMPRESSED;
+    job.overlay.write_zeroes(range, flags).await?;
     let mut rest = range;
     while !rest.is_empty() {
         let (held, len) = job.overlay.is_allocated(rest).await?;
@@ -132,7 +158,7 @@ async fn hold_zeroes(job: &Job, range: ByteRange, zeroes: &IoBuf) -> Result<(), 
         };
         if !held {
             let buf = zeroes.slice(0, to_usize(known.len()));
-            job.overlay.write(known, buf.into(), job.write_flags).await?;
+            job.overlay.write(known, buf.into(), flags).await?;
         }
         rest = between(known.end(), range.end());
     }

@@ -2,12 +2,13 @@
 //!
 //! Invariants: parts follow each other without gap from the start to the end of the overlay; a part
 //! that is to be compared holds nothing that the overlay holds, is at most `piece_bytes` long, and ends
-//! at a multiple of it, where it ends being unallocated, or at the end.
+//! at a multiple of it, where it ends being unallocated, or at the end. Where whole clusters are asked
+//! for, every part but the last ends at one, and one that is held in part is a part of its own.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::range::{ByteRange, MAX_LEN};
+use crate::range::{Alignment, ByteRange, MAX_LEN};
 use crate::request::status::StatusDetail;
 
 use super::{Image, Job, RebaseError};
@@ -22,6 +23,8 @@ pub(super) enum Part {
     Settled(ByteRange),
     /// The two backing files may differ there.
     Compare(ByteRange),
+    /// A cluster that the overlay holds in part. In the rest the two backing files may differ.
+    Mixed(ByteRange),
 }
 
 /// Position in the overlay.
@@ -41,18 +44,28 @@ impl Scanner {
         if self.offset >= len || self.job.stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let end = len.min(self.offset.saturating_add(SETTLED_BYTES)).min(MAX_LEN);
+        let longest = self.job.cluster.round_up(SETTLED_BYTES);
+        let end = len.min(self.offset.saturating_add(longest)).min(MAX_LEN);
         let rest = self.range_to(end);
         let (allocated, known) = self.look(Image::Overlay, rest).await?;
-        let part = if allocated {
-            Part::Settled(rest.first(known))
-        } else {
-            self.below(rest.first(known)).await?
+        let part = match self.whole(rest, known) {
+            part if part.is_empty() => Part::Mixed(rest.first(self.job.cluster.bytes())),
+            part if allocated => Part::Settled(part),
+            part => self.below(part).await?,
         };
         self.offset = match part {
-            Part::Settled(range) | Part::Compare(range) => range.end(),
+            Part::Settled(range) | Part::Compare(range) | Part::Mixed(range) => range.end(),
         };
         Ok(Some((part, self)))
+    }
+
+    /// The first `len` bytes of `range`, in whole clusters where these are asked for and it does not
+    /// end there.
+    fn whole(&self, range: ByteRange, len: u64) -> ByteRange {
+        match self.job.whole_clusters {
+            true if len < range.len() => range.first(self.job.cluster.round_down(len)),
+            _ => range.first(len),
+        }
     }
 
     /// The first part of `range`, which the overlay does not hold.
@@ -60,10 +73,13 @@ impl Scanner {
         let mut range = range;
         if self.job.in_chain.is_some() {
             let (differs, known) = self.look(Image::OldBacking, range).await?;
-            range = range.first(known);
-            if !differs {
-                return Ok(Part::Settled(range));
+            let part = self.whole(range, known);
+            if !differs && !part.is_empty() {
+                return Ok(Part::Settled(part));
             }
+            // To compare more than what may differ does no harm.
+            let cluster = if self.job.whole_clusters { self.job.cluster } else { Alignment::ONE };
+            range = range.first(cluster.round_up(known));
         }
         let room = self.job.piece_bytes - range.offset() % self.job.piece_bytes;
         Ok(Part::Compare(range.first(room)))

@@ -239,10 +239,7 @@ impl BlockDriver for FileDriver {
         if opened.handle.is_direct() || !opened.access.writable {
             return None;
         }
-        match io::write_cached(&opened.handle, range.offset(), iov) {
-            Ok(done) if done < iov.len() => None,
-            written => Some(written.map(|_| ())),
-        }
+        io::write_all_cached(&opened.handle, range.offset(), iov)
     }
 
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {

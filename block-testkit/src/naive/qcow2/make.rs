@@ -13,6 +13,8 @@ use std::io::Write as _;
 
 use block_core::range::{to_u64, to_usize};
 
+use super::header::Compression;
+
 /// What an image is like.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Shape {
@@ -30,6 +32,8 @@ pub struct Shape {
     pub backing: Option<(String, String)>,
     /// Name of the data file.
     pub data_file: Option<String>,
+    /// How compressed clusters are compressed.
+    pub compression: Compression,
 }
 
 /// Which L2 entries an image has.
@@ -76,6 +80,7 @@ impl Shape {
             size,
             backing: None,
             data_file: None,
+            compression: Compression::Zlib,
         }
     }
 
@@ -228,7 +233,14 @@ impl Maker<'_> {
     /// Packs a compressed cluster behind the one before; its L2 entry.
     fn compressed(&mut self, bytes: &[u8]) -> u64 {
         assert!(self.shape.data_file.is_none(), "compressed clusters with a data file");
-        let (packed, cluster) = (deflate(bytes), self.shape.cluster_size());
+        let cluster = self.shape.cluster_size();
+        let packed = match self.shape.compression {
+            Compression::Zlib => deflate(bytes),
+            Compression::Zstd => ruzstd::encoding::compress_to_vec(
+                bytes,
+                ruzstd::encoding::CompressionLevel::Fastest,
+            ),
+        };
         let len = to_u64(packed.len());
         let most = match self.shape.refcount_order {
             6 => u64::MAX,
@@ -327,13 +339,17 @@ impl Maker<'_> {
         if shape.version > 2 {
             let data_file = if shape.data_file.is_some() { DATA_FILE } else { 0 };
             let extended = if shape.l2_entries == L2Entries::Extended { EXTENDED_L2 } else { 0 };
-            header.extend((data_file | extended).to_be_bytes());
+            let zstd = shape.compression == Compression::Zstd;
+            let compression = if zstd { COMPRESSION_TYPE } else { 0 };
+            header.extend((data_file | extended | compression).to_be_bytes());
             header.extend([0; 16]);
             header.extend(shape.refcount_order.to_be_bytes());
-            header.extend(104u32.to_be_bytes());
+            header.extend(112u32.to_be_bytes());
+            header.extend([u8::from(zstd), 0, 0, 0, 0, 0, 0, 0]);
         } else {
             let plain = shape.refcount_order == 4
                 && shape.data_file.is_none()
+                && shape.compression == Compression::Zlib
                 && shape.l2_entries == L2Entries::Standard;
             assert!(plain, "version 2 has none of that");
         }
@@ -387,6 +403,7 @@ const MAGIC: u32 = 0x5146_49fb;
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 const DATA_FILE: u64 = 1 << 2;
+const COMPRESSION_TYPE: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
 const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXT_DATA_FILE: u32 = 0x4441_5441;

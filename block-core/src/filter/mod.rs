@@ -1,0 +1,3 @@
+//! Filters: drivers that pass requests on to one node, changed.
+
+pub mod compress;

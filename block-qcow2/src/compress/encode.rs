@@ -1,0 +1,148 @@
+//! Compressing one cluster: raw deflate within a small or a large window, and Zstandard.
+//!
+//! Invariants: the payload is whole or `None`; it depends on the encoding, the data and the room for it alone, not
+//! on what was compressed before or by which thread; with [`Window::Small`] no copy of a deflate payload reaches
+//! back further than [`SMALL_BITS`] bits, with Zstandard none can.
+
+use block_core::error::Problem;
+use libdeflater::{CompressionLvl, Compressor};
+use zlib_rs::{Deflate, DeflateFlush, Status};
+
+use crate::spec::header::Compression;
+
+/// The format's window: deflate payloads of a writer that keeps to it reach at most 4 KiB back.
+const SMALL_BITS: u8 = 12;
+
+/// How clusters are compressed.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Encoding {
+    compression: Compression,
+    level: i32,
+    window: Window,
+}
+
+/// How far back deflate may reach. Zstandard has its own rules and does not look at it.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub enum Window {
+    /// 4 KiB: what every reader has. QEMU sets up its inflater with a window of this size.
+    #[default]
+    Small,
+    /// 32 KiB: smaller and faster. For readers that inflate a cluster in one go, as the usual ones do.
+    Large,
+}
+
+impl Encoding {
+    /// Levels are 1 to 9 for deflate and 1 to 22 for Zstandard; `None` is the default of the two.
+    pub fn new(
+        compression: Compression,
+        level: Option<u32>,
+        window: Window,
+    ) -> Result<Self, Problem> {
+        let (default, max) = match compression {
+            Compression::Deflate => (DEFLATE_LEVEL, DEFLATE_LEVEL_MAX),
+            Compression::Zstd => (ZSTD_LEVEL, ZSTD_LEVEL_MAX),
+        };
+        let level = match level {
+            None => default,
+            Some(0) => return Err(Problem::Below(1)),
+            Some(level) => i32::try_from(level).unwrap_or(i32::MAX),
+        };
+        if level > max {
+            return Err(Problem::Above(u64::from(max.unsigned_abs())));
+        }
+        Ok(Self { compression, level, window })
+    }
+
+    /// What inflates it.
+    pub fn compression(self) -> Compression {
+        self.compression
+    }
+}
+
+/// The encoders of one thread. One of each kind is kept, for the level that was last asked for.
+#[derive(Default)]
+pub(super) struct Encoders {
+    small: Option<(i32, Deflate)>,
+    large: Option<(i32, Compressor)>,
+    zstd: Option<(i32, zstd::bulk::Compressor<'static>)>,
+}
+
+impl Encoders {
+    pub(super) fn compress(
+        &mut self,
+        encoding: Encoding,
+        src: &[u8],
+        dst: &mut [u8],
+    ) -> Option<usize> {
+        let level = encoding.level;
+        match (encoding.compression, encoding.window) {
+            (Compression::Deflate, Window::Small) => self.small(level, src, dst),
+            (Compression::Deflate, Window::Large) => self.large(level, src, dst),
+            (Compression::Zstd, _) => self.zstd(level, src, dst),
+        }
+    }
+
+    fn small(&mut self, level: i32, src: &[u8], dst: &mut [u8]) -> Option<usize> {
+        let make = || Some(Deflate::new(level, false, SMALL_BITS));
+        let encoder = kept(&mut self.small, level, make)?;
+        let done = encoder.compress(src, dst, DeflateFlush::Finish);
+        if let Ok(Status::StreamEnd) = done {
+            let len = usize::try_from(encoder.total_out()).ok();
+            encoder.reset();
+            return len;
+        }
+        // `dst` was too small. The rest is still in the encoder, and zlib-rs 0.6 does not forget
+        // all of it when it is reset: after a few such clusters it would panic.
+        self.small = None;
+        None
+    }
+
+    fn large(&mut self, level: i32, src: &[u8], dst: &mut [u8]) -> Option<usize> {
+        let make = || CompressionLvl::new(level).ok().map(Compressor::new);
+        kept(&mut self.large, level, make)?.deflate_compress(src, dst).ok()
+    }
+
+    fn zstd(&mut self, level: i32, src: &[u8], dst: &mut [u8]) -> Option<usize> {
+        let make = || zstd::bulk::Compressor::new(level).ok();
+        kept(&mut self.zstd, level, make)?.compress_to_buffer(src, dst).ok()
+    }
+}
+
+/// The encoder in `place` if it is for `level`, else a new one.
+fn kept<T>(
+    place: &mut Option<(i32, T)>,
+    level: i32,
+    make: impl FnOnce() -> Option<T>,
+) -> Option<&mut T> {
+    if place.as_ref().is_none_or(|(own, _)| *own != level) {
+        *place = Some((level, make()?));
+    }
+    place.as_mut().map(|(_, encoder)| encoder)
+}
+
+/// The lowest level whose payloads are no larger in sum than those of zlib's default level, on files of a system.
+const DEFLATE_LEVEL: i32 = 5;
+const DEFLATE_LEVEL_MAX: i32 = 9;
+/// The library's own default.
+const ZSTD_LEVEL: i32 = 3;
+const ZSTD_LEVEL_MAX: i32 = 22;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_have_bounds() {
+        let new = |compression, level| Encoding::new(compression, level, Window::Small);
+        for (compression, default, max) in
+            [(Compression::Deflate, 5, 9), (Compression::Zstd, 3, 22)]
+        {
+            assert_eq!(new(compression, None), new(compression, Some(default)));
+            assert_eq!(new(compression, Some(0)), Err(Problem::Below(1)));
+            assert!(new(compression, Some(1)).is_ok() && new(compression, Some(max)).is_ok());
+            for level in [max + 1, u32::MAX] {
+                assert_eq!(new(compression, Some(level)), Err(Problem::Above(u64::from(max))));
+            }
+        }
+    }
+}

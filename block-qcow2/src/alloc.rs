@@ -146,7 +146,14 @@ impl Meta {
                 (HostOffset::new((cluster << bits) + used), next)
             }
             open => {
-                let run = self.allocate(Want::Exactly(1), header).await?;
+                let next = match self.packing {
+                    Some(packing) => self.refcounts.allocate_at(packing.cluster + 1).await?,
+                    None => None,
+                };
+                let run = match next {
+                    Some(next) => next,
+                    None => self.allocate(Want::Exactly(1), header).await?,
+                };
                 self.place(run);
                 let cluster = run.first;
                 match open.filter(|open| open.cluster + 1 == cluster && open.used < size) {
@@ -172,12 +179,19 @@ impl Meta {
             }
             cache.expect(stored)
         });
-        self.packing = self.packing.filter(|packing| packing.used < size);
+        self.pack_into(self.packing.filter(|packing| packing.used < size));
         if let Err(error) = expected {
             self.give_back_compressed(stored);
             return Err(error);
         }
         Ok(stored)
+    }
+
+    /// Where the next compressed cluster goes. The host cluster behind it is kept free, if it is, so that
+    /// it can go on there, whatever else is allocated meanwhile.
+    pub(crate) fn pack_into(&mut self, packing: Option<Packing>) {
+        self.packing = packing;
+        self.refcounts.keep(packing.map(|packing| packing.cluster + 1));
     }
 
     /// Gives back the place of a compressed cluster that was never linked.

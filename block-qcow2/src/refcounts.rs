@@ -127,8 +127,10 @@ pub(crate) struct Refcounts {
     blocks: Map<Block>,
     max_blocks: usize,
     clock: u64,
-    /// No cluster before this one is free.
+    /// No cluster before this one is free, but for the one that is kept.
     hint: u64,
+    /// A cluster that is given out only to who asks for it.
+    kept: Option<u64>,
 }
 
 /// A part of the refcounts that is to be written.
@@ -170,6 +172,7 @@ impl Refcounts {
             max_blocks,
             clock: 0,
             hint: 1,
+            kept: None,
         }
     }
 
@@ -248,7 +251,8 @@ impl Refcounts {
         let (index, within) = self.place(self.hint);
         let block = self.blocks.get(&index)?;
         let next = Run { first: self.hint, count: 1 };
-        let is_free = refcount(self.geometry, &block.bytes, within) == Some(0);
+        let is_free = refcount(self.geometry, &block.bytes, within) == Some(0)
+            && self.kept != Some(self.hint);
         (is_free && self.check_free(next).is_ok()).then_some(next.first)
     }
 
@@ -290,11 +294,33 @@ impl Refcounts {
         Ok(run)
     }
 
+    /// Keeps a cluster, free or not, for who asks for it by number, in place of the one that was kept.
+    pub(crate) fn keep(&mut self, cluster: Option<u64>) {
+        if let Some(before) = self.kept.filter(|before| cluster != Some(*before)) {
+            self.hint = self.hint.min(before);
+        }
+        self.kept = cluster;
+    }
+
+    /// Takes this cluster, if it is free and there is a block for it.
+    pub(crate) async fn allocate_at(&mut self, cluster: u64) -> Result<Option<Run>> {
+        let (index, within) = self.place(cluster);
+        let geometry = self.geometry;
+        let block = self.block(index).await?;
+        if block.and_then(|block| refcount(geometry, &block.bytes, within)) != Some(0) {
+            return Ok(None);
+        }
+        let run = Run { first: cluster, count: 1 };
+        self.check_free(run)?;
+        self.set(cluster, 1).await?;
+        Ok(Some(run))
+    }
+
     /// The first run of at least `least` free clusters, cut at `most`, where there are blocks.
     async fn find_free(&mut self, least: u64, most: u64) -> Result<Option<Run>> {
         let per_block = self.geometry.refcounts_per_block();
         let mut found: Option<Run> = None;
-        let mut cluster = self.hint;
+        let (mut cluster, kept) = (self.hint, self.kept);
         let mut first_free = None;
         while cluster / per_block < to_u64(self.table.len()) {
             let index = cluster / per_block;
@@ -311,7 +337,8 @@ impl Refcounts {
             };
             for within in cluster % per_block..per_block {
                 let here = index * per_block + within;
-                let used = refcount(geometry, &block.bytes, within) != Some(0);
+                let used =
+                    refcount(geometry, &block.bytes, within) != Some(0) || kept == Some(here);
                 match &mut found {
                     _ if used => {
                         if found.is_some_and(|run| run.count >= least) {

@@ -327,7 +327,9 @@ async fn evict_compressed(writer: &Writer, meta: &mut Meta, run: Run) -> Result<
             if cache.is_some_and(|cache| cache.evict(host) == Eviction::InFlight) {
                 return Ok(Eviction::InFlight);
             }
-            meta.packing = meta.packing.filter(|packing| packing.cluster != cluster);
+            if meta.packing.is_some_and(|packing| packing.cluster == cluster) {
+                meta.pack_into(None);
+            }
         }
     }
     Ok(Eviction::Done)

@@ -185,6 +185,35 @@ fn what_does_not_shrink_is_written_plain() {
     }
 }
 
+/// Plain clusters between compressed ones do not cut these apart: no host cluster is left half empty.
+#[test]
+fn plain_clusters_in_between_leave_no_gaps() {
+    for options in BOTH {
+        Exec::run(10, |_| async move {
+            let mut setup = empty(options);
+            setup.shape.size = 640 * CLUSTER;
+            let scene = Scene::new(setup, &[]).await;
+            for n in 0..100u64 {
+                // Five eighths of a cluster, then a whole one.
+                let mut bytes = vec![1; 8192];
+                bytes[..2500].copy_from_slice(&noise(2500, n));
+                bytes[4096..].copy_from_slice(&noise(CLUSTER, 1000 + n));
+                let range = ByteRange::new(n * 2 * CLUSTER, 2 * CLUSTER).unwrap();
+                scene.write(range, &bytes).await.unwrap();
+            }
+            scene.node.flush().await.unwrap();
+            let mut hosts = std::collections::BTreeSet::new();
+            for (_, place) in scene.places() {
+                if let Place::Compressed { host, len } = place {
+                    hosts.extend(host / CLUSTER..=(host + len - 1) / CLUSTER);
+                }
+            }
+            assert!((62..=70).contains(&hosts.len()), "{} for 100 times 2600 bytes", hosts.len());
+            scene.close(&[]).await;
+        });
+    }
+}
+
 #[test]
 fn only_whole_clusters_and_the_tail_are_taken() {
     for options in BOTH {

@@ -129,8 +129,8 @@ impl WriteCache {
     /// Bytes will come for `stored`, by [`WriteCache::put`], or it will be abandoned. Called by the
     /// allocator under the metadata lock, in the order of offsets within a host cluster.
     ///
-    /// A new host cluster gets its memory here; without memory it fails and changes nothing. A host
-    /// cluster to whose last byte something is expected is thereby sealed.
+    /// A new host cluster gets its memory here; without memory it fails and nothing is expected. A host
+    /// cluster whose last byte is in `stored` is thereby sealed, also where this fails.
     pub(crate) fn expect(&self, stored: Stored) -> Result<()> {
         let mem_align = self.inner.file.limits().opt_mem_alignment;
         self.inner.change(|state| state.expect(stored, mem_align))

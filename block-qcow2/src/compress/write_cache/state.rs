@@ -114,13 +114,13 @@ impl State {
     /// See [`super::WriteCache::expect`]. `mem_align` is for new buffers.
     pub(super) fn expect(&mut self, stored: Stored, mem_align: Alignment) -> Result<()> {
         assert!((1..=self.cluster_size()).contains(&stored.len), "{stored:?} is no cluster");
-        let mut buffers = Vec::new();
-        for part in self.parts(stored) {
-            if !self.clusters.contains_key(&part.cluster) {
-                let buf = IoBuf::zeroed(to_usize(self.cluster_size()), mem_align)?;
-                buffers.push((part.cluster, buf));
+        let buffers = match self.new_buffers(stored, mem_align) {
+            Ok(buffers) => buffers,
+            Err(error) => {
+                self.pass_over(stored);
+                return Err(error);
             }
-        }
+        };
         for (cluster, buf) in buffers {
             let memory = Memory::take(self.cluster_size(), &self.used, &self.budget);
             self.clusters.insert(cluster, HostCluster::new(buf, memory));
@@ -134,6 +134,24 @@ impl State {
         debug_assert!(filling.count() <= 1, "two host clusters are being filled");
         debug_assert!(self.used() <= self.max_bytes, "nobody asked for room");
         Ok(())
+    }
+
+    /// Buffers for those host clusters of `stored` that are not here.
+    fn new_buffers(&self, stored: Stored, align: Alignment) -> Result<Vec<(HostOffset, IoBuf)>> {
+        let is_new = |part: &Part| !self.clusters.contains_key(&part.cluster);
+        let new = self.parts(stored).filter(is_new);
+        new.map(|part| Ok((part.cluster, IoBuf::zeroed(to_usize(self.cluster_size()), align)?)))
+            .collect()
+    }
+
+    /// Nothing is expected for `stored`, but the allocator has gone beyond it: a host cluster whose end
+    /// it reaches is sealed.
+    pub(super) fn pass_over(&mut self, stored: Stored) {
+        for part in self.parts(stored) {
+            if part.at + part.len == self.cluster_size() {
+                self.seal(part.cluster);
+            }
+        }
     }
 
     /// See [`super::WriteCache::seal`].

@@ -213,6 +213,18 @@ fn without_memory_nothing_is_expected() {
     assert_eq!(rig.budget.used(), 0);
 }
 
+/// (requirement: a place for which there is no memory is passed over, and keeps nothing from being written)
+#[test]
+fn a_host_cluster_whose_end_was_passed_over_is_sealed() {
+    let rig = Rig::new();
+    rig.store(stored(2, 0, 60_000)).unwrap();
+    // What an allocation does that fails in the second host cluster.
+    rig.cache.inner.change(|state| state.pass_over(stored(2, 60_000, 20_000)));
+    rig.store(stored(3, 14_464, 100)).unwrap();
+    assert_eq!(rig.requests(), "write 0x20000+0xf000\n");
+    assert!(rig.in_file(stored(2, 0, 60_000)));
+}
+
 /// (requirement: bytes that nobody expected have no place: a mistake of the caller, not a new entry)
 #[test]
 #[should_panic(expected = "is not expected")]

@@ -9,12 +9,14 @@
 //! * Two requests that overlap where one is serialising are never in the driver together. Other
 //!   overlapping requests may be: their order is the driver's to choose, atomicity is per
 //!   `request_alignment` block.
+//! * A zero write with `NO_FALLBACK` arrives whole, unless it is longer than `max_pwrite_zeroes`.
 //! * A future that was polled once is polled to its end: dropping the caller's future detaches it.
 //!
 //! # What a driver guarantees
 //! * It changes nothing outside of `range`, and on error leaves old or new data there.
 //! * It answers [`Error::Unsupported`] only where the layer has a fallback (zeroes, discard,
-//!   compressed and FUA writes), and asks its children with the flags it was given.
+//!   compressed and FUA writes), and asks its children with the flags it was given. A zero write that
+//!   it answers so has changed nothing.
 //! * It holds no lock while guest data moves, and never blocks the thread on a slow device.
 
 use std::any::Any;

@@ -12,7 +12,8 @@ bitflags! {
         const FUA = 1 << 0;
         /// A zero write may deallocate, as long as the range then reads as zeroes.
         const MAY_UNMAP = 1 << 1;
-        /// Fail with `Unsupported` rather than fall back to a slow way (bounce buffer, padding).
+        /// Fail with `Unsupported`, with nothing changed, rather than fall back to a slow way (bounce
+        /// buffer, padding).
         const NO_FALLBACK = 1 << 2;
         /// No other request may overlap this one (range rounded out to the request alignment).
         const SERIALISING = 1 << 3;

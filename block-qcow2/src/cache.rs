@@ -39,11 +39,11 @@ pub(crate) struct Cache<V> {
     minimum: OnceLock<Reservation>,
 }
 
-/// Keys are offsets, so any mixing that moves their high and middle bits around will do.
-type Map<V> = HashMap<u64, V, BuildHasherDefault<OffsetHasher>>;
+/// Keys are offsets and the like, so any mixing that moves their high and middle bits around will do.
+pub(crate) type Map<V> = HashMap<u64, V, BuildHasherDefault<OffsetHasher>>;
 
 #[derive(Default)]
-struct OffsetHasher(u64);
+pub(crate) struct OffsetHasher(u64);
 
 impl Hasher for OffsetHasher {
     fn finish(&self) -> u64 {

@@ -1,7 +1,8 @@
 //! The driver: what `block-core` asks, and which module answers.
 //!
-//! Invariants: no lock is held while guest data moves; a read of one run whose L2 slice is cached
-//! costs one lookup and goes straight to the child, and so does a write to where data is already;
+//! Invariants: no lock is held while guest data moves, but for a short copy into the page cache
+//! ([`crate::write_now`]); a read of one run whose L2 slice is cached costs one lookup and goes straight
+//! to the child, and so does a write to where data is already;
 //! every request to a writable image holds a pass of the gate from before its lookup to its end.
 //!
 //! Not here: opening ([`crate::open`]), the mapping, the plan of a read, block status.

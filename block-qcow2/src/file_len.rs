@@ -5,7 +5,7 @@
 //! the image is closed; after a crash it stays, which harms nothing.
 
 use block_core::driver::{Exactness, Prealloc};
-use block_core::{Result, Support};
+use block_core::{Alignment, Result, Support};
 
 use crate::alloc::Meta;
 use crate::driver::Qcow2Driver;
@@ -28,7 +28,10 @@ impl Qcow2Driver {
             return;
         }
         let step = (len / 4).clamp(MIN_STEP, MAX_STEP);
-        let wanted = self.geometry().cluster_alignment().round_up(end.saturating_add(step));
+        // Whole pages: a file that ends inside of one is made longer through the page cache, and direct
+        // writes to that page which are under way fail.
+        let unit = self.geometry().cluster_alignment().max(Alignment::PAGE);
+        let wanted = unit.round_up(end.saturating_add(step));
         // If this fails, so will the write, or it makes the file longer itself.
         if self.file.truncate(wanted, Exactness::Exact, Prealloc::Off).await.is_ok() {
             meta.grown_to = Some(wanted);

@@ -57,10 +57,7 @@ impl Qcow2Driver {
             Place::Nowhere(room) => return Ok(unallocated(len.min(room))),
             Place::Slice { at, first_entry } => (at, first_entry),
         };
-        let slice = match self.slices.peek(at.bytes()) {
-            Some(slice) => slice,
-            None => self.load_slice(at).await?,
-        };
+        let slice = self.slice_at(at).await?;
         let extent = first_extent(geometry, &slice, first_entry, offset, len);
         extent.map_err(|f| self.fault(f))
     }
@@ -81,6 +78,14 @@ impl Qcow2Driver {
         let slice_bits = slice_bytes.trailing_zeros() - geometry.l2_entry_bits();
         let slice = geometry.l2_index(offset) >> slice_bits;
         Ok(Place::Slice { at: table.plus(slice * slice_bytes), first_entry: slice << slice_bits })
+    }
+
+    /// A slice, from the cache or the file.
+    pub(crate) async fn slice_at(&self, at: HostOffset) -> Result<Slice> {
+        match self.slices.peek(at.bytes()) {
+            Some(slice) => Ok(slice),
+            None => self.load_slice(at).await,
+        }
     }
 
     pub(crate) async fn load_slice(&self, at: HostOffset) -> Result<Slice> {

@@ -9,13 +9,14 @@
 //!
 //! Not here: when a count may go down ([`crate::alloc`] sees to that).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use block_core::budget::{MemoryBudget, Reservation};
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Error, Node, Result};
 
+use crate::cache::Map;
 use crate::compress::inflate::read_bytes;
 use crate::geometry::Geometry;
 use crate::header_store::HeaderStore;
@@ -123,7 +124,7 @@ pub(crate) struct Refcounts {
     moved: bool,
     /// Counted and used by nobody, such as where the table was: the caller gives it back.
     pub(crate) left: Vec<Run>,
-    blocks: HashMap<u64, Block>,
+    blocks: Map<Block>,
     max_blocks: usize,
     clock: u64,
     /// No cluster before this one is free.
@@ -165,7 +166,7 @@ impl Refcounts {
             showing: BTreeSet::new(),
             moved: false,
             left: Vec::new(),
-            blocks: HashMap::new(),
+            blocks: Map::default(),
             max_blocks,
             clock: 0,
             hint: 1,

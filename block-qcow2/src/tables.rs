@@ -138,10 +138,7 @@ impl Qcow2Driver {
         slice: OwnSlice,
         change: impl FnOnce(&mut [u64]) -> Result<R, Fault>,
     ) -> Result<R> {
-        let loaded = match self.slices.peek(slice.at.bytes()) {
-            Some(loaded) => loaded,
-            None => self.load_slice(slice.at).await?,
-        };
+        let loaded = self.slice_at(slice.at).await?;
         Ok(self.change_loaded(slice, loaded, change)?)
     }
 

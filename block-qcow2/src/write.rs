@@ -1,4 +1,5 @@
-//! Writes that are not one run in place: step by step, several steps at once.
+//! Writes that are not one run in place: step by step, several steps at once. The short way of the
+//! smallest ones is [`crate::write_now`].
 //!
 //! A step is planned under the metadata lock; its data moves outside of it; an allocation is linked
 //! under the lock again, once its data was written. An error gives back what the step took.
@@ -266,10 +267,7 @@ impl Qcow2Driver {
         let mut meta = self.writer()?.meta.lock().await;
         let offset = GuestOffset::new(allocation.clusters.offset());
         let slice = self.own_slice(&mut meta, offset).await?;
-        let loaded = match self.slices.peek(slice.at.bytes()) {
-            Some(loaded) => loaded,
-            None => self.load_slice(slice.at).await?,
-        };
+        let loaded = self.slice_at(slice.at).await?;
         Ok(self.link_loaded(&mut meta, slice, loaded, allocation, place)?)
     }
 

@@ -50,6 +50,13 @@ pub(crate) struct CompressedWrites {
     pub(crate) cache: Option<Arc<WriteCache>>,
 }
 
+impl CompressedWrites {
+    /// A turn for something else that allocates, in order with the compressed writes.
+    pub(crate) fn turn(&self) -> Turn<'_> {
+        self.turns.take()
+    }
+}
+
 /// Options of compressed writes.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct CompressedOptions {

@@ -53,6 +53,7 @@ impl Qcow2Driver {
         if !is_zero || old.len < cluster.len() {
             return None;
         }
+        // Nothing is dropped by linking it, and nothing is to be filled.
         let Ok(WriteStep::Allocate(allocation)) = plan(geometry, &words, first_entry, range) else {
             return None;
         };
@@ -60,6 +61,7 @@ impl Qcow2Driver {
         if place.host.bytes() + geometry.cluster_size() > node.len() {
             return None;
         }
+        // The place is no metadata: it was looked at when it was told.
         let written = node.write_now(self.host_range(&allocation, place, range).ok()?, iov)?;
         if let Err(fault) = meta.take_fresh(place) {
             return Some(Err(fault.into()));

@@ -3,15 +3,20 @@
 //! Both go slice by slice under the metadata lock, and wait for allocations in their way. A zero write
 //! of a part of a subcluster is accepted if the rest of it reads as zeroes anyway; otherwise the layer
 //! writes zeroes.
+//!
+//! **Invariant.** A zero write that is refused has changed nothing. Only clusters of which it touches a
+//! part can refuse it, and these are at its ends: they are looked at and changed first, both under one
+//! hold of the metadata lock.
 
 use std::sync::Arc;
 
-use block_core::{ByteRange, Error, RequestFlags, Result};
+use block_core::{ByteRange, Error, RequestFlags, Result, Support};
 
 use crate::alloc::{Meta, Reason};
 use crate::driver::Qcow2Driver;
 use crate::geometry::{DataLocation, Geometry, Version};
 use crate::inflight::Blocker;
+use crate::map::Kind;
 use crate::plan::{Dropped, dropped_by, mask, set_words, subcluster, words_at};
 use crate::spec::Fault;
 use crate::spec::entry::{Cluster, Copied, encode_plain, is_copied, l2_entry};
@@ -40,11 +45,11 @@ struct LetGo {
     kept: Vec<Kept>,
 }
 
-/// Why a zero write goes no further.
+/// Why the ends of a zero write are not zeroed.
 enum Stop {
     /// An allocation is in the way.
     Blocked(Blocker),
-    /// The rest of a subcluster holds data.
+    /// The rest of a subcluster or of a compressed cluster holds data.
     Partial,
 }
 
@@ -53,14 +58,33 @@ impl Qcow2Driver {
     pub(crate) async fn zero(self: Arc<Self>, range: ByteRange, flags: RequestFlags) -> Result<()> {
         let inside = range.intersect(ByteRange::up_to(self.disk_len()));
         let target = self.zero_target(inside, flags)?;
-        let mut rest = inside;
+        self.check_data_file(flags)?;
+        // Tables that it makes get their places in turn, as compressed clusters do. Nobody else is held up
+        // by what it waits for.
+        let mut turn = Some(self.writer()?.compressed.turn());
+        if let Some(turn) = &turn {
+            turn.served().await;
+        }
+        let (ends, mut rest) = ends_and_middle(self.geometry(), inside);
+        loop {
+            self.relieve().await?;
+            match self.zero_ends(&ends, target).await? {
+                Ok(()) => break,
+                Err(Stop::Partial) => return Err(Error::Unsupported),
+                Err(Stop::Blocked(blocker)) => {
+                    drop(turn.take());
+                    self.allocations.wait(blocker).await;
+                }
+            }
+        }
         while !rest.is_empty() {
             self.relieve().await?;
             match self.zero_some(rest, target).await? {
                 Ok(done) => rest = rest.split_at(done).1,
-                Err(Stop::Blocked(blocker)) => self.allocations.wait(blocker).await,
-                // What is done already stays zero: the layer writes the same once more.
-                Err(Stop::Partial) => return Err(Error::Unsupported),
+                Err(blocker) => {
+                    drop(turn.take());
+                    self.allocations.wait(blocker).await;
+                }
             }
         }
         Ok(())
@@ -83,44 +107,78 @@ impl Qcow2Driver {
         }
     }
 
+    /// Whether zeroes in a data file that must read like the disk are as quick as was asked for.
+    fn check_data_file(&self, flags: RequestFlags) -> Result<()> {
+        let data = self.data.as_ref().filter(|_| self.keeps_data_file_clusters());
+        let quick =
+            data.is_none_or(|data| data.capabilities().zeroes_no_fallback == Support::Native);
+        let slow = flags.contains(RequestFlags::NO_FALLBACK) && !quick;
+        if slow { Err(Error::Unsupported) } else { Ok(()) }
+    }
+
     /// Whether the data file must read like the disk.
     fn keeps_data_file_clusters(&self) -> bool {
         self.header.with(|parts| parts.header.features.raw_data_file)
     }
 
-    /// Zeroes the start of `rest`; the number of bytes that are done.
-    async fn zero_some(&self, rest: ByteRange, target: Target) -> Result<Result<u64, Stop>> {
+    /// Zeroes the clusters of which only a part is touched: all of `ends`, or none.
+    async fn zero_ends(&self, ends: &[ByteRange], target: Target) -> Result<Result<(), Stop>> {
+        let cluster = self.geometry().cluster_alignment();
+        let mut meta = self.writer()?.meta.lock().await;
+        let mut widened = Vec::new();
+        for end in ends {
+            if let Err(blocker) = self.allocations.free_prefix(end.expand(cluster)) {
+                return Ok(Err(Stop::Blocked(blocker)));
+            }
+            match self.widened(*end, target).await? {
+                Some(aligned) => widened.push(aligned),
+                None => return Ok(Err(Stop::Partial)),
+            }
+        }
+        for (end, aligned) in ends.iter().zip(widened) {
+            let slice = self.own_slice(&mut meta, GuestOffset::new(end.offset())).await?;
+            self.zero_slice(&mut meta, slice, *end, aligned, target).await?;
+        }
+        Ok(Ok(()))
+    }
+
+    /// Zeroes the start of `rest`, whole clusters; the number of bytes that are done.
+    async fn zero_some(&self, rest: ByteRange, target: Target) -> Result<Result<u64, Blocker>> {
         let geometry = self.geometry();
         let mut meta = self.writer()?.meta.lock().await;
-        let whole = rest.expand(geometry.cluster_alignment());
-        let free = match self.allocations.free_prefix(whole) {
+        let free = match self.allocations.free_prefix(rest) {
             Ok(free) => free,
-            Err(blocker) => return Ok(Err(Stop::Blocked(blocker))),
+            Err(blocker) => return Ok(Err(blocker)),
         };
         let offset = GuestOffset::new(rest.offset());
-        let raw = self.l1_word(geometry.l1_index(offset))?;
-        if raw == 0 && target == Target::Unallocated {
+        if target == Target::Unallocated && self.l1_word(geometry.l1_index(offset))? == 0 {
             let coverage = geometry.l2_coverage();
             return Ok(Ok(rest.len().min(coverage - rest.offset() % coverage)));
         }
         let slice = self.own_slice(&mut meta, offset).await?;
-        let within = rest.intersect(free).intersect(ByteRange::up_to(slice.guest_end));
-        // Parts of subclusters count as whole ones if that changes nothing else.
-        let Some(aligned) = self.widened(within, target).await? else {
-            return Ok(Err(Stop::Partial));
-        };
-        if self.keeps_data_file_clusters() {
-            let data = self.data.as_ref().ok_or(Error::Unsupported)?;
-            data.write_zeroes(within, RequestFlags::MAY_UNMAP).await?;
-        }
-        match self.retarget(&mut meta, slice, aligned, target).await? {
-            Some(_) => Ok(Ok(within.len())),
-            None => Ok(Err(Stop::Partial)),
-        }
+        let within = free.intersect(ByteRange::up_to(slice.guest_end));
+        self.zero_slice(&mut meta, slice, within, within, target).await?;
+        Ok(Ok(within.len()))
     }
 
-    /// `range` in whole subclusters (clusters, where the target has no zero flag for parts); `None` if
-    /// that would zero what is not zero.
+    /// Zeroes `range`, which lies in `slice`; `aligned` is what of the mapping changes with it.
+    async fn zero_slice(
+        &self,
+        meta: &mut Meta,
+        slice: OwnSlice,
+        range: ByteRange,
+        aligned: ByteRange,
+        target: Target,
+    ) -> Result<()> {
+        if self.keeps_data_file_clusters() {
+            let data = self.data.as_ref().ok_or(Error::Unsupported)?;
+            data.write_zeroes(range, RequestFlags::MAY_UNMAP).await?;
+        }
+        self.retarget(meta, slice, aligned, target).await.map(drop)
+    }
+
+    /// `range`, a part of a cluster, in whole subclusters (clusters, where the target has no zero flag for
+    /// parts); `None` if that would zero what is not zero.
     async fn widened(&self, range: ByteRange, target: Target) -> Result<Option<ByteRange>> {
         let geometry = self.geometry();
         let unit = match target {
@@ -134,7 +192,12 @@ impl Qcow2Driver {
         if !self.reads_zero(head).await? || !self.reads_zero(tail).await? {
             return Ok(None);
         }
-        Ok(Some(ByteRange::from_bounds(start, end)?))
+        let aligned = ByteRange::from_bounds(start, end)?;
+        let there = self.extent(GuestOffset::new(range.offset()), range.len()).await?;
+        let compressed = matches!(there.kind, Kind::Compressed { .. });
+        // A part of a compressed cluster cannot be told apart.
+        let whole = aligned.is_aligned(geometry.cluster_alignment());
+        Ok((whole || !compressed).then_some(aligned))
     }
 
     /// Discards the whole clusters of `range`; its end may be that of the disk.
@@ -182,7 +245,7 @@ impl Qcow2Driver {
         }
         let slice = self.own_slice(&mut meta, offset).await?;
         let within = rest.intersect(free).intersect(ByteRange::up_to(slice.guest_end));
-        let kept = self.retarget(&mut meta, slice, within, target).await?.unwrap_or_default();
+        let kept = self.retarget(&mut meta, slice, within, target).await?;
         // Within this request, so that nothing was written there meanwhile: discards serialise.
         self.punch_kept(kept).await?;
         if geometry.data_location() == DataLocation::DataFile {
@@ -214,29 +277,39 @@ impl Qcow2Driver {
     }
 
     /// Changes the entries that map `range`, whole subclusters of one slice. Gives the host clusters
-    /// that are kept although nothing in them is needed; `None`, with nothing changed, if a part of a
-    /// compressed cluster is in it.
+    /// that are kept although nothing in them is needed. Of a compressed cluster `range` has all or
+    /// nothing; otherwise it is refused, with nothing changed.
     async fn retarget(
         &self,
         meta: &mut Meta,
         slice: OwnSlice,
         range: ByteRange,
         target: Target,
-    ) -> Result<Option<Vec<Kept>>> {
+    ) -> Result<Vec<Kept>> {
         let geometry = self.geometry();
         let overlap = Arc::clone(&meta.overlap);
         let change = |words: &mut [u64]| {
             let may_drop = |dropped| overlap.check_dropped(dropped);
             retarget(geometry, words, slice.first_entry, range, target, may_drop)
         };
-        let Some(LetGo { dropped, kept }) = self.change_slice(slice, change).await? else {
-            return Ok(None);
-        };
+        let changed = self.change_slice(slice, change).await?;
+        let LetGo { dropped, kept } = changed.ok_or(Error::Unsupported)?;
         for dropped in dropped {
             meta.drop_data(dropped, Reason::Request);
         }
-        Ok(Some(kept))
+        Ok(kept)
     }
+}
+
+/// The parts of `range` that lie in clusters of which it touches only a part, and the whole clusters
+/// between them.
+fn ends_and_middle(geometry: Geometry, range: ByteRange) -> (Vec<ByteRange>, ByteRange) {
+    let cluster = geometry.cluster_alignment();
+    let (head, rest) = range.split_at(cluster.round_up(range.offset()) - range.offset());
+    let whole = cluster.round_down(rest.end()).saturating_sub(rest.offset());
+    let (middle, tail) = rest.split_at(whole);
+    let ends = [head, tail].into_iter().filter(|end| !end.is_empty());
+    (ends.collect(), middle)
 }
 
 /// Changes the entries that map `range`; none of them if a part of a compressed cluster is in it, or if

@@ -12,7 +12,9 @@ use block_core::proto::mem::MemDriver;
 use block_core::{Alignment, ByteRange, Error, IoBuf, Node, graph};
 use block_testkit::campaign::{Campaign, Game};
 use block_testkit::disk::crash::{CrashDisk, Flushes};
+use block_testkit::disk::inline::Inline;
 use block_testkit::disk::mem::Discarded;
+use block_testkit::disk::tap::Tapped;
 use block_testkit::exec::Exec;
 use block_testkit::model::disk::DiskModel;
 use block_testkit::model::durable::DurableModel;
@@ -94,7 +96,7 @@ fn shoot(game: &Game<Setup>, flushes: Flushes) -> Result<Vec<Shot>, String> {
     let both = (Arc::clone(&image), Arc::clone(&data));
     let failed = Exec::run(game.seed, move |exec| async move {
         let data: Arc<dyn BlockDriver> = data;
-        let world = World::new(&setup, image, Some(data));
+        let world = World::new(&setup, Tapped::new(image, Inline::all_but_every(3)), Some(data));
         let node = world.open().await.unwrap_or_else(|error| panic!("open: {error}"));
         let mut player = Player::new(exec, node, model)
             .telling(durable)

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use block_core::driver::BlockDriver;
 use block_core::graph;
 use block_testkit::campaign::{Campaign, Game};
+use block_testkit::disk::inline::Inline;
 use block_testkit::disk::mem::{MemConfig, MemDisk, all_capabilities};
+use block_testkit::disk::tap::Tapped;
 use block_testkit::exec::Exec;
 use block_testkit::model::disk::DiskModel;
 use block_testkit::model::frozen::Frozen;
@@ -47,7 +49,8 @@ impl Files {
 
     fn world(&self, setup: &Setup) -> World {
         let data: Arc<dyn BlockDriver> = self.data.clone();
-        World::new(setup, self.image.clone(), Some(data))
+        let image = Tapped::new(self.image.clone(), Inline::all_but_every(3));
+        World::new(setup, image, Some(data))
     }
 }
 

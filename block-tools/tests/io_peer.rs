@@ -332,6 +332,73 @@ fn a_qcow2_chain_is_written_alike() {
     }
 }
 
+/// An empty image of 15 clusters and a part of one.
+fn ragged(dir: &Path) {
+    let args = ["create", "-q", "-f", "qcow2", "a.qcow2", "1000448"];
+    let made = feed(tool("QEMU_IMG", "qemu-img"), dir, &args, "", "qemu-img");
+    assert!(made.status.success(), "{made:?}");
+    let args = ["create", "-q", "-f", "qcow2", "whole.qcow2", "1M"];
+    let made = feed(tool("QEMU_IMG", "qemu-img"), dir, &args, "", "qemu-img");
+    assert!(made.status.success(), "{made:?}");
+    std::fs::write(dir.join("a.raw"), vec![0; 1 << 20]).unwrap();
+}
+
+#[test]
+fn compressed_writes_are_whole_clusters() {
+    // A cluster that is compressed already is written once more here, and refused by qemu-io.
+    let script = "write -c -P 3 0 64k\nwrite -c -P 4 64k 128k\nwrite -c 256k 32k\n\
+        write -c 66048 64k\nwrite -c 256k 512\nwrite -c 256k 65024\nwrite -c -P 5 960k 17408\n\
+        write -c 960k 16896\nwrite -c 960k 64k\nwrite -c 1M 64k\nwrite -c 0 100\n\
+        write -c 100 512\nwrite -c 0 0\nwrite -c 512 0\nwrite -c -z 320k 64k\nwrite -c -z 320k 512\n\
+        write -c -z 0 100\nwrite -c -z -u 384k 64k\nwrite -c -z -n 448k 64k\nwrite -c -n 0 64k\n\
+        write -c -f 0 64k\nwrite -c -C 512k 64k\nwrite -c -q 576k 64k\nwrite -c -q 0 100\n\
+        write -c -r -P 6 640k 64k\naio_flush\nread -P 3 0 64k\nread -P 4 64k 128k\n\
+        read -P 5 960k 17408\nread -P 6 640k 64k\nread -P 0 320k 64k\nmap\nlength\nflush\n\
+        write -P 7 1000 70000\nread -P 7 1000 70000\nread -P 4 71000 100\n";
+    for args in [&["a.qcow2"][..], &["-t", "writethrough", "a.qcow2"], &["-n", "a.qcow2"]] {
+        check_written(ragged, args, script, &["a.qcow2"]);
+    }
+    let script = "write -c 0 64k\nwrite -c 0 512\nwrite -c 0 0\nwrite -c -z 0 64k\nwrite -c 1M 64k\n\
+        write -c 0 100\nwrite -c\nwrite -c 0\nwrite -c abc 1\n";
+    check(ragged, &["-f", "raw", "a.raw"], script);
+    check(ragged, &["-r", "a.qcow2"], script);
+    for line in ["write -c 0 64k", "write -c 0 32k", "write -c 0 100", "write -c -z 0 64k"] {
+        check(ragged, &["-c", line, "a.qcow2"], "");
+    }
+}
+
+#[test]
+fn the_compress_filter_makes_whole_clusters_of_any_write() {
+    let driver = "driver=compress,file.driver=qcow2,file.file.driver=file,file.file.filename=";
+    let whole = format!("{driver}whole.qcow2");
+    let script = "write -P 5 5 7\nread -P 5 5 7\nread -P 0 12 65524\n\
+        write -P 6 960k 64k\nwrite -z 320k 64k\nwrite -z 448k 512\nmap\nlength\n\
+        write 1M 1\nflush\n";
+    check_written(ragged, &["--image-opts", &whole], script, &["whole.qcow2"]);
+    let json = "json:{'driver':'compress','file':{'driver':'qcow2','file':\
+        {'driver':'file','filename':'whole.qcow2'}}}";
+    check_written(ragged, &[json], "write -P 5 5 7\nread -P 5 5 7\nmap\n", &["whole.qcow2"]);
+    let raw = "driver=compress,file.driver=raw,file.file.driver=file,file.file.filename=a.raw";
+    check(ragged, &["--image-opts", raw], "length\n");
+    check(ragged, &["-r", "--image-opts", &whole], "length\nread -P 0 5 7\nwrite 0 1\n");
+
+    // A disk that ends inside of a cluster, which qemu-io does not open so, written over and over.
+    let dir = TempDir::new().unwrap();
+    ragged(dir.path());
+    let args = ["-i", "threads", "--image-opts", &format!("{driver}a.qcow2")];
+    let script = "write -P 1 900k 78848\nwrite -P 2 999000 1448\nwrite -P 3 0 1000448\nwrite -P 4 5 7\n\
+        write -z 999999 449\nread -P 4 5 7\nread -P 3 12 999987\nread -P 0 999999 449\nwrite 999999 450\n";
+    let command = Command::new(env!("CARGO_BIN_EXE_block-io"));
+    let output = feed(command, dir.path(), &args, script, "block-io");
+    let ran = ran(&output);
+    let bad = ran.lines.iter().filter(|line| line.contains("failed")).count();
+    assert_eq!(bad, 1, "{:?} {}", ran.lines, ran.stderr);
+    let img = |args: &[&str]| feed(tool("QEMU_IMG", "qemu-img"), dir.path(), args, "", "qemu-img");
+    assert!(img(&["check", "-q", "a.qcow2"]).status.success());
+    let map = String::from_utf8(img(&["map", "--output=json", "a.qcow2"]).stdout).unwrap();
+    assert!(map.contains("\"length\": 1000448") && map.contains("\"compressed\": true"), "{map}");
+}
+
 #[test]
 fn a_temporary_overlay_takes_the_writes() {
     let script = "write -P 9 0 64k\nwrite -z 1M 64k\nread -P 9 0 64k\nread -P 3 64k 64k\n\

@@ -4,6 +4,9 @@
 //! `max_pwrite_zeroes`. A piece that the driver answers with `Unsupported` is written from one zero
 //! buffer of at most `min(max_transfer, 16 MiB)`, allocated when first needed and used again for
 //! every piece of the request. Data afterwards is guaranteed to read as zeroes: this is no discard.
+//!
+//! Without a fallback the driver gets the whole range at once, if it takes so much: its refusal of a piece
+//! would come after others have been zeroed.
 
 use std::sync::Arc;
 
@@ -129,17 +132,19 @@ pub(super) async fn aligned(
     let (limits, capabilities) = (node.limits(), node.capabilities());
     let align = common_multiple(limits.request_alignment, limits.pwrite_zeroes_alignment);
     let heard = if progress.cancel.is_some() { MAX_PIECE } else { MAX_LEN };
-    let max = limits.max_pwrite_zeroes.unwrap_or(heard).min(heard);
-    let max = longest_piece(max, limits.request_alignment, align);
+    let most = limits.max_pwrite_zeroes.unwrap_or(heard).min(heard);
+    let max = longest_piece(most, limits.request_alignment, align);
     let mut zeroes = ZeroBuffer::new(&limits);
     let native = capabilities.write_zeroes == Support::Native;
     let down = driver_flags(node, flags);
+    let at_once = flags.contains(RequestFlags::NO_FALLBACK) && range.len() <= most;
     let mut rest = range;
-    if flags.contains(RequestFlags::NO_FALLBACK) {
+    if flags.contains(RequestFlags::NO_FALLBACK) && !at_once {
         rest = ragged_end_first(node, range, align, down).await?;
     }
     while !rest.is_empty() {
-        let (piece, after) = rest.split_at(next_piece(rest, align, max));
+        let len = if at_once { rest.len() } else { next_piece(rest, align, max) };
+        let (piece, after) = rest.split_at(len);
         let done = if native {
             Arc::clone(node.driver()).pwrite_zeroes(piece, down).await
         } else {
@@ -160,9 +165,9 @@ pub(super) async fn aligned(
     Ok(())
 }
 
-/// Without a fallback, a refusal must come before anything has changed. What a driver refuses is what
-/// is no multiple of its alignment: so such an end goes first, and a range that also has such a start
-/// is refused here. Gives the rest of the range.
+/// Without a fallback, a refusal must come before anything has changed, though it takes several calls.
+/// What a driver refuses then is what is no multiple of its alignment: so such an end goes first, and a
+/// range that also has such a start is refused here. Gives the rest of the range.
 async fn ragged_end_first(
     node: &Node,
     range: ByteRange,

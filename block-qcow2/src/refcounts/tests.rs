@@ -1,5 +1,7 @@
 //! The refcounts beside a slow twin: a map from clusters to counts.
 
+use std::collections::HashMap;
+
 use block_core::OpenFlags;
 use block_core::node::NodeOptions;
 use block_core::proto::mem::MemDriver;

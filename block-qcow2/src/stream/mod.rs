@@ -114,7 +114,7 @@ pub enum StreamError {
     Memory(Error),
     /// The list of clusters does not fit into what it may take.
     #[error(
-        "the list of compressed clusters needs more than {budget} bytes of memory; larger clusters \
+        "the list of data clusters needs more than {budget} bytes of memory; larger clusters \
          need fewer"
     )]
     ListMemory {

@@ -99,7 +99,8 @@ impl Pieces {
         let piece_bytes = work.cluster_size.max(MIN_PIECE_BYTES);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let affordable = to_usize(memory_bytes / (2 * piece_bytes));
-        let scanner = Scanner::new(work.disk.clone(), work.cluster_size, piece_bytes);
+        let disk = work.disk.clone();
+        let scanner = Scanner::new(disk, work.cluster_size, piece_bytes, cancel.clone());
         let scan = try_unfold(scanner, |mut scanner| async move {
             Ok(scanner.next().await?.map(|piece| (piece, scanner)))
         });
@@ -196,9 +197,10 @@ impl Pieces {
         let align = self.work.disk.memory_alignment();
         let plain = OwnedBuf::zeroed(to_usize(self.piece_bytes), align);
         // Compressed clusters are shorter than they were, one by one and together.
-        let packed = match self.work.keep {
-            Keep::Lengths => self.work.cluster_size,
-            Keep::Bytes => self.piece_bytes,
+        let packed = match (self.work.encoding, self.work.keep) {
+            (None, _) => 0,
+            (Some(_), Keep::Lengths) => self.work.cluster_size,
+            (Some(_), Keep::Bytes) => self.piece_bytes,
         };
         let packed = Vec::with_capacity(to_usize(packed));
         Ok(Buffers { plain: plain.map_err(StreamError::Memory)?, packed })

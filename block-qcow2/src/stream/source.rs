@@ -3,9 +3,12 @@
 //! Invariants: pieces ascend and do not overlap; each starts at a cluster and ends at one or at the end
 //! of the disk, and is at most `piece_bytes` long; what is in no piece reads as zeroes.
 
+use std::future::poll_fn;
+use std::task::Poll;
+
 use block_core::range::{Alignment, to_u64, to_usize};
 use block_core::request::status::StatusDetail;
-use block_core::{ByteRange, Error, IoBuf, Node, Result};
+use block_core::{ByteRange, Cancel, Error, IoBuf, Node, Result};
 
 use super::StreamError;
 
@@ -102,20 +105,33 @@ pub(super) struct Scanner {
     piece_bytes: u64,
     offset: u64,
     known: Option<Known>,
+    cancel: Cancel,
 }
+
+/// Runs of zeroes after which others have their turn.
+const RUNS_A_TURN: u32 = 64;
 
 impl Scanner {
     /// At the start. `piece_bytes` is a multiple of the cluster size.
-    pub(super) fn new(disk: Disk, cluster_size: u64, piece_bytes: u64) -> Self {
-        Self { disk, cluster_size, piece_bytes, offset: 0, known: None }
+    pub(super) fn new(disk: Disk, cluster_size: u64, piece_bytes: u64, cancel: Cancel) -> Self {
+        Self { disk, cluster_size, piece_bytes, offset: 0, known: None, cancel }
     }
 
     /// The next piece with data; `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Piece>, StreamError> {
         let len = self.disk.len();
+        let mut runs = 0;
         loop {
             if self.offset >= len {
                 return Ok(None);
+            }
+            if self.cancel.is_cancelled() {
+                return Err(StreamError::Cancelled);
+            }
+            runs += 1;
+            if runs % RUNS_A_TURN == 0 {
+                // A sparse disk may have millions, none of which has anything to wait for.
+                turn().await;
             }
             match self.zeroes_at(self.offset).await? {
                 Some(end) => self.offset = end,
@@ -152,4 +168,17 @@ impl Scanner {
         let end = if known.end >= len { len } else { known.end - known.end % self.cluster_size };
         Ok((end > offset).then_some(end))
     }
+}
+
+/// Lets the executor look at others.
+async fn turn() {
+    let mut waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }

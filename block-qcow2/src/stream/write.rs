@@ -1,7 +1,7 @@
 //! The bytes of the image, from the first to the last.
 //!
 //! Invariants: every byte is handed to the sink once, in order; what is held back for it is at most
-//! [`CHUNK_BYTES`] and one cluster; a cluster goes out only if it is stored as the measure pass said.
+//! [`CHUNK_BYTES`]; a cluster goes out only if it is stored as the measure pass said.
 
 use std::io;
 
@@ -43,20 +43,39 @@ impl<'a, S: AsyncWrite + Unpin + Send> Forward<'a, S> {
         Self { sink, chunk: Vec::with_capacity(CHUNK_BYTES), at: 0, watch }
     }
 
-    fn put(&mut self, bytes: &[u8]) {
-        self.chunk.extend_from_slice(bytes);
-        self.at += to_u64(bytes.len());
+    async fn put(&mut self, mut bytes: &[u8]) -> Result<(), StreamError> {
+        while !bytes.is_empty() {
+            let (now, rest) = bytes.split_at(bytes.len().min(self.room()));
+            self.chunk.extend_from_slice(now);
+            self.at += to_u64(now.len());
+            bytes = rest;
+            self.send_if_full().await?;
+        }
+        Ok(())
     }
 
-    /// Puts zeroes up to `offset`, less than a cluster away.
-    fn pad_to(&mut self, offset: u64) {
-        let len = to_usize(offset.saturating_sub(self.at));
-        self.chunk.resize(self.chunk.len() + len, 0);
-        self.at += to_u64(len);
+    async fn put_word(&mut self, word: u64) -> Result<(), StreamError> {
+        self.put(&word.to_be_bytes()).await
     }
 
-    fn is_full(&self) -> bool {
-        self.chunk.len() >= CHUNK_BYTES
+    /// Puts zeroes up to `offset`.
+    async fn pad_to(&mut self, offset: u64) -> Result<(), StreamError> {
+        while self.at < offset {
+            let len = to_usize(offset - self.at).min(self.room());
+            self.chunk.resize(self.chunk.len() + len, 0);
+            self.at += to_u64(len);
+            self.send_if_full().await?;
+        }
+        Ok(())
+    }
+
+    /// Bytes that can be held back beside what is.
+    fn room(&self) -> usize {
+        CHUNK_BYTES - self.chunk.len()
+    }
+
+    async fn send_if_full(&mut self) -> Result<(), StreamError> {
+        if self.room() == 0 { self.send().await } else { Ok(()) }
     }
 
     /// Hands over what was held back.
@@ -90,7 +109,7 @@ impl Image<'_> {
     ) -> Result<u64, StreamError> {
         self.write_tables(&mut out).await?;
         self.write_data(&mut out, pieces, report).await?;
-        out.pad_to(self.layout.tables.len());
+        out.pad_to(self.layout.tables.len()).await?;
         out.finish().await
     }
 
@@ -100,40 +119,31 @@ impl Image<'_> {
         out: &mut Forward<'_, S>,
     ) -> Result<(), StreamError> {
         let (size, tables) = (self.geometry.cluster_size(), self.layout.tables);
-        out.put(self.header);
-        out.pad_to(tables.refcount_table_offset().bytes());
+        out.put(self.header).await?;
+        out.pad_to(tables.refcount_table_offset().bytes()).await?;
 
         let blocks = tables.refcount_blocks_offset();
         for index in 0..tables.refcount_blocks {
-            self.put_word(out, blocks.plus(index * size).bytes()).await?;
+            out.put_word(blocks.plus(index * size).bytes()).await?;
         }
-        out.pad_to(blocks.bytes());
+        out.pad_to(blocks.bytes()).await?;
         self.write_refcounts(out).await?;
 
         let mut table = tables.l2_offset();
         let mut next = 0;
         for index in self.layout.l1_indexes(self.list) {
             for _ in next..index {
-                self.put_word(out, 0).await?;
+                out.put_word(0).await?;
             }
-            self.put_word(out, encode_l1(table, Copied::Yes)).await?;
+            out.put_word(encode_l1(table, Copied::Yes)).await?;
             table = table.plus(size);
             next = index + 1;
         }
         for _ in next..tables.l1_entries {
-            self.put_word(out, 0).await?;
+            out.put_word(0).await?;
         }
-        out.pad_to(tables.l2_offset().bytes());
+        out.pad_to(tables.l2_offset().bytes()).await?;
         self.write_l2(out).await
-    }
-
-    async fn put_word<S: AsyncWrite + Unpin + Send>(
-        &self,
-        out: &mut Forward<'_, S>,
-        word: u64,
-    ) -> Result<(), StreamError> {
-        out.put(&word.to_be_bytes());
-        if out.is_full() { out.send().await } else { Ok(()) }
     }
 
     async fn write_refcounts<S: AsyncWrite + Unpin + Send>(
@@ -149,10 +159,7 @@ impl Image<'_> {
                 // The layout lets no count pass what fits.
                 let _ = set_refcount(self.geometry, &mut block, index, refs);
             }
-            out.put(&block);
-            if out.is_full() {
-                out.send().await?;
-            }
+            out.put(&block).await?;
         }
         Ok(())
     }
@@ -197,11 +204,11 @@ impl Image<'_> {
         out: &mut Forward<'_, S>,
         entry: (u64, u64),
     ) -> Result<(), StreamError> {
-        out.put(&entry.0.to_be_bytes());
-        if self.geometry.l2_format() == L2Format::Extended {
-            out.put(&entry.1.to_be_bytes());
+        out.put_word(entry.0).await?;
+        match self.geometry.l2_format() {
+            L2Format::Standard => Ok(()),
+            L2Format::Extended => out.put_word(entry.1).await,
         }
-        if out.is_full() { out.send().await } else { Ok(()) }
     }
 
     /// Writes the data clusters, and compares them with the list.
@@ -219,16 +226,20 @@ impl Image<'_> {
         while let Some(piece) = pieces.next().await {
             let piece: Finished = piece?;
             for (stored, bytes) in piece.clusters() {
-                match places.next() {
-                    Some(place) if place.stored == stored => {
-                        out.pad_to(place.offset.bytes());
-                        out.put(bytes);
-                    }
+                let offset = match places.next() {
+                    Some(place) if place.stored == stored => place.offset.bytes(),
                     Some(place) => return changed(place.stored.cluster.min(stored.cluster)),
                     None => return changed(stored.cluster),
-                }
-                if out.is_full() {
-                    pieces.during(out.send()).await?;
+                };
+                let is_room = offset + stored.len < out.at + to_u64(out.room());
+                let putting = async {
+                    out.pad_to(offset).await?;
+                    out.put(bytes).await
+                };
+                if is_room {
+                    putting.await?;
+                } else {
+                    pieces.during(putting).await?;
                 }
             }
             report.tell(out.watch, piece.end());

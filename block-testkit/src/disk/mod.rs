@@ -1,11 +1,13 @@
 //! Drivers for tests: [`mem`] checks what arrives and tears writes; the taps sit on any driver and
 //! see every request of its node: [`record`] notes them, [`hold`] stops them, [`fault`] fails them,
+//! [`inline`] answers them within one call,
 //! [`watch`] reports them to [`model::overlap`](crate::model::overlap). [`crash`] says what is left
 //! when the power goes. [`verify`] mirrors two nodes, [`overlay`] is a layer over a backing file.
 
 pub mod crash;
 pub mod fault;
 pub mod hold;
+pub mod inline;
 pub mod mem;
 pub mod overlay;
 pub mod record;

@@ -21,6 +21,7 @@ use super::create::format_of;
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
 use super::progress::{Outcome, Progress};
 use super::source_snapshot;
+use super::stream;
 use super::target::Target;
 use super::watch::{Rate, Watch};
 use super::{Failure, Output};
@@ -101,7 +102,7 @@ pub(super) struct Args {
     /// Leave out bitmaps that are inconsistent (needs --bitmaps).
     #[arg(long)]
     skip_broken_bitmaps: bool,
-    /// Source images, then the target.
+    /// Source images, then the target ('-': standard output, for qcow2 and raw).
     #[arg(value_name = "SRC_FILENAME... TGT_FILENAME")]
     files: Vec<String>,
 }
@@ -154,23 +155,7 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
     let Some((target, sources)) = args.files.split_last().filter(|(_, s)| !s.is_empty()) else {
         return Err(Failure::new("Must specify image file name"));
     };
-    let sparse_size = args.sparse_size.as_deref().unwrap_or("4k");
-    let sparse = size_argument("buffer size for sparse output", sparse_size, 0, MAX_SPARSE_BYTES)
-        .ok()
-        .filter(|bytes| bytes % SECTOR == 0)
-        .ok_or_else(|| {
-            Failure::new(format_args!(
-                "Invalid buffer size for sparse output specified. Valid sizes are multiples of \
-                 {SECTOR} up to {MAX_SPARSE_BYTES}. Select 0 to disable sparse detection (fully \
-                 allocates output)."
-            ))
-        })?;
-    let parallel = args.parallel.parse().ok().filter(|n| (1..=MAX_PARALLEL).contains(n));
-    let parallel = parallel.ok_or_else(|| {
-        Failure::new(format_args!(
-            "Invalid number of coroutines specified. Must be between 1 and {MAX_PARALLEL}."
-        ))
-    })?;
+    let (sparse, parallel) = (sparse_bytes(args)?, parallel(args)?);
     check_combinations(args, sources.len())?;
     let mut options = image_opts::parse(&args.target_options.join(",")).map_err(Failure::new)?;
     if let (false, Some(option)) = (args.compress, compression::option_in(&options)) {
@@ -227,6 +212,31 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
     })
 }
 
+/// Shortest run of zeroes that becomes a hole (`-S`); zero: none does.
+fn sparse_bytes(args: &Args) -> Result<u64, Failure> {
+    let sparse_size = args.sparse_size.as_deref().unwrap_or("4k");
+    size_argument("buffer size for sparse output", sparse_size, 0, MAX_SPARSE_BYTES)
+        .ok()
+        .filter(|bytes| bytes % SECTOR == 0)
+        .ok_or_else(|| {
+            Failure::new(format_args!(
+                "Invalid buffer size for sparse output specified. Valid sizes are multiples of \
+                 {SECTOR} up to {MAX_SPARSE_BYTES}. Select 0 to disable sparse detection (fully \
+                 allocates output)."
+            ))
+        })
+}
+
+/// Requests in flight (`-m`).
+fn parallel(args: &Args) -> Result<usize, Failure> {
+    let parallel = args.parallel.parse().ok().filter(|n| (1..=MAX_PARALLEL).contains(n));
+    parallel.ok_or_else(|| {
+        Failure::new(format_args!(
+            "Invalid number of coroutines specified. Must be between 1 and {MAX_PARALLEL}."
+        ))
+    })
+}
+
 /// Refuses options that need others, or cannot stand beside them.
 fn check_combinations(args: &Args, sources: usize) -> Result<(), Failure> {
     if args.copy_offload && args.compress {
@@ -269,7 +279,14 @@ async fn convert(
     nodes: &mut Vec<Node>,
     out: &mut Output,
 ) -> Result<u8, Failure> {
+    let stream = (plan.target == stream::STDOUT).then(|| stream_target(args, plan));
+    if let Some(stream) = &stream {
+        stream::check(stream, &unfit_for_streams(args), out)?;
+    }
     let sources = open_sources(args, plan, nodes).await?;
+    if let Some(stream) = &stream {
+        return stream::write(stream, sources, cancel, rate).await;
+    }
     if let (Some(broken), Some(source)) = (plan.bitmaps, sources.first()) {
         bitmaps::check_source(&source.node, broken)?;
     }
@@ -292,6 +309,33 @@ async fn convert(
         bitmaps::copy(&source, &target, broken)?;
     }
     Ok(0)
+}
+
+/// The target that is standard output.
+fn stream_target<'a>(args: &'a Args, plan: &Plan<'_>) -> stream::Target<'a> {
+    stream::Target {
+        format: args.target_format.as_deref().unwrap_or("raw"),
+        options: plan.options.clone(),
+        compress: args.compress.then(|| plan.open_options.clone()),
+        progress: args.progress && !args.quiet,
+        parallel: plan.copy.parallel,
+    }
+}
+
+/// The options that a target cannot have which is written from its first byte to its last, and whether
+/// they are given.
+fn unfit_for_streams(args: &Args) -> [(&'static str, bool); 9] {
+    [
+        ("-n", args.no_create),
+        ("--target-image-opts", args.target_image_opts),
+        ("-t", args.target_cache.is_some()),
+        ("-B", args.target_backing.is_some()),
+        ("-F", args.backing_format.is_some()),
+        ("-S", args.sparse_size.is_some()),
+        ("-C", args.copy_offload),
+        ("--salvage", args.salvage),
+        ("--bitmaps", args.bitmaps),
+    ]
 }
 
 /// What became of the copy, and of the flush behind it.

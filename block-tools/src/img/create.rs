@@ -301,7 +301,10 @@ pub(super) fn parse_options(
 }
 
 /// Looks at options that have been read: numbers are written in one way afterwards.
-fn check_options(known: &[CreateOption], given: &Options) -> Result<Options, CreateError> {
+pub(super) fn check_options(
+    known: &[CreateOption],
+    given: &Options,
+) -> Result<Options, CreateError> {
     let mut options = Options::new();
     for (name, text) in given.iter() {
         let unknown = || CreateError::UnknownOption(name.to_owned());

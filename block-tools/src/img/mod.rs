@@ -27,12 +27,14 @@ mod json;
 mod map;
 mod measure;
 mod output;
+mod pipe;
 mod progress;
 mod rebase;
 mod resize;
 mod slots;
 mod snapshot;
 mod source_snapshot;
+mod stream;
 mod target;
 mod watch;
 

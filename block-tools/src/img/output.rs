@@ -1,7 +1,9 @@
 //! Standard output: buffered whole lines on a terminal, in large pieces elsewhere, as programs that
 //! read it through a pipe expect.
 
-use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
+use std::io::{self, BufWriter, IsTerminal, Stderr, Stdout, Write};
+
+use indicatif::ProgressDrawTarget;
 
 use super::Failure;
 
@@ -15,6 +17,8 @@ enum Sink {
     /// Flushed after every line by itself.
     Terminal(Stdout),
     Pipe(BufWriter<Stdout>),
+    /// Not held back at all.
+    Error(Stderr),
     Memory(Vec<u8>),
 }
 
@@ -32,6 +36,21 @@ impl Output {
             Sink::Pipe(BufWriter::with_capacity(BUFFER_BYTES, stdout))
         };
         Self { sink, is_terminal }
+    }
+
+    /// The standard error of this process: for progress, while standard output carries an image.
+    pub(super) fn stderr() -> Self {
+        let stderr = io::stderr();
+        let is_terminal = stderr.is_terminal();
+        Self { sink: Sink::Error(stderr), is_terminal }
+    }
+
+    /// Where a bar is drawn that is shown beside this.
+    pub(super) fn draw_target(&self) -> ProgressDrawTarget {
+        match self.sink {
+            Sink::Error(_) => ProgressDrawTarget::stderr(),
+            _ => ProgressDrawTarget::stdout(),
+        }
     }
 
     /// Kept in memory, to be had by [`Output::text`].
@@ -63,6 +82,7 @@ impl Write for Output {
         match &mut self.sink {
             Sink::Terminal(stdout) => stdout.write(bytes),
             Sink::Pipe(pipe) => pipe.write(bytes),
+            Sink::Error(stderr) => stderr.write(bytes),
             Sink::Memory(memory) => memory.write(bytes),
         }
     }
@@ -71,6 +91,7 @@ impl Write for Output {
         match &mut self.sink {
             Sink::Terminal(stdout) => stdout.flush(),
             Sink::Pipe(pipe) => pipe.flush(),
+            Sink::Error(stderr) => stderr.flush(),
             Sink::Memory(_) => Ok(()),
         }
     }

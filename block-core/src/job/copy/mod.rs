@@ -11,8 +11,8 @@
 //! * Pieces cover the target once, in order, without gap or overlap; a piece never crosses from one
 //!   source to the next, but for the one cluster of a compressed copy that two or more sources share.
 //! * Compressed data is written in whole clusters: a cluster that is all zero becomes a zero write or
-//!   nothing, any other one is written as a whole, whatever the sparse size. What is no whole cluster at
-//!   the end of the sources, and not the end of the target either, is written plain.
+//!   nothing, any other one is written as a whole, whatever the sparse size. Where the sources end inside
+//!   of a cluster, the rest of it is read from the target.
 //! * With [`WriteOrder::InOrder`] writes begin in order of offset.
 //! * When `copy` returns, with whatever result, no request of it is in flight.
 //! * `Cancel::done` never passes a byte that is not yet in the target.

@@ -102,13 +102,16 @@ async fn write_clusters(
         match fate(plan, run) {
             Fate::Data => {
                 copied.data += range.len();
-                let (whole, rest) = whole_clusters(range, target.len(), cluster);
                 let flags = plan.options.write_flags;
-                let parts = [(whole, flags), (rest, plain(flags))];
-                for (range, flags) in parts.into_iter().filter(|(range, _)| !range.is_empty()) {
-                    let at = to_usize(range.offset() - piece.to.offset());
-                    let part = buf.slice(at, to_usize(range.len()));
-                    writes.push(Box::pin(write_data(target, range, part, flags)));
+                let part = buf.slice(run.offset, run.len);
+                let (whole, rest) = whole_clusters(range, target.len(), cluster);
+                let (first, last) = (to_usize(whole.len()), to_usize(rest.len()));
+                if !whole.is_empty() {
+                    writes.push(Box::pin(write_data(target, whole, part.slice(0, first), flags)));
+                }
+                if !rest.is_empty() {
+                    let part = part.slice(first, last);
+                    writes.push(Box::pin(write_last(target, plan, rest, part, cluster)));
                 }
             }
             Fate::Zeroes => {
@@ -122,15 +125,10 @@ async fn write_clusters(
     Ok(copied)
 }
 
-/// What of `range`, which starts at a cluster, can be written compressed, and the rest.
+/// What of `range`, which starts at a cluster, are whole clusters of a target of `len` bytes, and the rest.
 fn whole_clusters(range: ByteRange, len: u64, cluster: Alignment) -> (ByteRange, ByteRange) {
     let end = if range.end() == len { len } else { cluster.round_down(range.end()) };
     range.split_at(end.saturating_sub(range.offset()))
-}
-
-/// The flags of writes that are not compressed.
-fn plain(flags: RequestFlags) -> RequestFlags {
-    flags - RequestFlags::COMPRESSED
 }
 
 /// Runs futures to their ends, all of them; each is polled once, in order, before any is polled again.
@@ -169,8 +167,25 @@ async fn write_data(
     written.await.map_err(|error| write_failed(range, error))
 }
 
+/// Writes the last part of a copy, which ends inside of a cluster: the target keeps what is behind it.
+async fn write_last(
+    target: &Node,
+    plan: &Plan,
+    range: ByteRange,
+    buf: IoBuf,
+    cluster: Alignment,
+) -> Result<(), CopyError> {
+    let whole = range.expand(cluster).intersect(ByteRange::up_to(target.len()));
+    let (_, behind) = whole.split_at(range.len());
+    let kept = IoBuf::zeroed(to_usize(behind.len()), plan.memory).map_err(CopyError::Memory)?;
+    let read = target.read(behind, kept.clone().into()).await;
+    read.map_err(|error| write_failed(range, error))?;
+    let written = target.write(whole, [buf, kept].into_iter().collect(), plan.options.write_flags);
+    written.await.map_err(|error| write_failed(range, error))
+}
+
 async fn write_zeroes(target: &Node, plan: &Plan, range: ByteRange) -> Result<(), CopyError> {
-    let flags = plain(plan.options.write_flags) | RequestFlags::MAY_UNMAP;
+    let flags = (plan.options.write_flags - RequestFlags::COMPRESSED) | RequestFlags::MAY_UNMAP;
     let written = target.write_zeroes(range, flags);
     written.await.map_err(|error| write_failed(range, error))
 }

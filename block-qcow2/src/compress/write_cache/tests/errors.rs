@@ -48,6 +48,24 @@ fn after_a_failed_write_everything_fails_until_it_succeeds() {
     assert!(rig.in_file(later));
 }
 
+/// (requirement: the same of a host cluster that is still being filled)
+#[test]
+fn a_failure_of_the_host_cluster_that_is_filled_is_remembered() {
+    let rig = Rig::new();
+    let (first, lost, later) = (stored(2, 0, 5000), stored(2, 5000, 10), stored(2, 5010, 10));
+    rig.store(first).unwrap();
+    rig.fail_writes(2);
+    assert_eq!(rig.flush(), Err(Error::IO));
+    rig.cache.expect(lost).unwrap();
+    assert_eq!(rig.put(lost), Err(Error::IO));
+    assert_eq!(block_on(rig.cache.room()), Err(Error::IO));
+    assert_eq!(rig.fault.injected(), 3, "each of them tried");
+    rig.fault.clear();
+    rig.store(later).unwrap();
+    assert!(rig.in_file(first) && !rig.in_file(later), "the put has brought what had failed");
+    assert!(rig.in_cache(later));
+}
+
 /// (requirement: a flush goes on after the first failure and returns it)
 #[test]
 fn a_flush_writes_what_it_can() {

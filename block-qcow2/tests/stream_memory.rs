@@ -1,0 +1,115 @@
+//! Writing a stream takes the memory that was asked for, whatever the size of the disk.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "test helpers outside of #[test]")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use block_core::driver::BlockDriver;
+use block_core::job::copy::Progress;
+use block_core::{
+    BlockLimits, ByteRange, Cancel, Capabilities, Error, IoVec, Node, RequestFlags, Result,
+};
+use block_qcow2::compress::Window;
+use block_qcow2::create::CreateOptions;
+use block_qcow2::spec::header::Compression;
+use block_qcow2::stream::StreamWriter;
+use futures::executor::block_on;
+
+/// Counts the bytes that are allocated, and the most there ever were.
+struct Counting;
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator unchanged; only numbers are kept.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let held = HELD.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+        MOST.fetch_max(held, Ordering::Relaxed);
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// A disk that is full of one byte and takes no memory.
+struct Full(u64);
+
+#[async_trait]
+impl BlockDriver for Full {
+    fn name(&self) -> &'static str {
+        "full"
+    }
+
+    fn len(&self) -> u64 {
+        self.0
+    }
+
+    fn limits(&self) -> BlockLimits {
+        BlockLimits::default()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+
+    fn is_read_only(&self) -> bool {
+        true
+    }
+
+    async fn preadv(self: Arc<Self>, _: ByteRange, iov: IoVec) -> Result<()> {
+        iov.fill(0, iov.len(), 0x5a);
+        Ok(())
+    }
+
+    async fn pwritev(self: Arc<Self>, _: ByteRange, _: IoVec, _: RequestFlags) -> Result<()> {
+        Err(Error::ReadOnly)
+    }
+}
+
+/// Bytes of buffers that are asked for.
+const MEMORY: usize = 2 << 20;
+/// What encoders, threads, the list and the tables take beside them.
+const MORE: usize = 3 << 20;
+
+#[test]
+fn the_buffers_take_what_was_asked_for() {
+    let kinds = [
+        (128 << 20, 65536, None),
+        (128 << 20, 2 << 20, None),
+        (32 << 20, 65536, Some(Compression::Zstd)),
+        (32 << 20, 4096, Some(Compression::Zstd)),
+    ];
+    for (len, cluster_size, compression) in kinds {
+        let node = Node::new(Arc::new(Full(len)), Default::default());
+        let mut options = CreateOptions::new(0).cluster_size(cluster_size);
+        let mut writer = StreamWriter::new(node).memory_bytes(2 << 20);
+        if let Some(compression) = compression {
+            options = options.compression(compression);
+            writer = writer.compressed(Some(1), Window::Small);
+        }
+        let before = HELD.load(Ordering::Relaxed);
+        MOST.store(before, Ordering::Relaxed);
+        let writing = async {
+            let sink = futures::io::sink();
+            writer.options(options).write_to(sink, &Cancel::new(), |_: Progress| {}).await
+        };
+        let written = block_on(writing).unwrap();
+        let most = MOST.load(Ordering::Relaxed) - before;
+        println!("{len} bytes, clusters of {cluster_size}: {written} written, {most} held at most");
+        // The buffers of one piece are the least: twice a cluster, and a cluster on its way out.
+        let least = 3 * usize::try_from(cluster_size).unwrap();
+        assert!(most < MEMORY.max(least) + MORE, "{most}");
+    }
+}

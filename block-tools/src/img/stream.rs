@@ -1,0 +1,214 @@
+//! `convert` with the target `-`: an image that goes to standard output, from its first byte to its
+//! last.
+//!
+//! Invariants: nothing but the image goes to standard output; what cannot be done without going back is
+//! refused before a source is read.
+
+use block_core::error::Problem;
+use block_core::job::copy::{CopySource, Progress as Step, Watch as _};
+use block_core::range::{to_u64, to_usize};
+use block_core::request::status::StatusDetail;
+use block_core::{Alignment, ByteRange, Cancel, Error, IoBuf, Node, OpenError, Options};
+use block_qcow2::compress::Window;
+use block_qcow2::create::CreateOptions;
+use block_qcow2::stream::{StreamError, StreamWriter};
+use futures::io::AsyncWriteExt;
+use futures::stream::{self, StreamExt};
+
+use super::create::{CreateError, check_options, format_of, known_options};
+use super::interrupt::INTERRUPTED;
+use super::pipe::Pipe;
+use super::progress::{Outcome, Progress};
+use super::watch::{Rate, Watch};
+use super::{Failure, Output};
+
+/// The name of the target that means standard output. A file of this name is `./-`.
+pub(super) const STDOUT: &str = "-";
+
+/// Bytes of a raw image that are read at once.
+const RAW_PIECE: u64 = 1 << 20;
+
+/// What goes to standard output.
+pub(super) struct Target<'a> {
+    /// Name of the format.
+    pub(super) format: &'a str,
+    /// What `-o` says of the image.
+    pub(super) options: Options,
+    /// How data is compressed, if it is: `compression-level`, `compression-window`.
+    pub(super) compress: Option<Options>,
+    /// Whether the progress is shown, on standard error.
+    pub(super) progress: bool,
+    /// Requests in flight, where the format does not decide that.
+    pub(super) parallel: usize,
+}
+
+/// Refuses what a target that is written forward cannot have, `unfit` options among it that are given,
+/// and a terminal.
+pub(super) fn check(
+    target: &Target<'_>,
+    unfit: &[(&str, bool)],
+    out: &Output,
+) -> Result<(), Failure> {
+    if out.is_terminal() {
+        return Err(Failure::new(
+            "standard output is a terminal: an image is written to a file or a pipe only",
+        ));
+    }
+    if let Some((option, _)) = unfit.iter().find(|(_, given)| *given) {
+        return Err(Failure::new(format_args!(
+            "{option} cannot be used when the target is standard output"
+        )));
+    }
+    format_of(target.format).map_err(Failure::new)?;
+    match target.format {
+        "qcow2" => Ok(()),
+        "raw" if target.compress.is_some() => {
+            Err(Failure::new("Compression not supported for file format 'raw'"))
+        }
+        "raw" if !target.options.is_empty() => {
+            Err(Failure::new("-o cannot be used when a raw image is written to standard output"))
+        }
+        "raw" => Ok(()),
+        other => Err(Failure::new(format_args!(
+            "Format '{other}' cannot be written to standard output, only 'qcow2' and 'raw' can"
+        ))),
+    }
+}
+
+/// Writes the sources, joined, to standard output.
+pub(super) async fn write(
+    target: &Target<'_>,
+    sources: Vec<CopySource>,
+    cancel: &Cancel,
+    rate: Option<Rate>,
+) -> Result<u8, Failure> {
+    let mut pipe = Pipe::stdout(cancel)?;
+    let mut shown = Output::stderr();
+    let mut progress = Progress::new(target.progress, &shown);
+    let watch = Watch { progress: &mut progress, out: &mut shown, quiet: false, rate };
+    let written = match target.format {
+        "raw" => write_raw(target, sources, &mut pipe, cancel, watch).await,
+        _ => write_qcow2(target, sources, &mut pipe, cancel, watch).await,
+    };
+    let closed = match written {
+        Ok(()) => pipe.close().await.map_err(Failure::from),
+        Err(failure) => Err(failure),
+    };
+    let outcome = if closed.is_ok() { Outcome::Done } else { Outcome::Stopped };
+    progress.finish(outcome, &mut shown);
+    match closed {
+        // Whatever it broke off: the user knows why.
+        Err(_) if cancel.is_cancelled() => {
+            Err(Failure::new("interrupted").with_status(INTERRUPTED))
+        }
+        other => other.map(|()| 0),
+    }
+}
+
+async fn write_qcow2(
+    target: &Target<'_>,
+    sources: Vec<CopySource>,
+    pipe: &mut Pipe,
+    cancel: &Cancel,
+    watch: Watch<'_>,
+) -> Result<(), Failure> {
+    let mut nodes = sources.into_iter().map(|source| source.node);
+    let Some(first) = nodes.next() else { return Ok(()) };
+    let options = create_options(target).map_err(|error| failed(&error))?;
+    let mut writer = nodes.fold(StreamWriter::new(first), StreamWriter::followed_by);
+    writer = writer.options(options);
+    if let Some(how) = &target.compress {
+        let (level, window) = compression(how).map_err(|error| failed(&error.into()))?;
+        writer = writer.compressed(level, window);
+    }
+    match writer.write_to(pipe, cancel, watch).await {
+        Ok(_) => Ok(()),
+        Err(StreamError::Sink { error, .. }) => Err(error.into()),
+        Err(StreamError::Options(error)) => Err(failed(&error.into())),
+        Err(error) => Err(Failure::new(error)),
+    }
+}
+
+fn failed(error: &CreateError) -> Failure {
+    Failure::new(format_args!("error while converting qcow2 to standard output: {error}"))
+}
+
+/// Level and window of the compression.
+fn compression(how: &Options) -> Result<(Option<u32>, Window), OpenError> {
+    let mut how = how.clone();
+    let level = how.take_size("compression-level")?;
+    let level = level.map(|level| u32::try_from(level).unwrap_or(u32::MAX));
+    let window = match how.take("compression-window").as_deref() {
+        None | Some("4k") => Window::Small,
+        Some("32k") => Window::Large,
+        Some(other) => {
+            let (option, value) = ("compression_window", other.to_owned());
+            return Err(OpenError::OptionValue { option, value, problem: Problem::Unknown });
+        }
+    };
+    Ok((level, window))
+}
+
+/// The options of the image; its size is not known here and set later.
+fn create_options(target: &Target<'_>) -> Result<CreateOptions, CreateError> {
+    let factory = format_of(target.format)?;
+    let known = known_options(&*factory, None)?;
+    let mut options = check_options(&known, &target.options)?;
+    options.set("size", "0");
+    if let (Some(backing), None) = (options.peek("backing_file"), options.peek("backing_fmt")) {
+        let problem = Problem::Contradicts("a target that is standard output");
+        let value = backing.to_owned();
+        return Err(OpenError::OptionValue { option: "backing_file", value, problem }.into());
+    }
+    Ok(CreateOptions::from_options(options)?)
+}
+
+/// Writes a raw image: what is zero as zeroes.
+async fn write_raw(
+    target: &Target<'_>,
+    sources: Vec<CopySource>,
+    pipe: &mut Pipe,
+    cancel: &Cancel,
+    mut watch: Watch<'_>,
+) -> Result<(), Failure> {
+    let total = sources.iter().fold(0, |sum, source| sum + source.len);
+    let pieces = sources.into_iter().flat_map(|CopySource { node, len, .. }| {
+        (0..len.div_ceil(RAW_PIECE)).map(move |index| {
+            let start = index * RAW_PIECE;
+            (node.clone(), start, RAW_PIECE.min(len - start))
+        })
+    });
+    let mut read = stream::iter(pieces)
+        .map(|(node, start, len)| read(node, start, len))
+        .buffered(target.parallel);
+    let mut done = 0;
+    watch.progress(Step { done, total });
+    while let Some(piece) = read.next().await {
+        let bytes = piece?;
+        if cancel.is_cancelled() {
+            return Err(Failure::new("interrupted"));
+        }
+        if let Some(turn) = watch.before_write(to_u64(bytes.len())) {
+            turn.await;
+        }
+        pipe.write_all(&bytes).await?;
+        done += to_u64(bytes.len());
+        watch.progress(Step { done, total });
+    }
+    Ok(())
+}
+
+/// Reads a piece of a node, which may end within it.
+async fn read(node: Node, start: u64, len: u64) -> Result<Vec<u8>, Failure> {
+    let failed =
+        |error: Error| Failure::new(format_args!("error while reading at byte {start}: {error}"));
+    let range = ByteRange::new(start, len).map_err(|error| failed(error.into()))?;
+    let status = node.block_status_above(None, range, StatusDetail::Zeroes).await;
+    let status = status.map_err(failed)?;
+    if status.is_zero() && status.len >= len {
+        return Ok(vec![0; to_usize(len)]);
+    }
+    let buf = IoBuf::zeroed(to_usize(len), Alignment::PAGE).map_err(failed)?;
+    node.read(range, buf.clone().into()).await.map_err(failed)?;
+    Ok(buf.to_vec())
+}

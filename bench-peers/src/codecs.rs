@@ -77,7 +77,7 @@ fn clusters(mut disk: impl Read) -> Result<Vec<Vec<u8>>, Failure> {
 fn candidates() -> Result<Vec<Candidate>, Failure> {
     let (deflate, zstd) = (Compression::Deflate, Compression::Zstd);
     let mut all = Vec::new();
-    for level in [1, 3, 4, 5, 6, 9] {
+    for level in [1, 3, 4, 5, 6, 7, 9] {
         all.push(ours("zlib-rs", deflate, level, Window::Small)?);
     }
     for level in [5, 6] {

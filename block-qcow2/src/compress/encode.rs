@@ -6,12 +6,16 @@
 
 use block_core::error::Problem;
 use libdeflater::{CompressionLvl, Compressor};
-use zlib_rs::{Deflate, DeflateFlush, Status};
+use zlib_rs::{Deflate, DeflateConfig, DeflateFlush, Status};
 
 use crate::spec::header::Compression;
 
 /// The format's window: deflate payloads of a writer that keeps to it reach at most 4 KiB back.
-const SMALL_BITS: u8 = 12;
+const SMALL_BITS: i32 = 12;
+
+/// How many symbols zlib-rs gathers for a block: 8 Ki, which for 64 KiB clusters of files gives the smallest
+/// payloads, if by little.
+const MEM_LEVEL: i32 = 7;
 
 /// How clusters are compressed.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -83,7 +87,10 @@ impl Encoders {
     }
 
     fn small(&mut self, level: i32, src: &[u8], dst: &mut [u8]) -> Option<usize> {
-        let make = || Some(Deflate::new(level, false, SMALL_BITS));
+        // A negative window means raw deflate.
+        let (window_bits, mem_level) = (-SMALL_BITS, MEM_LEVEL);
+        let config = DeflateConfig { level, window_bits, mem_level, ..DeflateConfig::default() };
+        let make = || Some(Deflate::new_with_config(config));
         let encoder = kept(&mut self.small, level, make)?;
         let done = encoder.compress(src, dst, DeflateFlush::Finish);
         if let Ok(Status::StreamEnd) = done {
@@ -120,7 +127,8 @@ fn kept<T>(
     place.as_mut().map(|(_, encoder)| encoder)
 }
 
-/// The lowest level whose payloads are no larger in sum than those of zlib's default level, on files of a system.
+/// On files of a system, as small as zlib's default level within half a percent. Level 7 takes a third of a percent
+/// off, for a third more time.
 const DEFLATE_LEVEL: i32 = 5;
 const DEFLATE_LEVEL_MAX: i32 = 9;
 /// The library's own default.

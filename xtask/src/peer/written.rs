@@ -54,7 +54,7 @@ fn cases() -> Vec<Written> {
     let mut cases = Vec::new();
     let mut add = |name: &str, size: u32, options: &str, widely_read: bool| {
         cases.push(Written {
-            name: format!("written-{name}"),
+            name: format!("packed-{name}"),
             guest: if size < 8192 { "d.raw" } else { "a.raw" },
             options: format!("cluster_size={size}{options}"),
             widely_read,

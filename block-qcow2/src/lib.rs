@@ -1,8 +1,8 @@
 //! The qcow2 image format, versions 2 and 3: a driver for [`block_core`].
 //!
 //! What it reads: standard, zero, compressed (deflate and Zstandard) and extended L2 entries,
-//! external data files, backing files of any format that the registry knows, internal snapshots. What
-//! it writes: all of that but compressed clusters. It makes images ([`create`]), takes, applies and
+//! external data files, backing files of any format that the registry knows, internal snapshots. It
+//! writes all of that. It makes images ([`create`]), takes, applies and
 //! deletes snapshots, keeps persistent bitmaps, checks and repairs, amends and measures. What it
 //! refuses, each with an error that says so: encrypted images (their metadata can be looked at),
 //! features that it does not know.
@@ -15,6 +15,23 @@
 //! What was flushed is there. What was not is, in each block, old or new. Clusters may be leaked, and
 //! nothing worse: refcounts are written before the L2 tables that need them, L2 tables before the L1
 //! table, data before the entries that show it.
+//!
+//! # Compressed writes
+//! A write with [`RequestFlags::COMPRESSED`](block_core::RequestFlags) covers whole clusters (the last one
+//! as far as the disk goes). They are compressed on as many threads as the machine runs at once, and placed in
+//! the order in which writes began: the same writes make the same image. A cluster that does not shrink is
+//! written plain; what was compressed may be written again, either way. Options of opening:
+//!
+//! - `compression-level`: 1 to 9 for deflate (5), 1 to 22 for Zstandard (3).
+//! - `compression-window`: how far back deflate may reach. `4k` is what every reader has, as QEMU's declares no
+//!   more; `32k` is smaller and faster, and was read by all readers that were tried.
+//! - `compressed-cache-size`: bytes of host clusters that wait until they are full; 0 is none. By default
+//!   4 MiB where the file takes whole blocks only (O_DIRECT): there, each compressed cluster by itself costs two reads
+//!   and a write of the blocks around it. By default none where the file takes any length: the page cache
+//!   gathers small writes as well, and two caches hold everything twice.
+//!
+//! What waits in that cache is written by a flush, before the tables that refer to it, and read from there. If it
+//! cannot be written, it stays, and flushes and further compressed writes fail with that error until it can.
 //!
 //! ```
 //! use std::sync::Arc;

@@ -140,7 +140,8 @@ impl CacheOptions {
     }
 }
 
-fn bad_option(option: &str, problem: Problem) -> OpenError {
+/// The error for an option that cannot be.
+pub(crate) fn bad_option(option: &str, problem: Problem) -> OpenError {
     let option = option.to_owned();
     OpenError::Option { option, problem }
 }

@@ -29,6 +29,7 @@ use crate::compress::{Encoding, Window};
 use crate::driver::Qcow2Driver;
 use crate::geometry::{DataLocation, Geometry};
 use crate::inflight::{Blocker, Running};
+use crate::open::bad_option;
 use crate::overlap::OverlapMap;
 use crate::plan::link_compressed;
 use crate::spec::header::Compression;
@@ -68,10 +69,10 @@ pub(crate) struct CompressedOptions {
 impl CompressedOptions {
     /// Takes them from `options`. Good for images that are opened for reading, too.
     pub(crate) fn take(options: &mut Options) -> Result<Self, OpenError> {
-        let window = match options.take("compression-window").as_deref() {
-            None | Some("4k") => Window::Small,
-            Some("32k") => Window::Large,
-            Some(_) => return Err(bad_option("compression-window", Problem::Unknown)),
+        let window = match options.take("compression-window") {
+            None => Window::default(),
+            Some(name) => Window::from_name(&name)
+                .ok_or_else(|| bad_option("compression-window", Problem::Unknown))?,
         };
         let level = options.take_size("compression-level")?;
         let cache_bytes = options.take_size("compressed-cache-size")?;
@@ -101,11 +102,6 @@ impl CompressedOptions {
         });
         Ok(CompressedWrites { turns: Turns::default(), encoding, cache })
     }
-}
-
-fn bad_option(option: &str, problem: Problem) -> OpenError {
-    let option = option.to_owned();
-    OpenError::Option { option, problem }
 }
 
 /// A part of a write that has its place.

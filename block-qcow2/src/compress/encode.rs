@@ -35,6 +35,17 @@ pub enum Window {
     Large,
 }
 
+impl Window {
+    /// The window that options call by this name: `4k` or `32k`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "4k" => Some(Self::Small),
+            "32k" => Some(Self::Large),
+            _ => None,
+        }
+    }
+}
+
 impl Encoding {
     /// Levels are 1 to 9 for deflate and 1 to 22 for Zstandard; `None` is the default of the two.
     pub fn new(

@@ -138,13 +138,12 @@ fn compression(how: &Options) -> Result<(Option<u32>, Window), OpenError> {
     let mut how = how.clone();
     let level = how.take_size("compression-level")?;
     let level = level.map(|level| u32::try_from(level).unwrap_or(u32::MAX));
-    let window = match how.take("compression-window").as_deref() {
-        None | Some("4k") => Window::Small,
-        Some("32k") => Window::Large,
-        Some(other) => {
-            let (option, value) = ("compression_window", other.to_owned());
-            return Err(OpenError::OptionValue { option, value, problem: Problem::Unknown });
-        }
+    let window = match how.take("compression-window") {
+        None => Window::default(),
+        Some(value) => Window::from_name(&value).ok_or_else(|| {
+            let (option, problem) = ("compression_window", Problem::Unknown);
+            OpenError::OptionValue { option, value, problem }
+        })?,
     };
     Ok((level, window))
 }

@@ -2,43 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test helpers outside of #[test]")]
 
+mod counting;
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use block_core::driver::BlockDriver;
 use block_core::options::OpenFlags;
 use block_core::proto::mem::MemDriver;
 use block_core::{Alignment, ByteRange, IoBuf, RequestFlags};
+use counting::{HELD, MOST};
 use futures::executor::block_on;
 use support::{open_driver, read};
-
-/// Counts the bytes that are allocated, and the most there ever were.
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator unchanged; only numbers are kept.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let held = HELD.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        MOST.fetch_max(held, Ordering::Relaxed);
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// The most that an image may cost while it is opened and read a little.
 const CAP: usize = 64 << 20;

@@ -138,8 +138,8 @@ fn kept<T>(
     place.as_mut().map(|(_, encoder)| encoder)
 }
 
-/// On files of a system, as small as zlib's default level within half a percent. Level 7 takes a third of a percent
-/// off, for a third more time.
+/// On files of a system, one or two percent above zlib's own default in the same window, in less than half the time. Level
+/// 9 is below it, in twice the time of this one.
 const DEFLATE_LEVEL: i32 = 5;
 const DEFLATE_LEVEL_MAX: i32 = 9;
 /// The library's own default.

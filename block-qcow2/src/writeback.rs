@@ -257,6 +257,11 @@ impl Qcow2Driver {
         {
             let mut meta = writer.meta.lock().await;
             for freed in meta.take_ready(|since| self.gate.is_past(since)) {
+                if let Err(error) = retire_packing(writer, &mut meta, freed.run).await {
+                    meta.written.push(freed);
+                    failed = failed.and(Err(error));
+                    continue;
+                }
                 if writer.discards.passes(freed.reason) {
                     match last_references(&mut meta, freed.run).await {
                         Ok(parts) => holes.extend(parts),
@@ -312,6 +317,22 @@ impl Qcow2Driver {
         let bounds = (run.first << bits, (run.first + run.count) << bits);
         self.clusters.retain(|offset| !(bounds.0..bounds.1).contains(&offset));
     }
+}
+
+/// Puts no more compressed clusters into a host cluster of `run` that is about to be free: what is written
+/// to it from now on would be punched out.
+async fn retire_packing(writer: &Writer, meta: &mut Meta, run: Run) -> Result<()> {
+    let in_run = |cluster: u64| (run.first..run.first + run.count).contains(&cluster);
+    let Some(packing) = meta.packing.filter(|packing| in_run(packing.cluster)) else {
+        return Ok(());
+    };
+    if meta.refcounts.get(packing.cluster).await? == 1 {
+        if let Some(cache) = &writer.compressed.cache {
+            cache.seal(HostOffset::new(packing.cluster << meta.geometry.cluster_bits()));
+        }
+        meta.pack_into(None);
+    }
+    Ok(())
 }
 
 /// Forgets what waits to be written to those host clusters of a run that are about to be free.

@@ -449,6 +449,41 @@ fn what_was_discarded_is_not_written_over_what_came_after() {
     });
 }
 
+/// The last compressed cluster of the host cluster that is being filled is freed, and its space is punched
+/// out: what is written meanwhile goes elsewhere.
+#[test]
+fn a_punch_that_comes_late_hits_nothing_new() {
+    for options in BOTH {
+        Exec::run(11, |exec| async move {
+            let scene = Arc::new(Scene::new(empty(options), &[]).await);
+            scene.fill(0, 1).await.unwrap();
+            scene.node.flush().await.unwrap();
+            scene.node.discard(scene.whole(0)).await.unwrap();
+            scene.hold.hold(Point::Before, |call| call.kind == Kind::Discard);
+            let flusher = Arc::clone(&scene);
+            let flushes = exec.spawn("flushes", async move {
+                for cluster in 40..46 {
+                    let iov = io_vec(&[7; 4096], Alignment::PAGE, 1);
+                    let range = flusher.whole(cluster);
+                    flusher.node.write(range, iov, RequestFlags::empty()).await.unwrap();
+                    flusher.node.flush().await.unwrap();
+                }
+            });
+            assert_eq!(scene.hold.arrived(1).await.len(), 1, "the punch is on its way");
+            scene.fill(1, 9).await.unwrap();
+            scene.hold.stop_holding();
+            scene.hold.release_all();
+            flushes.await;
+            scene.node.flush().await.unwrap();
+            scene.reads_as(1, 9).await;
+            graph::close(&scene.node).await.unwrap();
+            let judged = judge(&scene.setup, &scene.file()).unwrap();
+            judged.clean().unwrap();
+            assert!(judged.contents[4096..8192].iter().all(|b| *b == 9));
+        });
+    }
+}
+
 /// A flush waits for what others are writing of the cache: its promise covers all that was acknowledged.
 #[test]
 fn a_flush_waits_for_host_clusters_that_others_write() {

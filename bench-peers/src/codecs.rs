@@ -30,7 +30,7 @@ pub struct Arguments {
 
 /// A library, a level, a window.
 struct Candidate {
-    library: &'static str,
+    codec: &'static str,
     level: u32,
     window: &'static str,
     /// The payload's length; `None` if there is none.
@@ -107,7 +107,7 @@ fn ours(
         (_, Window::Small) => "4 KiB",
         (_, Window::Large) => "32 KiB",
     };
-    Ok(Candidate { library, level, window, compress })
+    Ok(Candidate { codec: library, level, window, compress })
 }
 
 /// What it does not have: zlib-rs with the window that libdeflate has.
@@ -124,13 +124,13 @@ fn zlib_rs_large(level: u32) -> Result<Candidate, Failure> {
         }
         len.and_then(|len| usize::try_from(len).ok())
     });
-    Ok(Candidate { library: "zlib-rs", level, window: "32 KiB", compress })
+    Ok(Candidate { codec: "zlib-rs", level, window: "32 KiB", compress })
 }
 
 impl Candidate {
     fn row(&self, bytes: usize, cpu: Duration) -> Value {
         json!({
-            "library": self.library,
+            "codec": self.codec,
             "level": self.level,
             "window": self.window,
             "bytes": bytes,
@@ -157,7 +157,7 @@ mod tests {
         let text: Vec<u8> = (0..9000u32).flat_map(|n| n.to_string().into_bytes()).collect();
         for mut candidate in candidates().unwrap() {
             let len = (candidate.compress)(&text, &mut vec![0; text.len()]);
-            assert!(len.is_some_and(|len| len < text.len() / 2), "{}", candidate.library);
+            assert!(len.is_some_and(|len| len < text.len() / 2), "{}", candidate.codec);
         }
     }
 }

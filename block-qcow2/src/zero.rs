@@ -61,10 +61,9 @@ impl Qcow2Driver {
         self.check_data_file(flags)?;
         // Tables that it makes get their places in turn, as compressed clusters do. Nobody else is held up
         // by what it waits for.
-        let mut turn = Some(self.writer()?.compressed.turn());
-        if let Some(turn) = &turn {
-            turn.served().await;
-        }
+        let turn = self.writer()?.compressed.turn();
+        turn.served().await;
+        let mut turn = Some(turn);
         let (ends, mut rest) = ends_and_middle(self.geometry(), inside);
         loop {
             self.relieve().await?;

@@ -78,18 +78,33 @@ impl Group {
     }
 }
 
-/// Bytes of the file, and where they start in it.
+/// Bytes of the file, or on their way to it, and where they start in it.
 struct Blob {
-    bytes: OwnedBuf,
+    bytes: Bytes,
     start: u64,
+}
+
+enum Bytes {
+    Read(OwnedBuf),
+    Held(Vec<u8>),
+}
+
+impl Bytes {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Read(bytes) => bytes,
+            Self::Held(bytes) => bytes,
+        }
+    }
 }
 
 impl Blob {
     /// The bytes of a payload and what follows it in its last sector.
     fn payload(&self, payload: Payload) -> &[u8] {
+        let bytes = self.bytes.as_slice();
         let start = to_usize(payload.offset.bytes().saturating_sub(self.start));
-        let end = to_usize(payload.end().saturating_sub(self.start)).min(self.bytes.len());
-        self.bytes.get(start..end).unwrap_or_default()
+        let end = to_usize(payload.end().saturating_sub(self.start)).min(bytes.len());
+        bytes.get(start..end).unwrap_or_default()
     }
 }
 
@@ -181,8 +196,7 @@ impl Inflater {
     /// A compressed cluster that the file may not hold yet.
     fn held(&self, payload: Payload) -> Option<Arc<Blob>> {
         let bytes = self.unwritten.as_ref()?.read(payload.offset)?;
-        let bytes = OwnedBuf::copy_of(&bytes, block_core::Alignment::ONE).ok()?;
-        Some(Arc::new(Blob { bytes, start: payload.offset.bytes() }))
+        Some(Arc::new(Blob { bytes: Bytes::Held(bytes), start: payload.offset.bytes() }))
     }
 
     fn enter(&self, added: usize) -> InFlight<'_> {
@@ -199,7 +213,7 @@ impl Inflater {
             what: "compressed cluster beyond the end of the file",
             value: start,
         })?;
-        let bytes = read_bytes(&self.file, range).await?;
+        let bytes = Bytes::Read(read_bytes(&self.file, range).await?);
         Ok(Blob { bytes, start })
     }
 }

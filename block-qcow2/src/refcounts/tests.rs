@@ -10,6 +10,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::create::{CreateOptions, create_on};
+use crate::header_store::HeaderStore;
+use crate::metadata_io::write_bytes;
 use crate::open::Image;
 use crate::overlap::Guarded;
 

@@ -33,7 +33,7 @@ pub(super) fn measure(programs: &Programs, scratch: &Scratch, scale: Scale) -> R
         let row = &first["codecs"][index];
         let seconds: Result<Vec<f64>> =
             rounds.iter().map(|round| number(&round["codecs"][index], "cpu_seconds")).collect();
-        let name = row["library"].as_str().unwrap_or_default();
+        let name = row["codec"].as_str().unwrap_or_default();
         let (level, window) = (&row["level"], row["window"].as_str().unwrap_or_default());
         let (speed, size) = (megabytes / median(seconds?), number(row, "bytes")? / 1e6);
         text += &format!("| {name} | {level} | {window} | {speed:.0} | {size:.1} |\n");

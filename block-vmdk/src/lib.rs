@@ -6,13 +6,14 @@
 //!   printed back byte for byte; changing a content id changes nothing else.
 //! * [`spec::sparse`]: the 512-byte header of hosted sparse extents (`KDMV`: monolithicSparse,
 //!   twoGbMaxExtentSparse, streamOptimized), as bytes and as a checked type.
+//! * [`spec::marker`]: what stands before each grain and each table of streamOptimized extents.
+//! * [`compress`]: one grain as a zlib stream.
 //! * [`probe()`]: whether a file starts like a VMDK, and like which kind.
 //! * [`units`]: sectors, grains and content ids as types of their own.
 //!
 //! # What is not here
 //! There is no driver: this crate opens no image, reads no grain and creates nothing. Grain
-//! directories and tables, the markers and the footer of streamOptimized images, and the headers of
-//! COWD and seSparse extents are not read; `probe` knows COWD by its magic number only.
+//! directories and tables, the footer of streamOptimized images, and the headers of COWD and seSparse extents are not read; `probe` knows COWD by its magic number only.
 //!
 //! # Example
 //! ```
@@ -30,6 +31,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod compress;
 pub mod descriptor;
 pub mod probe;
 pub mod spec;

@@ -1,3 +1,4 @@
 //! Structures of the format as they stand in files: bytes here, checked types outside.
 
+pub mod marker;
 pub mod sparse;

@@ -17,7 +17,6 @@ use block_core::Result;
 use block_core::range::to_u64;
 
 use crate::compress::write_cache::{Stored, WriteCache};
-use crate::gate::Epoch;
 use crate::geometry::{DataLocation, Geometry};
 use crate::header_store::HeaderStore;
 use crate::overlap::{OverlapMap, Section};
@@ -26,6 +25,7 @@ use crate::refcounts::{Refcounts, Run, Step, Want};
 use crate::spec::Fault;
 use crate::spec::entry::Payload;
 use crate::units::{GuestOffset, HostOffset};
+use block_core::metadata::gate::Epoch;
 
 /// Why a cluster is not needed any more; decides whether its space is punched out of the file.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -23,13 +23,10 @@ use block_core::{OpenError, Result, Support};
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
 
-use crate::cache::Cache;
 use crate::cleaner::Cleaner;
 use crate::compress::inflate::Inflater;
-use crate::gate::{Gate, Pass};
 use crate::geometry::{DataLocation, Geometry, GeometryCell};
 use crate::header_store::HeaderStore;
-use crate::inflight::Allocations;
 use crate::map::Kind;
 use crate::mapping::Slice;
 use crate::snapshot::Selector;
@@ -40,6 +37,9 @@ use crate::units::GuestOffset;
 use crate::write::Payload;
 use crate::writeback::Extent;
 use crate::writer::Writer;
+use block_core::metadata::cache::Cache;
+use block_core::metadata::gate::{Gate, Pass};
+use block_core::metadata::inflight::Allocations;
 
 /// An open qcow2 image.
 ///

@@ -68,7 +68,6 @@
 
 mod alloc;
 mod amend;
-mod cache;
 mod check;
 mod cleaner;
 pub mod compress;
@@ -76,10 +75,8 @@ mod cow;
 pub mod create;
 mod driver;
 mod file_len;
-mod gate;
 pub mod geometry;
 mod header_store;
-mod inflight;
 mod info;
 pub mod map;
 mod mapping;

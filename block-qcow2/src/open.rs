@@ -18,15 +18,12 @@ use block_core::{ByteRange, Node, OpenError, OpenFlags, Options};
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
 
-use crate::cache::{Cache, CacheSize};
 use crate::check::check_image;
 use crate::cleaner::Cleaner;
 use crate::compress::inflate::Inflater;
 use crate::driver::{Access, Events, Lists, Qcow2Driver};
-use crate::gate::Gate;
 use crate::geometry::GeometryCell;
 use crate::header_store::{HeaderStore, Parts};
-use crate::inflight::Allocations;
 use crate::mapping::{MIN_SLICES, slice_bytes, slice_count};
 use crate::snapshot::Selector;
 use crate::spec::bitmap::Bitmap;
@@ -39,6 +36,9 @@ use crate::table::{read_table, read_words};
 use crate::units::HostOffset;
 use crate::writer::{WriterOptions, make_writer};
 use crate::{create, measure, persist_bitmap, snapshot};
+use block_core::metadata::cache::{Cache, CacheSize};
+use block_core::metadata::gate::Gate;
+use block_core::metadata::inflight::Allocations;
 
 /// Most bytes of inflated clusters that an image keeps, unless one cluster is larger.
 const INFLATED_BYTES: u64 = 256 << 10;

@@ -21,13 +21,13 @@ use block_core::budget::{MemoryBudget, Reservation};
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Error, Node, Result};
 
-use crate::cache::Map;
 use crate::compress::inflate::read_bytes;
 use crate::geometry::Geometry;
 use crate::overlap::{OverlapMap, Section};
 use crate::spec::Fault;
 use crate::spec::refcount::{max_refcount, refcount, set_refcount, table_entry};
 use crate::units::HostOffset;
+use block_core::metadata::cache::Map;
 
 /// Blocks that are kept whatever the budget says.
 pub(crate) const MIN_BLOCKS: usize = 4;

@@ -18,13 +18,13 @@ use parking_lot::Mutex;
 
 use crate::alloc::{Meta, Place, Reason};
 use crate::driver::Qcow2Driver;
-use crate::inflight::{Blocker, Running};
 use crate::mapping::Slice;
 use crate::plan::{Allocation, WriteStep, link, plan};
 use crate::spec::Fault;
 use crate::tables::OwnSlice;
 use crate::units::{GuestOffset, HostOffset};
 use crate::writeback::Extent;
+use block_core::metadata::inflight::{Blocker, Running};
 
 /// Most steps of one write in flight.
 const AT_ONCE: usize = 8;

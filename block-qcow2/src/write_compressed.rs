@@ -22,19 +22,19 @@ use block_core::{RequestFlags, Result};
 use futures::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
 
-use crate::compress::pipeline;
+use crate::compress::codec;
 use crate::compress::turns::{Turn, Turns};
 use crate::compress::write_cache::{Stored, WriteCache};
 use crate::compress::{Encoding, Window};
 use crate::driver::Qcow2Driver;
 use crate::geometry::{DataLocation, Geometry};
-use crate::inflight::{Blocker, Running};
 use crate::open::bad_option;
 use crate::overlap::OverlapMap;
 use crate::plan::link_compressed;
 use crate::spec::header::Compression;
 use crate::units::GuestOffset;
 use crate::write::{Payload, Work};
+use block_core::metadata::inflight::{Blocker, Running};
 
 /// Most steps of one write in flight.
 const AT_ONCE: usize = 8;
@@ -319,7 +319,7 @@ fn compressed(
         let len = to_usize(end.min(offset + size) - offset);
         let data = iov.slice(to_usize(offset - start), len);
         let source = data.clone();
-        let compressing = pipeline::run(move |codec| {
+        let compressing = codec::on_pool(move |codec| {
             let fill = |cluster: &mut [u8]| {
                 let (data, beyond) = cluster.split_at_mut(len);
                 source.copy_to(0, data);

@@ -15,7 +15,6 @@ use block_core::{ByteRange, Error, RequestFlags, Result, Support};
 use crate::alloc::{Meta, Reason};
 use crate::driver::Qcow2Driver;
 use crate::geometry::{DataLocation, Geometry, Version};
-use crate::inflight::Blocker;
 use crate::map::Kind;
 use crate::plan::{Dropped, dropped_by, mask, set_words, subcluster, words_at};
 use crate::spec::Fault;
@@ -23,6 +22,7 @@ use crate::spec::entry::{Cluster, Copied, encode_plain, is_copied, l2_entry};
 use crate::tables::OwnSlice;
 use crate::units::{GuestOffset, HostOffset};
 use crate::writer::Freeing;
+use block_core::metadata::inflight::Blocker;
 
 /// What becomes of a cluster's entry.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]

@@ -6,8 +6,8 @@
 
 use std::cell::RefCell;
 
-use block_core::Error;
 use block_core::range::to_u64;
+use block_core::{Error, Result, cpu};
 use libdeflater::Decompressor;
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
@@ -136,6 +136,13 @@ pub(crate) fn with_thread_codec<R>(work: impl FnOnce(&mut Codec) -> R) -> R {
         // Only if `work` runs `work` inside.
         Err(_) => work(&mut Codec::new()),
     })
+}
+
+/// Runs `work` on a thread of the pool, with the codec of that thread.
+pub(crate) fn on_pool<R: Send + 'static>(
+    work: impl FnOnce(&mut Codec) -> Result<R> + Send + 'static,
+) -> impl Future<Output = Result<R>> + Send {
+    cpu::run(move || with_thread_codec(work))
 }
 
 #[cfg(test)]

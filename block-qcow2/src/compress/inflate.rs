@@ -12,8 +12,8 @@ use block_core::{ByteRange, Error, IoVec, Node, OwnedBuf, Result};
 use futures::future::join_all;
 use smallvec::SmallVec;
 
+use crate::compress::codec;
 use crate::compress::write_cache::WriteCache;
-use crate::compress::{codec, pipeline};
 use crate::spec::entry::Payload;
 use crate::spec::header::Compression;
 
@@ -152,7 +152,7 @@ impl Inflater {
             let mut all = group.clusters.into_iter().map(work);
             return all.try_for_each(codec::with_thread_codec);
         }
-        let running = group.clusters.into_iter().map(|w| pipeline::run(work(w)));
+        let running = group.clusters.into_iter().map(|w| codec::on_pool(work(w)));
         // All are waited for, also after an error: they write to the caller's buffers.
         join_all(running).await.into_iter().collect()
     }
@@ -175,7 +175,7 @@ impl Inflater {
         if in_flight.is_alone() {
             return codec::with_thread_codec(work);
         }
-        pipeline::run(work).await
+        codec::on_pool(work).await
     }
 
     fn inflate_to(

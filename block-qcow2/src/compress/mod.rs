@@ -3,7 +3,6 @@
 pub mod codec;
 mod encode;
 pub(crate) mod inflate;
-pub(crate) mod pipeline;
 pub(crate) mod turns;
 pub(crate) mod write_cache;
 

@@ -16,7 +16,7 @@ use super::StreamError;
 use super::list::Stored;
 use super::source::{Disk, Piece, Scanner};
 use crate::compress::codec::Codec;
-use crate::compress::{Encoding, pipeline};
+use crate::compress::{Encoding, codec};
 
 /// Shortest piece, so that what a piece costs vanishes beside its bytes.
 const MIN_PIECE_BYTES: u64 = 256 << 10;
@@ -222,7 +222,7 @@ async fn finish(work: Work, piece: Piece, buffers: Buffers) -> Result<Finished, 
         shared.try_into_owned().or_else(|shared| OwnedBuf::copy_of(&shared.to_vec(), align));
     let buffers = Buffers { plain: plain.map_err(StreamError::Memory)?, packed };
     let store = move |codec: &mut Codec| Ok(store(codec, &work, piece, buffers));
-    pipeline::run(store).await.map_err(|error| StreamError::Compress { offset, error })
+    codec::on_pool(store).await.map_err(|error| StreamError::Compress { offset, error })
 }
 
 /// Classifies the clusters of a piece that was read, and compresses them.

@@ -1,26 +1,25 @@
-//! The threads that compress and inflate clusters while the executor's thread goes on.
+//! Threads for work that takes processor time, so that the executor's thread goes on meanwhile: formats
+//! compress and inflate on them.
 //!
-//! Invariants: at most as many threads as the machine runs at once, shared by all images of the
-//! process; a thread that had nothing to do for [`IDLE`] ends. The queue holds no more tasks than
+//! Invariants: at most as many threads as the machine runs at once, shared by everybody in the
+//! process; a thread that had nothing to do for some seconds ends. The queue holds no more tasks than
 //! requests in flight brought: each request bounds its own.
 //!
-//! A single cluster is inflated where it is wanted: a thread hop costs a good part of the work. To
-//! compress one costs many times that, and always happens here.
+//! A hop to a thread costs some microseconds: work that takes less is done where it is wanted.
 
 use std::collections::VecDeque;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use block_core::{Error, Result};
 use futures::channel::oneshot;
 use parking_lot::{Condvar, Mutex};
 
-use crate::compress::codec::{Codec, with_thread_codec};
+use crate::error::{Error, Result};
 
 /// How long a thread waits for a task before it ends.
 const IDLE: Duration = Duration::from_secs(5);
 
-type Task = Box<dyn FnOnce(&mut Codec) + Send>;
+type Task = Box<dyn FnOnce() + Send>;
 
 struct Pool {
     /// Guards the queue; held for a push or a pop.
@@ -46,13 +45,17 @@ fn pool() -> &'static Pool {
 }
 
 /// Runs `work` on one of the threads, in the order of the calls; starts when called, not when polled.
-pub(crate) fn run<R: Send + 'static>(
-    work: impl FnOnce(&mut Codec) -> Result<R> + Send + 'static,
+/// Dropping the future does not stop it.
+///
+/// # Errors
+/// What `work` says; `Closed` if it panicked.
+pub fn run<R: Send + 'static>(
+    work: impl FnOnce() -> Result<R> + Send + 'static,
 ) -> impl Future<Output = Result<R>> + Send {
     let (send, receive) = oneshot::channel();
-    pool().push(Box::new(move |codec| {
+    pool().push(Box::new(move || {
         // Nobody listens if the request is gone.
-        let _ = send.send(work(codec));
+        let _ = send.send(work());
     }));
     async move { receive.await.unwrap_or(Err(Error::Closed)) }
 }
@@ -70,7 +73,7 @@ impl Pool {
         }
         state.threads += 1;
         drop(state);
-        let thread = std::thread::Builder::new().name("qcow2-codec".to_owned());
+        let thread = std::thread::Builder::new().name("block-cpu".to_owned());
         if thread.spawn(|| self.serve()).is_err() {
             self.do_without_a_thread();
         }
@@ -87,17 +90,16 @@ impl Pool {
             std::mem::take(&mut state.tasks)
         };
         for task in tasks {
-            with_thread_codec(task);
+            task();
         }
     }
 
     fn serve(&self) {
-        let mut codec = Codec::new();
         let mut state = self.state.lock();
         loop {
             if let Some(task) = state.tasks.pop_front() {
                 drop(state);
-                task(&mut codec);
+                task();
                 state = self.state.lock();
                 continue;
             }
@@ -121,7 +123,7 @@ mod tests {
 
     #[test]
     fn every_task_runs_and_answers() {
-        let all = (0..500u32).map(|n| run(move |_| Ok(n * 2)));
+        let all = (0..500u32).map(|n| run(move || Ok(n * 2)));
         let answers = block_on(join_all(all.collect::<Vec<_>>()));
         for (n, answer) in (0..).zip(answers) {
             assert_eq!(answer, Ok(n * 2));
@@ -132,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_task_that_nobody_awaits_is_no_trouble() {
-        drop(run(|_| Ok(1)));
-        assert_eq!(block_on(run(|_| Ok(2))), Ok(2));
+        drop(run(|| Ok(1)));
+        assert_eq!(block_on(run(|| Ok(2))), Ok(2));
     }
 }

@@ -10,12 +10,13 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use block_core::ByteRange;
 use parking_lot::Mutex;
+
+use crate::range::ByteRange;
 
 /// The running allocations of one image.
 #[derive(Clone, Default)]
-pub(crate) struct Allocations {
+pub struct Allocations {
     list: Arc<Mutex<List>>,
 }
 
@@ -35,18 +36,18 @@ struct Entry {
 
 /// One running allocation; ends, and wakes who waits, when dropped.
 #[must_use]
-pub(crate) struct Running {
+pub struct Running {
     list: Arc<Mutex<List>>,
     id: u64,
 }
 
 /// An allocation to wait for.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Blocker(u64);
+pub struct Blocker(u64);
 
 impl Allocations {
     /// Starts one for `range`, whole clusters in which none runs. Called under the metadata lock.
-    pub(crate) fn begin(&self, range: ByteRange) -> Running {
+    pub fn begin(&self, range: ByteRange) -> Running {
         let mut list = self.list.lock();
         let id = list.next_id;
         list.next_id += 1;
@@ -55,7 +56,7 @@ impl Allocations {
     }
 
     /// The bytes from the start of `range` on in which nothing runs, or what runs at its start.
-    pub(crate) fn free_prefix(&self, range: ByteRange) -> Result<ByteRange, Blocker> {
+    pub fn free_prefix(&self, range: ByteRange) -> Result<ByteRange, Blocker> {
         let list = self.list.lock();
         let mut end = range.end();
         for entry in list.running.iter().filter(|entry| entry.range.overlaps(range)) {
@@ -68,7 +69,7 @@ impl Allocations {
     }
 
     /// Returns once the blocker is gone. Never called under the metadata lock.
-    pub(crate) async fn wait(&self, blocker: Blocker) {
+    pub async fn wait(&self, blocker: Blocker) {
         poll_fn(|context| {
             let mut list = self.list.lock();
             match list.running.iter_mut().find(|entry| entry.id == blocker.0) {

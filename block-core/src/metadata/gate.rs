@@ -25,7 +25,7 @@ const EPOCH: u64 = 2;
 
 /// Counts the requests inside, by epoch.
 #[derive(Default)]
-pub(crate) struct Gate {
+pub struct Gate {
     /// `epoch * 2 + closed`. With `inside` it forms a store-load pair on both sides, hence the
     /// sequentially consistent orders.
     state: AtomicU64,
@@ -41,26 +41,26 @@ pub(crate) struct Gate {
 
 /// A request's place inside; ends when dropped.
 #[must_use]
-pub(crate) struct Pass<'a> {
+pub struct Pass<'a> {
     gate: &'a Gate,
     inside: &'a AtomicUsize,
 }
 
 /// While it lives, nobody is inside.
 #[must_use]
-pub(crate) struct Exclusive<'a> {
+pub struct Exclusive<'a> {
     gate: &'a Gate,
     _turn: futures::lock::MutexGuard<'a, ()>,
 }
 
 /// A moment, to be asked about later.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct Epoch(u64);
+pub struct Epoch(u64);
 
 impl Gate {
     /// Enters, if the gate is open.
     #[inline]
-    pub(crate) fn try_enter(&self) -> Option<Pass<'_>> {
+    pub fn try_enter(&self) -> Option<Pass<'_>> {
         loop {
             let state = self.state.load(Ordering::SeqCst);
             if state & CLOSED != 0 {
@@ -76,7 +76,7 @@ impl Gate {
     }
 
     /// Enters once the gate is open.
-    pub(crate) async fn enter(&self) -> Pass<'_> {
+    pub async fn enter(&self) -> Pass<'_> {
         loop {
             if let Some(pass) = self.try_enter() {
                 return pass;
@@ -88,7 +88,7 @@ impl Gate {
     /// Closes the gate and waits until everybody is out. Exclusive turns follow one another.
     ///
     /// Dropping the future opens the gate again.
-    pub(crate) async fn exclusive(&self) -> Exclusive<'_> {
+    pub async fn exclusive(&self) -> Exclusive<'_> {
         let turn = self.turn.lock().await;
         self.state.fetch_or(CLOSED, Ordering::SeqCst);
         let exclusive = Exclusive { gate: self, _turn: turn };
@@ -97,12 +97,12 @@ impl Gate {
     }
 
     /// The present moment.
-    pub(crate) fn now(&self) -> Epoch {
+    pub fn now(&self) -> Epoch {
         Epoch(self.state.load(Ordering::SeqCst) / EPOCH)
     }
 
     /// Whether everybody who was inside at `moment` has left. Makes time pass where it can.
-    pub(crate) fn is_past(&self, moment: Epoch) -> bool {
+    pub fn is_past(&self, moment: Epoch) -> bool {
         loop {
             let state = self.state.load(Ordering::SeqCst);
             let epoch = state / EPOCH;

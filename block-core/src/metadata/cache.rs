@@ -12,17 +12,18 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use block_core::Result;
-use block_core::budget::{MemoryBudget, Reservation};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use parking_lot::{Mutex, RwLock};
+
+use crate::budget::{MemoryBudget, Reservation};
+use crate::error::Result;
 
 /// The load of one entry, which everybody who misses it awaits.
 type Flight<V> = Shared<BoxFuture<'static, Result<V>>>;
 
 /// Entries by key, at most so many of one size, evicted by a clock.
-pub(crate) struct Cache<V> {
+pub struct Cache<V> {
     /// Guards the entries; taken for a look or an insertion, never for a load.
     shelf: RwLock<Shelf<V>>,
     /// Guards the list of loads that are under way.
@@ -40,10 +41,11 @@ pub(crate) struct Cache<V> {
 }
 
 /// Keys are offsets and the like, so any mixing that moves their high and middle bits around will do.
-pub(crate) type Map<V> = HashMap<u64, V, BuildHasherDefault<OffsetHasher>>;
+pub type Map<V> = HashMap<u64, V, BuildHasherDefault<OffsetHasher>>;
 
+/// The hasher of a [`Map`].
 #[derive(Default)]
-pub(crate) struct OffsetHasher(u64);
+pub struct OffsetHasher(u64);
 
 impl Hasher for OffsetHasher {
     fn finish(&self) -> u64 {
@@ -87,19 +89,20 @@ struct Slot<V> {
 
 /// How much a cache may hold.
 #[derive(Copy, Clone, Debug)]
-pub(crate) struct CacheSize {
+pub struct CacheSize {
     /// Bytes of an entry.
-    pub(crate) entry_bytes: u64,
+    pub entry_bytes: u64,
     /// Most entries, if the budget has memory for them.
-    pub(crate) max_entries: usize,
+    pub max_entries: usize,
     /// Entries that are held in any case.
-    pub(crate) min_entries: usize,
+    pub min_entries: usize,
     /// Whether no more entries than `max_entries` exist.
-    pub(crate) holds_all: bool,
+    pub holds_all: bool,
 }
 
 impl<V: Clone + Send + Sync + 'static> Cache<V> {
-    pub(crate) fn new(size: CacheSize, budget: Arc<MemoryBudget>) -> Self {
+    /// An empty one that takes its memory from `budget`.
+    pub fn new(size: CacheSize, budget: Arc<MemoryBudget>) -> Self {
         let shelf = Shelf::empty();
         Self {
             shelf: RwLock::new(shelf),
@@ -114,19 +117,19 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     }
 
     /// Bytes of an entry.
-    pub(crate) fn entry_bytes(&self) -> u64 {
+    pub fn entry_bytes(&self) -> u64 {
         self.entry_bytes
     }
 
     /// The entry of `key`, if it is there.
     #[inline]
-    pub(crate) fn peek(&self, key: u64) -> Option<V> {
+    pub fn peek(&self, key: u64) -> Option<V> {
         self.with(key, V::clone)
     }
 
     /// What `look` says of the entry of `key`, if it is there. `look` runs under the lock.
     #[inline]
-    pub(crate) fn with<R>(&self, key: u64, look: impl FnOnce(&V) -> R) -> Option<R> {
+    pub fn with<R>(&self, key: u64, look: impl FnOnce(&V) -> R) -> Option<R> {
         let shelf = self.shelf.read();
         let slot = shelf.slots.get(*shelf.index.get(&key)?)?;
         if !slot.used.load(Ordering::Relaxed) {
@@ -136,7 +139,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     }
 
     /// The entry of `key`, by `load` if it is not there and nobody is loading it.
-    pub(crate) async fn peek_or_load(
+    pub async fn peek_or_load(
         &self,
         key: u64,
         load: impl FnOnce() -> BoxFuture<'static, Result<V>>,
@@ -162,7 +165,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
 
     /// Changes the entry of `key` and marks it dirty. If it was evicted since, it is `loaded` that is
     /// changed and put on the shelf, whatever the budget says.
-    pub(crate) fn modify<R>(&self, key: u64, loaded: V, change: impl FnOnce(&mut V) -> R) -> R {
+    pub fn modify<R>(&self, key: u64, loaded: V, change: impl FnOnce(&mut V) -> R) -> R {
         let mut flights = self.flights.lock();
         let mut shelf = self.shelf.write();
         let index = match shelf.index.get(&key) {
@@ -192,14 +195,14 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     }
 
     /// The dirty entries.
-    pub(crate) fn dirty(&self) -> Vec<(u64, V)> {
+    pub fn dirty(&self) -> Vec<(u64, V)> {
         let shelf = self.shelf.read();
         let dirty = shelf.slots.iter().filter(|slot| slot.dirty);
         dirty.map(|slot| (slot.key, slot.value.clone())).collect()
     }
 
     /// Says that the entry of `key` was written back, if it is still `is_written`.
-    pub(crate) fn clean(&self, key: u64, is_written: impl FnOnce(&V) -> bool) {
+    pub fn clean(&self, key: u64, is_written: impl FnOnce(&V) -> bool) {
         let mut shelf = self.shelf.write();
         let Some(&index) = shelf.index.get(&key) else { return };
         let Some(slot) = shelf.slots.get_mut(index) else { return };
@@ -216,19 +219,19 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
 
     /// Whether so many entries are dirty that they should be written back before more are: most of those
     /// that there may be, or some for which there was no room.
-    pub(crate) fn is_crowded(&self) -> bool {
+    pub fn is_crowded(&self) -> bool {
         let shelf = self.shelf.read();
         let most = if self.holds_all { usize::MAX } else { self.max_entries / 4 * 3 };
         shelf.dirty >= MIN_CROWD.max(most) || shelf.surplus >= MIN_CROWD
     }
 
     /// Whether there is a dirty entry.
-    pub(crate) fn is_dirty(&self) -> bool {
+    pub fn is_dirty(&self) -> bool {
         self.shelf.read().dirty > 0
     }
 
     /// Forgets the entry of `key`, changed or not, and any load of it that is under way.
-    pub(crate) fn remove(&self, key: u64) {
+    pub fn remove(&self, key: u64) {
         let mut flights = self.flights.lock();
         flights.remove(&key);
         let mut shelf = self.shelf.write();
@@ -238,7 +241,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     }
 
     /// Forgets the clean entries whose key `keep` does not want.
-    pub(crate) fn retain(&self, keep: impl Fn(u64) -> bool) {
+    pub fn retain(&self, keep: impl Fn(u64) -> bool) {
         let keys: Vec<u64> = {
             let shelf = self.shelf.read();
             shelf.slots.iter().map(|slot| slot.key).filter(|key| !keep(*key)).collect()
@@ -247,7 +250,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     }
 
     /// Forgets the clean entries that were not looked at since the last sweep.
-    pub(crate) fn sweep(&self) {
+    pub fn sweep(&self) {
         let mut shelf = self.shelf.write();
         let mut index = 0;
         while let Some(slot) = shelf.slots.get_mut(index) {
@@ -260,7 +263,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     }
 
     /// Forgets all entries, changed or not.
-    pub(crate) fn clear(&self) {
+    pub fn clear(&self) {
         let mut flights = self.flights.lock();
         flights.clear();
         let mut shelf = self.shelf.write();
@@ -275,7 +278,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         let count = shelf.slots.len();
         let reservation = if count < self.min_entries {
             self.minimum.get_or_init(|| {
-                let count = block_core::range::to_u64(self.min_entries);
+                let count = crate::range::to_u64(self.min_entries);
                 self.budget.reserve_minimum(self.entry_bytes * count)
             });
             None
@@ -348,13 +351,13 @@ impl<V> Shelf<V> {
 mod tests {
     use std::sync::atomic::AtomicUsize;
 
-    use block_core::Error;
     use futures::channel::oneshot;
     use futures::executor::block_on;
     use futures::future::join;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::error::Error;
 
     fn cache(max_entries: usize, min_entries: usize, budget: u64) -> Cache<u64> {
         let size = CacheSize { entry_bytes: 10, max_entries, min_entries, holds_all: false };

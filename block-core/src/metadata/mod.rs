@@ -1,0 +1,7 @@
+//! What drivers of formats need to keep their metadata: a cache of tables within the budget of a chain
+//! ([`cache`]), the gate that every request to a writable image passes ([`gate`]), and the allocations
+//! that are under way ([`inflight`]).
+
+pub mod cache;
+pub mod gate;
+pub mod inflight;

@@ -13,7 +13,8 @@
 //!
 //! # What is not here
 //! There is no driver: this crate opens no image, reads no grain and creates nothing. Grain
-//! directories and tables, the footer of streamOptimized images, and the headers of COWD and seSparse extents are not read; `probe` knows COWD by its magic number only.
+//! directories and tables, the footer of streamOptimized images, and the headers of COWD and seSparse
+//! extents are not read; `probe` knows COWD by its magic number only.
 //!
 //! # Example
 //! ```

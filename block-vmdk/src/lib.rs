@@ -7,13 +7,15 @@
 //! * [`spec::sparse`]: the 512-byte header of hosted sparse extents (`KDMV`: monolithicSparse,
 //!   twoGbMaxExtentSparse, streamOptimized), as bytes and as a checked type.
 //! * [`spec::cowd`] and [`spec::sesparse`]: the same for the sparse extents of ESX.
+//! * [`spec::marker`]: what stands before each grain and each table of streamOptimized extents.
+//! * [`compress`]: one grain as a zlib stream.
 //! * [`probe()`]: whether a file starts like a VMDK, and like which kind.
 //! * [`units`]: sectors, grains and content ids as types of their own.
 //!
 //! # What is not here
 //! There is no driver: this crate opens no image, reads no grain and creates nothing. Grain
-//! directories and tables, and the markers and the footer of streamOptimized images are not read;
-//! `probe` knows COWD by its magic number only.
+//! directories and tables, and the footer of streamOptimized images are not read; `probe` knows COWD
+//! by its magic number only.
 //!
 //! # Example
 //! ```
@@ -31,6 +33,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod compress;
 pub mod descriptor;
 pub mod probe;
 pub mod spec;

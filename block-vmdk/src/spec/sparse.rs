@@ -226,6 +226,32 @@ impl SparseHeader {
         Ok(header)
     }
 
+    /// The header of a streamOptimized extent: version 3, compressed, with markers and tables of 512 entries. The
+    /// descriptor ends before the first marker, at `overhead`.
+    pub fn stream_optimized(
+        capacity: SectorCount,
+        grain_size: SectorCount,
+        descriptor: SectorRange,
+        overhead: SectorCount,
+        gd: GrainDirectory,
+    ) -> Result<Self, HeaderError> {
+        let header = Self {
+            version: 3,
+            flags: FLAG_CHECK_BYTES | FLAG_COMPRESSED | FLAG_MARKERS,
+            capacity,
+            grain_size,
+            descriptor: Some(descriptor),
+            gtes_per_gt: GTES_PER_GT_MAX,
+            redundant_gd: None,
+            gd,
+            overhead,
+            unclean_shutdown: false,
+        };
+        header.check_geometry()?;
+        header.check_places()?;
+        Ok(header)
+    }
+
     /// The header as bytes; parsing them gives this header again.
     pub fn to_bytes(&self) -> [u8; HEADER_LEN] {
         let (offset, size) = match self.descriptor {

@@ -106,7 +106,8 @@ async fn empty(what: &'static str, node: &Node) -> Result<Emptied, OpenError> {
     }
 }
 
-async fn grow(
+/// Makes a file longer; what is added is zero.
+pub(super) async fn grow(
     what: &'static str,
     node: &Node,
     len: u64,

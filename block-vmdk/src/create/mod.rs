@@ -9,13 +9,16 @@ mod layout;
 mod names;
 mod options;
 mod parent;
+mod stream;
 mod write;
 
-pub use options::{CreateOptions, OPTIONS};
+pub use options::CreateOptions;
 pub use write::{ExtentFiles, create_on};
 
-pub(crate) use layout::{COWD_GRAIN_SECTORS, Embedded, GRAIN_SECTORS, GT_COVERAGE, HostedLayout};
-pub(crate) use options::Plan;
+pub(crate) use layout::{COWD_GRAIN_SECTORS, Embedded, GRAIN_SECTORS, HostedLayout};
+pub(crate) use options::{OPTIONS, Plan};
+pub(crate) use stream::{OVERHEAD as STREAM_OVERHEAD, TAIL_SECTORS as STREAM_TAIL_SECTORS};
+pub(crate) use write::descriptor_len;
 
 use async_trait::async_trait;
 use block_core::error::Problem;
@@ -24,12 +27,12 @@ use block_core::{Node, OpenError, Options};
 
 use names::Names;
 
-/// What a single file is called inside, where nobody knows its name.
-const NAMELESS: &str = "disk.vmdk";
+/// What an image is called where nobody knows its name.
+pub(crate) const NAMELESS: &str = "disk.vmdk";
 
 /// Makes the image that `options` describe, in the file that they name, and the files of its extents
-/// beside it. For the options see [`OPTIONS`].
-pub async fn create(mut options: Options, context: OpenContext) -> Result<(), OpenError> {
+/// beside it.
+pub(crate) async fn create(mut options: Options, context: OpenContext) -> Result<(), OpenError> {
     let mut new = CreateOptions::take(&mut options)?;
     let plan = new.plan()?;
     let name = match options.peek("filename").or_else(|| options.peek("file.filename")) {

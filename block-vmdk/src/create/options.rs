@@ -5,7 +5,7 @@
 
 use block_core::driver::Prealloc;
 use block_core::error::Problem;
-use block_core::range::MAX_LEN;
+use block_core::range::{MAX_LEN, to_u64};
 use block_core::registry::CreateOption;
 use block_core::{OpenError, Options};
 
@@ -14,11 +14,13 @@ use super::names::Names;
 use crate::descriptor::{
     AdapterType, CreateType, ExtentKind, NewDescriptor, NewExtent, Parent, Quoted,
 };
+use crate::error::FORMAT;
+use crate::open::EXTENTS_MAX;
 use crate::spec::sparse::ZeroedGrains;
 use crate::units::{ContentId, SectorCount};
 
 /// The options by name, for help.
-pub const OPTIONS: &[CreateOption] = &[
+pub(crate) const OPTIONS: &[CreateOption] = &[
     option("size", "<size>", "Virtual disk size", None),
     option("adapter_type", "<str>", "Virtual adapter: ide, lsilogic, buslogic, legacyESX", None),
     option("backing_file", "<str>", "File name of the backing file", None),
@@ -50,13 +52,8 @@ const fn option(
 
 /// Sectors of an extent of an image that is split: 2 GiB.
 const SPLIT_SECTORS: u64 = 4 << 20;
-/// Most extents of an image that is split.
-pub(crate) const EXTENTS_MAX: u64 = 4096;
 /// Longest extent of ESX, whose header has 32 bits for it.
 const COWD_SECTORS_MAX: u64 = 0xffff_ffff;
-
-/// Name of the format, also in errors.
-pub(super) const FORMAT: &str = "vmdk";
 
 /// Version of the virtual hardware, where nobody says another.
 const HW_VERSION: &str = "4";
@@ -175,7 +172,8 @@ impl CreateOptions {
         }
         if let Some(name) = options.take("preallocation") {
             let known = PREALLOCATIONS.iter().find(|(known, _)| *known == name);
-            let (_, value) = known.ok_or_else(|| refuse("preallocation", name, Problem::Unknown))?;
+            let (_, value) =
+                known.ok_or_else(|| refuse("preallocation", name, Problem::Unknown))?;
             new.preallocation = *value;
         }
         if options.take_bool("zeroed_grain")?.unwrap_or(false) {
@@ -270,7 +268,7 @@ impl CreateOptions {
         let max = match self.create_type {
             CreateType::MonolithicSparse | CreateType::StreamOptimized => HOSTED_SECTORS_MAX,
             CreateType::TwoGbMaxExtentSparse | CreateType::TwoGbMaxExtentFlat => {
-                SPLIT_SECTORS * EXTENTS_MAX
+                SPLIT_SECTORS * to_u64(EXTENTS_MAX)
             }
             CreateType::VmfsSparse => COWD_SECTORS_MAX,
             CreateType::MonolithicFlat | CreateType::Vmfs | CreateType::SeSparse => MAX_LEN / 512,
@@ -312,6 +310,18 @@ impl Plan {
         };
         let count = if total == 0 { 1 } else { total.div_ceil(longest) };
         (0..count).map(move |index| SectorCount((total - index * longest).min(longest)))
+    }
+
+    /// Whether the extents are files beside the descriptor.
+    pub(crate) fn has_own_extents(&self) -> bool {
+        let one =
+            matches!(self.create_type, CreateType::MonolithicSparse | CreateType::StreamOptimized);
+        !one
+    }
+
+    /// Whether there is no parent.
+    pub(crate) fn is_root(&self) -> bool {
+        self.parent.is_none()
     }
 
     /// What the files of the extents are.

@@ -8,13 +8,14 @@ use block_core::error::Problem;
 use block_core::range::{to_u64, to_usize};
 use block_core::{Node, OpenError};
 
-use super::file::{Emptied, SECTOR, clear, close, flush, seal, write, write_words};
+use super::file::{Emptied, SECTOR, clear, close, flush, grow, seal, write, write_words};
 use super::layout::{COWD_GRAIN_SECTORS, DESCRIPTOR, Embedded, HostedLayout};
 use super::names::Names;
-use super::options::{CreateOptions, FORMAT, Plan, refuse};
-use crate::descriptor::{CreateType, DESCRIPTOR_BYTES_MAX, NewDescriptor};
+use super::options::{CreateOptions, Plan, refuse};
+use super::stream;
+use crate::descriptor::{CreateType, DESCRIPTOR_BYTES_MAX, ExtentKind, NewDescriptor};
+use crate::error::bad_field;
 use crate::spec::cowd::CowdHeader;
-use crate::spec::sparse::HeaderError;
 use crate::units::{ContentId, Sector, SectorCount};
 
 /// Bytes of a flat file that are written in any case: who opens it with O_DIRECT learns its alignment
@@ -53,18 +54,17 @@ pub async fn create_on(
             let layout = HostedLayout::new(plan.sectors, Embedded::Yes);
             write_hosted(file, &layout, &plan, &text).await
         }
-        CreateType::StreamOptimized => super::stream::write(file, plan.sectors, &text).await,
+        CreateType::StreamOptimized => stream::write(file, plan.sectors, &text).await,
         _ => {
             // What names the old extents goes before they do.
-            let len = to_u64(text.len());
-            clear("descriptor", file, len.max(SECTOR), Prealloc::Off).await?;
+            let emptied = clear("descriptor", file, 0, Prealloc::Off).await?;
             flush(file).await?;
             for extent in &descriptor.extents {
                 let node = files.make(extent.file_name.as_str()).await?;
                 let made = write_extent(&node, &plan, extent.sectors).await;
                 made.and(close(&node).await)?;
             }
-            write_text(file, &text).await
+            write_text(file, &text, emptied).await
         }
     }
 }
@@ -74,13 +74,21 @@ pub(super) fn check_descriptor(plan: &Plan, names: &Names) -> Result<(), OpenErr
     check_len(plan, &descriptor(plan, names, ContentId::NO_PARENT)?.to_bytes())
 }
 
+/// Bytes of a descriptor that is a file of its own, of an image of this name; 0 if it stands inside.
+pub(crate) fn descriptor_len(plan: &Plan, name: &str) -> Result<u64, OpenError> {
+    if !plan.has_own_extents() {
+        return Ok(0);
+    }
+    let text = descriptor(plan, &Names::of_image(name)?, ContentId::NO_PARENT)?.to_bytes();
+    Ok(to_u64(text.len()))
+}
+
 fn check_len(plan: &Plan, text: &[u8]) -> Result<(), OpenError> {
     let embedded = DESCRIPTOR.count.bytes().unwrap_or(0);
     let max = if plan.has_own_extents() { to_u64(DESCRIPTOR_BYTES_MAX) } else { embedded };
     let value = to_u64(text.len());
     if value > max {
-        let (field, problem) = ("length of the descriptor", Problem::Above(max));
-        return Err(OpenError::Field { format: FORMAT, field, value, problem });
+        return Err(bad_field("length of the descriptor", value, Problem::Above(max)));
     }
     Ok(())
 }
@@ -136,7 +144,7 @@ async fn write_hosted(
     plan: &Plan,
     text: &[u8],
 ) -> Result<(), OpenError> {
-    let header = layout.header(plan.zeroed_grains).map_err(bad_header)?;
+    let header = layout.header(plan.zeroed_grains)?;
     clear("sparse extent", node, bytes(layout.overhead()), Prealloc::Off).await?;
     for gd in [layout.redundant_gd(), layout.gd()] {
         let entry = |index: u64| entry(layout.table(gd, index));
@@ -152,7 +160,7 @@ async fn write_cowd(node: &Node, plan: &Plan, sectors: SectorCount) -> Result<()
     let geometry = plan.adapter.geometry(sectors);
     let root = plan.is_root().then_some(geometry);
     let grain = SectorCount(COWD_GRAIN_SECTORS);
-    let header = CowdHeader::new(sectors, grain, root).map_err(bad_header)?;
+    let header = CowdHeader::new(sectors, grain, root)?;
     clear("sparse extent", node, header.free_sector().0 * SECTOR, Prealloc::Off).await?;
     seal("header", node, &header.to_bytes()).await
 }

@@ -16,6 +16,7 @@
 
 mod check;
 mod error;
+pub mod make;
 mod read;
 mod sparse;
 mod stream;

@@ -14,9 +14,10 @@
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
+use block_core::metadata::steps;
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Error, Result};
-use futures::{StreamExt, future, stream};
+use futures::stream;
 
 use crate::alloc::{Freed, Limbo, Meta};
 use crate::compress::write_cache::Eviction;
@@ -64,13 +65,6 @@ impl Batch {
     fn has_barrier(&self) -> bool {
         !(self.linked.is_empty() && self.l1.is_empty() && self.table.is_empty())
     }
-}
-
-/// Runs all of `writes`, and waits for all of them: one that is still under way after an error could
-/// overtake its own repetition.
-async fn all_of<W: Future<Output = Result<()>>>(writes: Vec<W>) -> Result<()> {
-    let results = stream::iter(writes).buffer_unordered(AT_ONCE);
-    results.fold(Ok(()), |all, one| future::ready(all.and(one))).await
 }
 
 impl Qcow2Driver {
@@ -201,7 +195,7 @@ impl Qcow2Driver {
             self.event(event);
             write_bytes(&self.file, part.offset, &part.bytes).await
         });
-        all_of(writes.collect()).await
+        steps::run(AT_ONCE, stream::iter(writes.map(Ok))).await
     }
 
     async fn write_slices(&self, slices: &[(u64, Slice)]) -> Result<()> {
@@ -213,7 +207,7 @@ impl Qcow2Driver {
             self.event("l2_update");
             write_bytes(&self.file, offset, &bytes).await
         });
-        all_of(writes.collect()).await
+        steps::run(AT_ONCE, stream::iter(writes.map(Ok))).await
     }
 
     /// Notes what was written; after an error, that nothing was. `before` tells of what precedes the L1

@@ -6,13 +6,14 @@
 //!   printed back byte for byte; changing a content id changes nothing else.
 //! * [`spec::sparse`]: the 512-byte header of hosted sparse extents (`KDMV`: monolithicSparse,
 //!   twoGbMaxExtentSparse, streamOptimized), as bytes and as a checked type.
+//! * [`spec::cowd`] and [`spec::sesparse`]: the same for the sparse extents of ESX.
 //! * [`probe()`]: whether a file starts like a VMDK, and like which kind.
 //! * [`units`]: sectors, grains and content ids as types of their own.
 //!
 //! # What is not here
 //! There is no driver: this crate opens no image, reads no grain and creates nothing. Grain
-//! directories and tables, the markers and the footer of streamOptimized images, and the headers of
-//! COWD and seSparse extents are not read; `probe` knows COWD by its magic number only.
+//! directories and tables, and the markers and the footer of streamOptimized images are not read;
+//! `probe` knows COWD by its magic number only.
 //!
 //! # Example
 //! ```

@@ -61,7 +61,7 @@ struct RawHeader {
 
 const _: () = assert!(size_of::<RawHeader>() == HEADER_LEN);
 
-/// Why bytes are not the header of a sparse extent that can be used.
+/// Why bytes are not the header of a sparse extent, of any kind, that can be used.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum HeaderError {
     /// Fewer bytes than a header has.
@@ -71,10 +71,12 @@ pub enum HeaderError {
         len: usize,
     },
     /// Not this kind of file.
-    #[error("magic is {found:02x?}, not \"KDMV\"")]
+    #[error("magic is {found:02x?}, not \"{}\"", expected.escape_ascii())]
     Magic {
         /// The first four bytes.
         found: [u8; 4],
+        /// What they would be.
+        expected: [u8; 4],
     },
     /// The file was changed by a transfer that took it for text.
     #[error("check bytes are {found:02x?}: the file was transferred as text")]
@@ -133,7 +135,7 @@ impl SparseHeader {
         let truncated = HeaderError::Truncated { len: bytes.len() };
         let (raw, _) = RawHeader::read_from_prefix(bytes).map_err(|_| truncated)?;
         if raw.magic != MAGIC {
-            return Err(HeaderError::Magic { found: raw.magic });
+            return Err(HeaderError::Magic { found: raw.magic, expected: MAGIC });
         }
         let flags = raw.flags.get();
         if flags & FLAG_CHECK_BYTES != 0 && raw.check_bytes != CHECK_BYTES {
@@ -383,7 +385,7 @@ fn check_compression(raw: &RawHeader) -> Result<(), HeaderError> {
     }
 }
 
-fn field(field: &'static str, value: impl Into<u64>, problem: Problem) -> HeaderError {
+pub(super) fn field(field: &'static str, value: impl Into<u64>, problem: Problem) -> HeaderError {
     HeaderError::Field { field, value: value.into(), problem }
 }
 

@@ -7,13 +7,10 @@
 //! * [`spec::sparse`]: the 512-byte header of hosted sparse extents (`KDMV`: monolithicSparse,
 //!   twoGbMaxExtentSparse, streamOptimized), as bytes and as a checked type.
 //! * [`spec::cowd`] and [`spec::sesparse`]: the same for the sparse extents of ESX.
+//! * [`spec::marker`]: what stands before each grain and each table of streamOptimized extents.
+//! * [`compress`]: one grain as a zlib stream.
 //! * [`probe()`]: whether a file starts like a VMDK, and like which kind.
 //! * [`units`]: sectors, grains and content ids as types of their own.
-//!
-//! # What is not here
-//! There is no driver: this crate opens no image, reads no grain and creates nothing. Grain
-//! directories and tables, and the markers and the footer of streamOptimized images are not read;
-//! `probe` knows COWD by its magic number only.
 //!
 //! # Example
 //! ```
@@ -31,9 +28,19 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod compress;
 pub mod descriptor;
+mod driver;
+mod error;
+mod extent;
+mod factory;
+mod identity;
+mod info;
+mod open;
 pub mod probe;
 pub mod spec;
 pub mod units;
 
+pub use driver::VmdkDriver;
+pub use factory::VmdkFactory;
 pub use probe::{FileKind, probe};

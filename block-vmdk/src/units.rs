@@ -58,6 +58,16 @@ impl ContentId {
     /// What an image without a parent has as its parent's id.
     pub const NO_PARENT: Self = Self(u32::MAX);
 
+    /// A new one: neither `old`, nor what says that there is no parent.
+    pub fn random(old: Self) -> block_core::Result<Self> {
+        loop {
+            let new = getrandom::u32().map(Self).map_err(|_| block_core::Error::IO)?;
+            if new != old && new != Self::NO_PARENT {
+                return Ok(new);
+            }
+        }
+    }
+
     /// Reads 1 to 8 hexadecimal digits.
     pub fn parse(text: &str) -> Option<Self> {
         let digits = text.bytes().all(|b| b.is_ascii_hexdigit());

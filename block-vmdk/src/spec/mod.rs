@@ -1,5 +1,6 @@
 //! Structures of the format as they stand in files: bytes here, checked types outside.
 
 pub mod cowd;
+pub mod marker;
 pub mod sesparse;
 pub mod sparse;

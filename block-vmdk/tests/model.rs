@@ -18,7 +18,7 @@ use block_testkit::model::disk::DiskModel;
 use block_testkit::naive::vmdk::Files;
 use block_testkit::naive::vmdk::make::NAME;
 use block_testkit::peer::{ImageDir, Verdict};
-use block_testkit::play::{Discarded, Player};
+use block_testkit::play::Player;
 use kit::setups::BASE;
 use kit::{Complaint, Disks, Judged, Setup, World, judge, known, ops, setups, unexpected};
 
@@ -56,7 +56,7 @@ fn play(game: &Game<Setup>) -> Result<(Files, Judged), String> {
         let again = heard.clone();
         let player = Player::new(exec, node, model)
             .cutting()
-            .discards_leave(Discarded::OldOrZero)
+            .discards_leave(setup.discarded())
             .reopening(move || {
                 let judged = judge(&setup, &seen.bytes(MemDisk::to_vec));
                 again.hear(judged.and_then(|judged| judged.clean()));

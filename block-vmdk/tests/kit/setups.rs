@@ -8,6 +8,7 @@ use block_testkit::naive::vmdk::make::{
     Grain, LineEnds, NAME, Placement, Redundant, Shape, Subformat, Tables, Tail, ZeroedGrains,
 };
 use block_testkit::op::{Discards, OpSpace, Reopens, contents};
+use block_testkit::play::Discarded;
 
 /// Name and content id of the parent.
 pub const BASE: (&str, u32) = ("base.vmdk", 0xbac_c1d);
@@ -223,6 +224,12 @@ impl Setup {
     pub fn is_flat(&self) -> bool {
         use Subformat::{MonolithicFlat, TwoGbFlat, Vmfs};
         matches!(self.shape.subformat, MonolithicFlat | TwoGbFlat(_) | Vmfs)
+    }
+
+    /// What a discard leaves of this disk.
+    pub fn discarded(&self) -> Discarded {
+        // Flat extents pass it on, and the file does what it likes.
+        if self.is_flat() { Discarded::Anything } else { Discarded::OldOrZero }
     }
 
     fn grains(&self) -> BTreeMap<u64, Grain> {

@@ -36,7 +36,7 @@ pub struct Report {
     pub holes: u64,
     /// Grains that the file ends inside of. No damage: the rest reads as zeroes.
     pub short: u64,
-    /// COWD files whose header calls a sector free that is in use, or that lies before one. No damage for
+    /// COWD files whose header names a first free sector before the end of what is in use. No damage for
     /// readers, and a crash may leave it; a writer that trusts it does damage.
     pub stale: u64,
     /// Space as long as a grain, behind the overhead, that nothing refers to. No damage.

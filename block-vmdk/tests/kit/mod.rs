@@ -155,8 +155,9 @@ pub struct Judged {
 /// Reads and checks the disk in these files.
 pub fn judge(setup: &Setup, files: &Files) -> Result<Judged, String> {
     let bad = |error: block_testkit::naive::vmdk::BadImage| format!("naive reader: {error}");
-    let backing = setup.backing_contents().unwrap_or_default();
-    let image = Image::open(files, NAME).map_err(bad)?.with_backing(&backing);
+    let backing = setup.backing_contents();
+    let backing = backing.as_deref().unwrap_or_default();
+    let image = Image::open(files, NAME).map_err(bad)?.with_backing(backing);
     Ok(Judged {
         contents: image.contents().map_err(bad)?,
         report: image.check().map_err(bad)?,

@@ -1,14 +1,17 @@
 //! The disks that games start from.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use block_core::{ByteRange, Options, RequestFlags};
 use block_testkit::naive::vmdk::Files;
 use block_testkit::naive::vmdk::make::{
-    Grain, LineEnds, NAME, Placement, Redundant, Shape, Subformat, Tables, Tail, ZeroedGrains,
+    Grain, GrainPlace, LineEnds, NAME, Placement, Redundant, Shape, Subformat, Tables, Tail,
+    ZeroedGrains,
 };
 use block_testkit::op::{Discards, OpSpace, Reopens, contents};
 use block_testkit::play::Discarded;
+use parking_lot::Mutex;
 
 /// Name and content id of the parent.
 pub const BASE: (&str, u32) = ("base.vmdk", 0xbac_c1d);
@@ -191,6 +194,24 @@ pub fn setup(name: &str) -> Setup {
     setups().into_iter().find(|setup| setup.name == name).expect("a setup")
 }
 
+/// Contents and file of a parent of this length. Games ask for them again and again.
+fn parent(len: u64) -> (Arc<[u8]>, Arc<[u8]>) {
+    type Parents = BTreeMap<u64, (Arc<[u8]>, Arc<[u8]>)>;
+    static MADE: Mutex<Parents> = Mutex::new(BTreeMap::new());
+    let make = || {
+        let bytes = contents(0, ByteRange::up_to(len));
+        let shape = Shape { cid: BASE.1, grain_sectors: 8, ..Shape::new(len) };
+        let data = |place: GrainPlace| {
+            let (start, end) = (place.offset, place.offset + place.len);
+            Grain::Data(bytes[super::index(start)..super::index(end)].to_vec())
+        };
+        let grains = (0..).zip(shape.grains()).map(|(at, place)| (at, data(place)));
+        let file = shape.make(&grains.collect()).remove(NAME).expect("one file");
+        (bytes.into(), file.into())
+    };
+    MADE.lock().entry(len).or_insert_with(make).clone()
+}
+
 impl Setup {
     /// The options for opening it.
     pub fn open_options(&self) -> Options {
@@ -199,20 +220,13 @@ impl Setup {
     }
 
     /// What the parent holds.
-    pub fn backing_contents(&self) -> Option<Vec<u8>> {
-        Some(contents(0, ByteRange::up_to(self.backing?)))
+    pub fn backing_contents(&self) -> Option<Arc<[u8]>> {
+        Some(parent(self.backing?).0)
     }
 
     /// The parent's file.
-    pub fn base(&self) -> Option<Vec<u8>> {
-        let bytes = self.backing_contents()?;
-        let shape = Shape { cid: BASE.1, grain_sectors: 8, ..Shape::new(self.backing?) };
-        let data = |range: std::ops::Range<u64>| {
-            bytes[super::index(range.start)..super::index(range.end)].to_vec()
-        };
-        let grains = (0..).zip(shape.grains());
-        let grains = grains.map(|(at, g)| (at, Grain::Data(data(g.offset..g.offset + g.len))));
-        shape.make(&grains.collect()).remove(NAME)
+    pub fn base(&self) -> Option<Arc<[u8]>> {
+        Some(parent(self.backing?).1)
     }
 
     /// Its files.

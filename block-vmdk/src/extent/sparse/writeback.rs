@@ -233,6 +233,7 @@ impl SparseExtent {
         if self.layout.hosted().is_some() {
             self.write_unclean(0).await?;
             self.barrier().await?;
+            writer.was_unclean.store(false, std::sync::atomic::Ordering::Release);
         }
         writer.begun.store(false, std::sync::atomic::Ordering::Release);
         Ok(())

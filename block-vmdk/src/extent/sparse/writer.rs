@@ -36,8 +36,8 @@ pub(crate) struct Writer {
     pub(super) discards: Discards,
     /// Whether the file says that it is being changed, and `Meta::space` is there.
     pub(super) begun: AtomicBool,
-    /// Whether the file said so when it was opened.
-    pub(super) was_unclean: bool,
+    /// Whether the file said so when it was opened, and nobody has closed it since.
+    pub(super) was_unclean: AtomicBool,
 }
 
 /// Sectors of the file, one after the other: the first, and how many.
@@ -109,7 +109,9 @@ impl Writer {
             metadata: RwLock::new(metadata),
             discards,
             begun: AtomicBool::new(false),
-            was_unclean: layout.hosted().is_some_and(|header| header.unclean_shutdown()),
+            was_unclean: AtomicBool::new(
+                layout.hosted().is_some_and(|header| header.unclean_shutdown()),
+            ),
         })
     }
 

@@ -148,6 +148,17 @@ fn space_that_nothing_refers_to_is_counted() {
 }
 
 #[test]
+fn free_sectors_that_are_in_use() {
+    let subformat = Subformat::Cowd(vec![SIZE / 512]);
+    let mut files = disk(&Shape { subformat, ..shape() });
+    assert!(report(&files).is_clean());
+    let file = files.get_mut("v-delta001.vmdk").unwrap();
+    file[28] -= 1;
+    let found = report(&files);
+    assert_eq!((found.stale, found.errors(), found.is_clean()), (1, 0, false));
+}
+
+#[test]
 fn descriptors_whose_ids_are_damaged() {
     for (from, to, text) in [
         ("CID=1234abcd", "CID=1234abxd", "CID is"),

@@ -36,6 +36,9 @@ pub struct Report {
     pub holes: u64,
     /// Grains that the file ends inside of. No damage: the rest reads as zeroes.
     pub short: u64,
+    /// COWD files whose header names a first free sector before the end of what is in use. No damage for
+    /// readers, and a crash may leave it; a writer that trusts it does damage.
+    pub stale: u64,
     /// Space as long as a grain, behind the overhead, that nothing refers to. No damage.
     pub leaks: u64,
 }
@@ -49,7 +52,7 @@ impl Report {
 
     /// Whether nothing is wrong, nothing is leaked, and all files are closed.
     pub fn is_clean(&self) -> bool {
-        self.errors() == 0 && self.leaks == 0 && !self.unclean
+        self.errors() == 0 && self.leaks == 0 && self.stale == 0 && !self.unclean
     }
 }
 
@@ -171,6 +174,9 @@ impl<'a> Checker<'a> {
             self.walk_stream();
         }
         self.count_leaks();
+        let used = self.roles.iter().rposition(|role| *role != Role::Free);
+        let end = used.map_or(0, |last| to_u64(last) + 1);
+        self.report.stale += u64::from(sparse.free.is_some_and(|free| free < end));
     }
 
     /// Takes what is at places that the header names.

@@ -78,6 +78,8 @@ pub struct Sparse<'a> {
     pub markers: bool,
     /// Whether the place of the directory is in the footer.
     pub footer: bool,
+    /// The first sector that a COWD file calls free.
+    pub free: Option<u64>,
     /// Whether it was not closed.
     pub unclean: bool,
     /// Where a seSparse file has its tables and its grains.
@@ -132,6 +134,7 @@ impl<'a> Sparse<'a> {
             compressed: compression == 1,
             markers: flags & 1 << 17 != 0,
             footer,
+            free: None,
             unclean: header.slice(72, 1) != [0],
             places: [0; 2],
             others: Vec::new(),
@@ -171,6 +174,7 @@ impl<'a> Sparse<'a> {
             compressed: false,
             markers: false,
             footer: false,
+            free: Some(number(7)),
             unclean: file.le_u32(1648) != 0,
             places: [0; 2],
             others: Vec::new(),
@@ -202,6 +206,7 @@ impl<'a> Sparse<'a> {
             compressed: false,
             markers: false,
             footer: false,
+            free: None,
             unclean: false,
             places: [number(18), number(24)],
             // Volatile header, journal header, journal, free bitmap and backmap.

@@ -74,11 +74,7 @@ impl SparseExtent {
         if meta.space.is_none() {
             self.survey(&mut meta).await?;
         }
-<<<<<<< HEAD
         if self.layout.hosted().is_some() && !writer.unclean.load(Ordering::Acquire) {
-=======
-        if self.layout.hosted().is_some() && !writer.unclean.load(Ordering::Acquire) {
->>>>>>> vmdk-naive
             self.write_unclean(1).await?;
             self.file.flush().await?;
             writer.unclean.store(true, Ordering::Release);
@@ -161,11 +157,7 @@ impl SparseExtent {
                     survey.note(slots, at / SECTOR, self.grain_sectors())?;
                 }
             }
-<<<<<<< HEAD
             if self.writer()?.unclean.load(Ordering::Acquire) {
-=======
-            if self.writer()?.unclean.load(Ordering::Acquire) {
->>>>>>> vmdk-naive
                 self.renew_redundant(meta, *number, table).await?;
             }
         }

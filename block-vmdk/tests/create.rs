@@ -50,10 +50,13 @@ fn descriptor(dir: &ImageDir, image: &str) -> Descriptor {
     Descriptor::parse(&bytes[512..21 * 512]).unwrap()
 }
 
-/// The lines of a descriptor, but for what no two images have in common and what the peer does not have.
+/// The lines of a descriptor that mean something, but for what no two images have in common and what the
+/// peer does not have.
 fn lines(dir: &ImageDir, image: &str) -> Vec<String> {
     let text = String::from_utf8(descriptor(dir, image).to_bytes()).unwrap();
-    let other = |line: &&str| !line.starts_with("CID=") && !line.starts_with("encoding=");
+    let other = |line: &&str| {
+        !line.is_empty() && !line.starts_with("CID=") && !line.starts_with("encoding=")
+    };
     text.lines().filter(other).map(str::to_owned).collect()
 }
 
@@ -86,7 +89,7 @@ fn check(options: &str) {
 
 #[test]
 fn every_subformat_of_odd_and_even_sizes() {
-    let sizes = ["1", "1000", "1M", "2000896", "70000", "33M", "64M"];
+    let sizes = ["1", "2000896", "70000", "33M"];
     let subformats = [
         "monolithicSparse",
         "monolithicFlat",

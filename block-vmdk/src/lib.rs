@@ -37,6 +37,7 @@ pub mod compress;
 pub mod descriptor;
 pub mod probe;
 pub mod spec;
+pub mod stream;
 pub mod units;
 
 pub use probe::{FileKind, probe};

@@ -41,6 +41,7 @@ mod measure;
 mod open;
 pub mod probe;
 pub mod spec;
+pub mod stream;
 pub mod units;
 
 pub use driver::VmdkDriver;

@@ -21,8 +21,6 @@ use crate::units::{ContentId, Sector, SectorCount};
 /// Bytes of a flat file that are written in any case: who opens it with O_DIRECT learns its alignment
 /// there, and not from a hole.
 const FIRST_BLOCK: u64 = 4096;
-/// An id that says that another setting holds the id.
-const LONG_ID: ContentId = ContentId(u32::MAX - 1);
 
 /// Makes the files of a new image's extents.
 #[async_trait]
@@ -44,8 +42,8 @@ pub async fn create_on(
 ) -> Result<(), OpenError> {
     let plan = options.plan()?;
     let names = Names::of_image(name)?;
-    let cid = ContentId::random(LONG_ID)
-        .map_err(|error| OpenError::Request { what: "content id", error })?;
+    let cid =
+        ContentId::random().map_err(|error| OpenError::Request { what: "content id", error })?;
     let descriptor = descriptor(&plan, &names, cid)?;
     let text = descriptor.to_bytes();
     check_len(&plan, &text)?;

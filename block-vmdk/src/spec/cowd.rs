@@ -89,8 +89,8 @@ impl CowdHeader {
         Ok(header)
     }
 
-    /// The header of a new extent without a table: its directory follows the header, and is followed by the first
-    /// free sector. `geometry` is that of a disk that has no parent.
+    /// The header of a new extent without a table: its directory follows the header, and is followed by the
+    /// first free sector. `geometry` is that of a disk that has no parent.
     pub fn new(
         capacity: SectorCount,
         grain_size: SectorCount,

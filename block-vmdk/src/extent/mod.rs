@@ -117,10 +117,7 @@ impl DiskExtent {
             Body::Flat { node, offset } => {
                 node.write(range.shifted(*offset)?, iov, RequestFlags::empty()).await
             }
-            Body::Sparse(sparse) => {
-                let _pass = sparse.enter().await;
-                sparse.write(range, iov).await
-            }
+            Body::Sparse(sparse) => sparse.write(range, iov).await,
         }
     }
 

@@ -203,7 +203,7 @@ impl SparseExtent {
     }
 
     /// Gives back what nobody uses; its space is punched out of the file first, where that is wanted.
-    async fn release(&self) -> Result<()> {
+    pub(super) async fn release(&self) -> Result<()> {
         let writer = self.writer()?;
         let ready = writer.meta.lock().await.take_ready(|since| self.gate.is_past(since));
         if ready.is_empty() {

@@ -39,6 +39,7 @@ mod info;
 mod open;
 pub mod probe;
 pub mod spec;
+pub mod stream;
 pub mod units;
 
 pub use driver::VmdkDriver;

@@ -335,6 +335,15 @@ fn every_request_of_a_write_across_extents_may_fail() {
     assert!(injected > 80, "{injected} faults");
 }
 
+/// The error of one extent is not covered by the others' success.
+#[test]
+fn every_request_of_a_discard_across_extents_may_fail() {
+    let discard = Op::Discard { range: ByteRange::new(0xf000, 0x19000).unwrap() };
+    let kinds = [Kind::Write, Kind::FlushToDisk, Kind::Read];
+    let injected = each_in_turn("split 4k zeroed", &[discard, Op::Flush], "", &kinds);
+    assert!(injected > 60, "{injected} faults");
+}
+
 #[test]
 fn every_request_of_a_zero_write_may_fail() {
     let range = ByteRange::new(0x1000, 0xa000).unwrap();

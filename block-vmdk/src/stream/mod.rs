@@ -18,7 +18,10 @@
 //! What is not here: backing files. A reader of one grain out of many is [`crate::compress::GrainReader`].
 
 mod pack;
+mod read;
 mod write;
+
+pub use read::{GrainPiece, ReadError, ReadInto, StreamReader, TableProblem};
 
 use block_core::job::copy::Watch;
 use block_core::job::stream::{Disk, Forward, MEMORY_BYTES, Pieces, Report, StreamError};

@@ -148,6 +148,16 @@ pub enum OpenError {
         /// What is wrong with it.
         problem: Problem,
     },
+    /// A text inside the image cannot be understood.
+    #[error("{format}: {what}: {problem}")]
+    Text {
+        /// Name of the format.
+        format: &'static str,
+        /// Which text, in the format's words: `descriptor`.
+        what: &'static str,
+        /// What is wrong with it, with the line or the value.
+        problem: String,
+    },
     /// The image needs features that this driver does not have.
     #[error("{format}: unsupported feature(s): {names}")]
     UnsupportedFeature {

@@ -16,6 +16,7 @@ use block_core::proto::null::NullFactory;
 use block_core::registry::OpenContext;
 use block_core::{Node, OpenFlags, Options, Registry};
 use block_qcow2::Qcow2Factory;
+use block_vmdk::VmdkFactory;
 
 use crate::spec::{SpecError, image_opts, json};
 use crate::temporary;
@@ -29,6 +30,7 @@ pub fn registry() -> Arc<Registry> {
         .with(MemFactory)
         .with(NullFactory)
         .with(Qcow2Factory)
+        .with(VmdkFactory)
         .with(RawFactory);
     Arc::new(registry)
 }

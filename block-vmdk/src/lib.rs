@@ -12,11 +12,6 @@
 //! * [`probe()`]: whether a file starts like a VMDK, and like which kind.
 //! * [`units`]: sectors, grains and content ids as types of their own.
 //!
-//! # What is not here
-//! There is no driver: this crate opens no image, reads no grain and creates nothing. Grain
-//! directories and tables, and the footer of streamOptimized images are not read; `probe` knows COWD
-//! by its magic number only.
-//!
 //! # Example
 //! ```
 //! use block_vmdk::descriptor::{Descriptor, ExtentKind};
@@ -34,10 +29,21 @@
 #![forbid(unsafe_code)]
 
 pub mod compress;
+pub mod create;
 pub mod descriptor;
+mod driver;
+mod error;
+mod extent;
+mod factory;
+mod identity;
+mod info;
+mod measure;
+mod open;
 pub mod probe;
 pub mod spec;
 pub mod stream;
 pub mod units;
 
+pub use driver::VmdkDriver;
+pub use factory::VmdkFactory;
 pub use probe::{FileKind, probe};

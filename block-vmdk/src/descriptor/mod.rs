@@ -27,6 +27,10 @@ const CID: &str = "CID";
 const PARENT_CID: &str = "parentCID";
 const CREATE_TYPE: &str = "createType";
 
+/// Further values of `createType`: their extents are of the kinds that the others have.
+const OTHER_TYPES: [&str; 5] =
+    ["fullDevice", "partitionedDevice", "custom", "vmfsThin", "vmfsEagerZeroedThick"];
+
 /// How the files of a disk are laid out.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "the names are those of the format")]
@@ -129,6 +133,15 @@ impl Descriptor {
         let value =
             self.value(CREATE_TYPE).ok_or(DescriptorError::Missing { name: CREATE_TYPE })?;
         CreateType::of_name(value).ok_or_else(|| bad_value(CREATE_TYPE, value))
+    }
+
+    /// Refuses a `createType` that no VMware product knows; what the types mean, the extent lines say.
+    pub fn check_create_type(&self) -> Result<(), DescriptorError> {
+        let value =
+            self.value(CREATE_TYPE).ok_or(DescriptorError::Missing { name: CREATE_TYPE })?;
+        let known = CreateType::of_name(value).is_some()
+            || OTHER_TYPES.iter().any(|name| name.as_bytes() == value);
+        if known { Ok(()) } else { Err(bad_value(CREATE_TYPE, value)) }
     }
 
     /// The content id.

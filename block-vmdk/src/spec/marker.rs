@@ -97,7 +97,8 @@ impl MetadataKind {
     const ALL: [Self; 4] =
         [Self::EndOfStream, Self::GrainTable, Self::GrainDirectory, Self::Footer];
 
-    fn number(self) -> u32 {
+    /// Its number in a marker.
+    pub fn number(self) -> u32 {
         match self {
             Self::EndOfStream => 0,
             Self::GrainTable => 1,

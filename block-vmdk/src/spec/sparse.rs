@@ -17,6 +17,8 @@ use crate::units::{GrainIndex, Sector, SectorCount};
 pub const MAGIC: [u8; 4] = *b"KDMV";
 /// Length of the header in bytes.
 pub const HEADER_LEN: usize = 512;
+/// Where in the header the byte stands that says that the file is being changed.
+pub const UNCLEAN_SHUTDOWN_AT: usize = 72;
 /// Smallest grain: 4 KiB.
 pub const GRAIN_SECTORS_MIN: u64 = 8;
 /// Largest grain: 1 GiB.

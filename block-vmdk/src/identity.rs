@@ -1,0 +1,140 @@
+//! Who an image is: its descriptor in the file, with the content ids.
+//!
+//! **Invariants.** Before the first change of an open image its content id in the file is a new one, and
+//! that is stable: whoever was made on top of it sees that it changed. A change of the descriptor
+//! touches the sectors that differ and no others; after a failed one the old text is in memory.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use block_core::driver::{Exactness, Prealloc};
+use block_core::range::to_u64;
+use block_core::{Error, Node, OpenError, Result};
+use parking_lot::RwLock;
+
+use crate::descriptor::Descriptor;
+use crate::error::bad_field;
+use crate::extent::file_io::write_bytes;
+use crate::units::ContentId;
+
+/// Sectors are what a crash leaves old or new.
+const SECTOR: usize = 512;
+
+/// Where a descriptor stands.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    /// It is the file.
+    File,
+    /// Inside of a sparse extent, followed by zeroes.
+    Embedded {
+        /// Byte of the file.
+        at: u64,
+        /// Bytes that are reserved for it.
+        room: u64,
+    },
+}
+
+/// The descriptor of an open image.
+pub(crate) struct Identity {
+    file: Node,
+    place: Place,
+    /// What the file holds. Held for a look or to put a new one in place.
+    descriptor: RwLock<Descriptor>,
+    /// Whether the content id was changed since the image was opened.
+    renewed: AtomicBool,
+    /// Held by the one change that is under way.
+    turn: futures::lock::Mutex<()>,
+}
+
+impl Identity {
+    pub(crate) fn new(file: Node, place: Place, descriptor: Descriptor) -> Self {
+        Self {
+            file,
+            place,
+            descriptor: RwLock::new(descriptor),
+            renewed: AtomicBool::new(false),
+            turn: futures::lock::Mutex::default(),
+        }
+    }
+
+    /// Where the descriptor stands.
+    pub(crate) fn place(&self) -> Place {
+        self.place
+    }
+
+    /// What `look` says of the descriptor.
+    pub(crate) fn with<R>(&self, look: impl FnOnce(&Descriptor) -> R) -> R {
+        look(&self.descriptor.read())
+    }
+
+    /// Whether the image was changed since it was opened.
+    pub(crate) fn is_renewed(&self) -> bool {
+        self.renewed.load(Ordering::Acquire)
+    }
+
+    /// Gives the image a new content id, if it has not got one since it was opened.
+    pub(crate) async fn renew(&self) -> Result<()> {
+        if self.is_renewed() {
+            return Ok(());
+        }
+        let _turn = self.turn.lock().await;
+        if self.is_renewed() {
+            return Ok(());
+        }
+        let mut changed = self.descriptor.read().clone();
+        if let Some(old) = changed.content_id() {
+            let new = ContentId::random(old)?;
+            changed.set_content_id(new).map_err(|_| Error::Invalid)?;
+            self.write(changed).await?;
+            self.file.flush().await?;
+        }
+        self.renewed.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Changes the descriptor as `change` says, and makes that stable.
+    pub(crate) async fn update(
+        &self,
+        change: impl FnOnce(&mut Descriptor) -> Result<(), OpenError> + Send,
+    ) -> Result<(), OpenError> {
+        let failed = |error| OpenError::Request { what: "descriptor", error };
+        let _turn = self.turn.lock().await;
+        let mut changed = self.descriptor.read().clone();
+        change(&mut changed)?;
+        let len = to_u64(changed.to_bytes().len());
+        if let Place::Embedded { room, .. } = self.place
+            && len > room
+        {
+            let problem = block_core::Problem::Above(room);
+            return Err(bad_field("length of the descriptor", len, problem));
+        }
+        self.write(changed).await.map_err(failed)?;
+        self.file.flush().await.map_err(failed)
+    }
+
+    async fn write(&self, changed: Descriptor) -> Result<()> {
+        let (mut old, mut new) = (self.descriptor.read().to_bytes(), changed.to_bytes());
+        let at = match self.place {
+            Place::File => 0,
+            Place::Embedded { at, room } => {
+                let len = old.len().max(new.len());
+                if to_u64(new.len()) > room {
+                    return Err(Error::NO_SPACE);
+                }
+                old.resize(len, 0);
+                new.resize(len, 0);
+                at
+            }
+        };
+        for (sector, bytes) in (0u64..).zip(new.chunks(SECTOR)) {
+            let start = block_core::range::to_usize(sector) * SECTOR;
+            if old.get(start..start + bytes.len()) != Some(bytes) {
+                write_bytes(&self.file, at + to_u64(start), bytes).await?;
+            }
+        }
+        if self.place == Place::File && new.len() < old.len() {
+            self.file.truncate(to_u64(new.len()), Exactness::AtLeast, Prealloc::Off).await?;
+        }
+        *self.descriptor.write() = changed;
+        Ok(())
+    }
+}

@@ -1,0 +1,351 @@
+//! Opening an image: descriptor, extents, parent.
+//!
+//! Order: the file, its descriptor, the extents that the descriptor names, the parent. **Invariants.**
+//! A name inside the image is a plain file in the descriptor's directory, unless the user allows others;
+//! a parent whose content id is not the one that the image was made on is refused; what cannot be
+//! written is refused when it is opened for writing.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use block_core::driver::BlockDriver;
+use block_core::error::Problem;
+use block_core::registry::{BACKING_FILE, OpenContext, ReferencePolicy};
+use block_core::{ByteRange, Node, OpenError, Options};
+use futures::future::BoxFuture;
+
+use crate::descriptor::{Access, DESCRIPTOR_BYTES_MAX, Descriptor, Extent, ExtentKind};
+use crate::driver::VmdkDriver;
+use crate::error::{FORMAT, bad_field};
+use crate::extent::file_io::read_bytes;
+use crate::extent::layout::{Header, SparseLayout};
+use crate::extent::sparse::{Discards, SparseExtent, SparseParts};
+use crate::extent::{Body, DiskExtent};
+use crate::identity::{Identity, Place};
+use crate::probe::{FileKind, probe};
+use crate::units::{ContentId, Sector, SectorCount};
+
+/// The role of an extent's file in errors.
+const EXTENT: &str = "extent";
+/// Most extents of a disk.
+pub(crate) const EXTENTS_MAX: usize = 4096;
+/// The setting that names the parent.
+pub(crate) const PARENT_HINT: &str = "parentFileNameHint";
+
+/// What the user says about the files that the image refers to.
+struct ReferenceOptions {
+    backing: Options,
+    /// The user wants no backing file (`backing=`).
+    no_backing: bool,
+    /// Options of extents by number.
+    extents: Options,
+    /// Extents may be outside of the descriptor's directory.
+    outside: bool,
+}
+
+impl ReferenceOptions {
+    fn take(options: &mut Options) -> Result<Self, OpenError> {
+        let no_backing = match options.take("backing").as_deref() {
+            None => false,
+            Some("" | "null") => true,
+            Some(_) => {
+                let what = "a backing file by node name";
+                return Err(OpenError::Unsupported { driver: FORMAT, what });
+            }
+        };
+        Ok(Self {
+            backing: options.take_sub("backing"),
+            no_backing,
+            extents: options.take_sub("extents"),
+            outside: options.take_bool("allow-outside-extents")?.unwrap_or(false),
+        })
+    }
+}
+
+/// An extent that is not open yet.
+struct Planned {
+    access: Access,
+    sectors: SectorCount,
+    source: Source,
+}
+
+/// Where an extent's bytes are.
+enum Source {
+    Zero,
+    /// In the image's own file.
+    Own(Box<SparseLayout>),
+    /// In a file of this name.
+    File {
+        name: String,
+        kind: ExtentKind,
+        offset: Sector,
+    },
+}
+
+/// Opens an image.
+pub(crate) fn open(
+    options: Options,
+    context: OpenContext,
+) -> BoxFuture<'static, Result<Arc<dyn BlockDriver>, OpenError>> {
+    Box::pin(open_here(options, context))
+}
+
+async fn open_here(
+    mut options: Options,
+    mut context: OpenContext,
+) -> Result<Arc<dyn BlockDriver>, OpenError> {
+    let mut references = ReferenceOptions::take(&mut options)?;
+    let file = context.open_child(&mut options, "file").await?;
+    options.finish()?;
+    let (identity, planned) = read_plan(&file).await?;
+    let backing = match &identity {
+        Some(identity) => open_backing(&context, &file, identity, &references).await?,
+        None => None,
+    };
+    let extents = open_extents(&context, &file, planned, backing.as_ref(), &mut references).await?;
+    if let Some((option, _)) = references.extents.iter().next() {
+        let option = format!("extents.{option}");
+        return Err(OpenError::Option { option, problem: Problem::Unknown });
+    }
+    Ok(Arc::new(VmdkDriver::new(file, identity, extents, backing, context)))
+}
+
+/// The descriptor, if there is one, and the extents.
+async fn read_plan(file: &Node) -> Result<(Option<Identity>, Vec<Planned>), OpenError> {
+    let failed = |error| OpenError::Request { what: "descriptor", error };
+    let head = ByteRange::up_to(file.len().min(block_core::registry::PROBE_BYTES));
+    let head = read_bytes(file, head).await.map_err(failed)?;
+    if matches!(probe(&head), Some(FileKind::HostedSparse | FileKind::Cowd)) {
+        let layout = SparseLayout::read(file).await?;
+        let identity = read_embedded(file, &layout).await?;
+        let sectors = SectorCount(layout.geometry.len() / 512);
+        let source = Source::Own(Box::new(layout));
+        return Ok((identity, vec![Planned { access: Access::ReadWrite, sectors, source }]));
+    }
+    let most = block_core::range::to_u64(DESCRIPTOR_BYTES_MAX);
+    if file.len() > most {
+        let problem = Problem::Above(most);
+        return Err(bad_field("length of the descriptor", file.len(), problem));
+    }
+    let bytes = read_bytes(file, ByteRange::up_to(file.len())).await.map_err(failed)?;
+    let descriptor = Descriptor::parse(&bytes)?;
+    descriptor.check_create_type()?;
+    if descriptor.extents().len() > EXTENTS_MAX {
+        let count = block_core::range::to_u64(descriptor.extents().len());
+        let problem = Problem::Above(block_core::range::to_u64(EXTENTS_MAX));
+        return Err(bad_field("number of extents", count, problem));
+    }
+    let planned = descriptor.extents().iter().map(plan_extent).collect::<Result<_, _>>()?;
+    Ok((Some(Identity::new(file.clone(), Place::File, descriptor)), planned))
+}
+
+/// The descriptor inside of a sparse extent.
+async fn read_embedded(file: &Node, layout: &SparseLayout) -> Result<Option<Identity>, OpenError> {
+    let failed = |error| OpenError::Request { what: "descriptor", error };
+    let Some(range) = layout.descriptor.filter(|range| range.count.0 > 0) else {
+        return Ok(None);
+    };
+    let truncated = || bad_field("descriptorOffset", range.start.0, Problem::Truncated(file.len()));
+    let at = range.start.offset().ok_or_else(truncated)?;
+    let room = range.count.bytes().ok_or_else(truncated)?;
+    let place = ByteRange::new(at, room).map_err(|_| truncated())?;
+    let bytes = read_bytes(file, place).await.map_err(failed)?;
+    let descriptor = Descriptor::parse(&bytes)?;
+    Ok(Some(Identity::new(file.clone(), Place::Embedded { at, room }, descriptor)))
+}
+
+fn plan_extent(extent: &Extent) -> Result<Planned, OpenError> {
+    let source = match (extent.kind, extent.access) {
+        (ExtentKind::VmfsRdm | ExtentKind::VmfsRaw, _) => {
+            let names = format!("extents of type {}", extent.kind.name());
+            return Err(OpenError::UnsupportedFeature { format: FORMAT, names });
+        }
+        // Nobody may look at it.
+        (ExtentKind::Zero, _) | (_, Access::None) => Source::Zero,
+        (kind, _) => {
+            let name = String::from_utf8(extent.file_name.clone()).map_err(|_| {
+                let name = extent.file_name.escape_ascii().to_string();
+                OpenError::Reference { name, problem: Problem::NotText }
+            })?;
+            Source::File { name, kind, offset: extent.offset.unwrap_or_default() }
+        }
+    };
+    Ok(Planned { access: extent.access, sectors: extent.sectors, source })
+}
+
+async fn open_backing(
+    context: &OpenContext,
+    file: &Node,
+    identity: &Identity,
+    references: &ReferenceOptions,
+) -> Result<Option<Node>, OpenError> {
+    let given = references.backing.clone();
+    let (parent, hint) = identity.with(|descriptor| {
+        let hint = descriptor.value(PARENT_HINT).map(<[u8]>::to_vec);
+        (descriptor.parent_content_id(), hint)
+    });
+    let flags = context.flags;
+    let wanted = parent.is_some() || !given.is_empty();
+    if !wanted || references.no_backing || flags.no_io || flags.no_backing {
+        return Ok(None);
+    }
+    let name = match hint {
+        Some(hint) => String::from_utf8(hint).map_err(|bytes| {
+            let name = bytes.as_bytes().escape_ascii().to_string();
+            OpenError::Reference { name, problem: Problem::NotText }
+        })?,
+        None if given.is_empty() => {
+            let option = PARENT_HINT.to_owned();
+            return Err(OpenError::Option { option, problem: Problem::Missing });
+        }
+        None => String::new(),
+    };
+    let opened = context.open_reference(BACKING_FILE, file, &name, Some(FORMAT), given).await?;
+    if let (Some(parent), Some(found)) = (parent, content_id_of(&opened))
+        && parent != found
+        && !flags.check
+    {
+        let problem = Problem::Contradicts("the content id of the parent, which was changed since");
+        return Err(bad_field("parentCID", parent.0.into(), problem));
+    }
+    Ok(Some(opened))
+}
+
+/// The content id of an open image, if it has one.
+pub(crate) fn content_id_of(node: &Node) -> Option<ContentId> {
+    if node.driver().name() != FORMAT {
+        return None;
+    }
+    let info = node.driver().info();
+    info.specific.iter().find_map(|(name, value)| match (name, value) {
+        (&"cid", block_core::info::InfoValue::Int(id)) => u32::try_from(*id).ok().map(ContentId),
+        _ => None,
+    })
+}
+
+async fn open_extents(
+    context: &OpenContext,
+    own: &Node,
+    planned: Vec<Planned>,
+    backing: Option<&Node>,
+    references: &mut ReferenceOptions,
+) -> Result<Vec<DiskExtent>, OpenError> {
+    let mut nodes: HashMap<String, Node> = HashMap::new();
+    let (mut extents, mut start) = (Vec::new(), 0u64);
+    for (number, plan) in planned.into_iter().enumerate() {
+        let too_large = || bad_field("sectors of an extent", plan.sectors.0, Problem::Unknown);
+        let len = plan.sectors.bytes().ok_or_else(too_large)?;
+        let range = ByteRange::new(start, len).map_err(|_| too_large())?;
+        let given = references.extents.take_sub(&number.to_string());
+        if len == 0 {
+            continue;
+        }
+        let parts = |file, layout| SparseParts {
+            file,
+            layout,
+            start,
+            backing: backing.cloned(),
+            budget: Arc::clone(&context.budget),
+            writing: writing(context, plan.access),
+        };
+        let body = match plan.source {
+            Source::Zero => Body::Zero,
+            Source::Own(layout) => {
+                check_writable(context, plan.access, &layout)?;
+                let parts = parts(own.clone(), *layout);
+                Body::Sparse(Arc::new(SparseExtent::open(parts).await?))
+            }
+            Source::File { name, kind, offset } => {
+                let node = match nodes.get(&name) {
+                    Some(node) => node.clone(),
+                    None => {
+                        let outside = references.outside;
+                        let opened = open_file(context, own, &name, plan.access, given, outside);
+                        let opened = opened.await?;
+                        nodes.insert(name, opened.clone());
+                        opened
+                    }
+                };
+                match kind {
+                    ExtentKind::Flat | ExtentKind::Vmfs => {
+                        let offset = offset.offset().ok_or_else(too_large)?;
+                        Body::Flat { node, offset }
+                    }
+                    _ => {
+                        let layout = SparseLayout::read(&node).await?;
+                        check_kind(kind, &layout)?;
+                        check_writable(context, plan.access, &layout)?;
+                        if layout.geometry.len() < len {
+                            let problem = Problem::Contradicts("the extent in the descriptor");
+                            let capacity = layout.geometry.len() / 512;
+                            return Err(bad_field("capacity", capacity, problem));
+                        }
+                        Body::Sparse(Arc::new(SparseExtent::open(parts(node, layout)).await?))
+                    }
+                }
+            }
+        };
+        extents.push(DiskExtent { range, access: plan.access, body });
+        start = range.end();
+    }
+    Ok(extents)
+}
+
+/// Opens the file of an extent, which is never probed for a format.
+async fn open_file(
+    context: &OpenContext,
+    own: &Node,
+    name: &str,
+    access: Access,
+    given: Options,
+    outside: bool,
+) -> Result<Node, OpenError> {
+    let mut context = context.clone();
+    context.flags.writable &= access == Access::ReadWrite;
+    if !outside && context.policy == ReferencePolicy::PlainFiles {
+        context.policy = ReferencePolicy::SameDirectory;
+    }
+    let protocol = context.registry.protocol_of(given.peek("filename").unwrap_or_default())?;
+    context.open_reference(EXTENT, own, name, Some(protocol), given).await
+}
+
+fn writing(context: &OpenContext, access: Access) -> Option<Discards> {
+    let flags = context.flags;
+    let writes = flags.writable && !flags.check && !flags.no_io && access == Access::ReadWrite;
+    let discards = if flags.unmap { Discards::Pass } else { Discards::Keep };
+    writes.then_some(discards)
+}
+
+fn check_kind(kind: ExtentKind, layout: &SparseLayout) -> Result<(), OpenError> {
+    let fits = matches!(
+        (kind, &layout.header),
+        (ExtentKind::Sparse, Header::Hosted(_))
+            | (ExtentKind::VmfsSparse, Header::Cowd(_))
+            | (ExtentKind::SeSparse, Header::SeSparse(_))
+    );
+    if fits {
+        return Ok(());
+    }
+    let problem = format!("an extent of type {} has another header", kind.name());
+    Err(OpenError::Text { format: FORMAT, what: "descriptor", problem })
+}
+
+/// Refuses to write to what is only written once, or by others.
+fn check_writable(
+    context: &OpenContext,
+    access: Access,
+    layout: &SparseLayout,
+) -> Result<(), OpenError> {
+    if writing(context, access).is_none() {
+        return Ok(());
+    }
+    let names = match &layout.header {
+        Header::SeSparse(_) => "writing to a seSparse extent",
+        Header::Hosted(header) if header.is_compressed() || header.has_markers() => {
+            "writing to a streamOptimized image (it is written once, from start to end)"
+        }
+        Header::Hosted(header) if header.version() == 3 => "writing to a version 3 extent",
+        Header::Hosted(_) | Header::Cowd(_) => return Ok(()),
+    };
+    Err(OpenError::UnsupportedFeature { format: FORMAT, names: names.to_owned() })
+}

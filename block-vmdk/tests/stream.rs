@@ -298,7 +298,7 @@ fn grains_may_come_in_any_order_and_none_twice() {
 /// Grains of all sizes, tables of all lengths, entries for zeroes, tables in front and behind.
 #[test]
 fn whatever_the_format_allows_is_read() {
-    for seed in 0..60 {
+    for seed in 0..25 {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut shape = Shape::new(random.random_range(1..6000) * 512);
         let front = random.random();

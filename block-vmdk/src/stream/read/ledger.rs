@@ -77,7 +77,7 @@ impl Ledger {
             return Err(ReadError::Repeated { grain: grain.0, sector: at.0 });
         }
         self.count += 1;
-        if self.count % LOOK_EVERY == 0 {
+        if self.count.is_multiple_of(LOOK_EVERY) {
             self.seen_bytes = to_u64(self.seen.serialized_size()).saturating_mul(SPARSE_FACTOR);
         }
         if named == Named::No {

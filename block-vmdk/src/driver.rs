@@ -374,6 +374,10 @@ impl BlockDriver for VmdkDriver {
         }
     }
 
+    async fn invalidate_cache(self: Arc<Self>) -> Result<()> {
+        Err(Error::Unsupported)
+    }
+
     fn set_event_sink(&self, sink: Arc<dyn Fn(NodeEvent) + Send + Sync>) {
         // Called once; a second sink would be a second owner.
         let _ = self.events.sink.set(sink);

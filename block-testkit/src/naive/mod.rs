@@ -5,5 +5,7 @@
 //! twin says the same.
 
 pub mod allocmap;
+mod bytes;
 pub mod inflate;
 pub mod qcow2;
+pub mod vmdk;

@@ -7,8 +7,8 @@
 use block_core::Problem;
 use block_core::range::{to_u64, to_usize};
 
-use super::bytes::Bytes;
 use super::error::{BadImage, field};
+use crate::naive::bytes::Bytes;
 
 const MAGIC: u32 = 0x5146_49fb;
 const L1_BYTES_MAX: u64 = 32 << 20;

@@ -25,7 +25,6 @@
 //! ```
 
 mod bitmap;
-mod bytes;
 mod check;
 mod entry;
 mod error;
@@ -44,7 +43,7 @@ pub use header::{Compression, Extension, FeatureName, Header};
 pub use map::{MAX_CONTENTS, MAX_PIECES, Piece, Place};
 pub use snapshot::Snapshot;
 
-use bytes::Bytes;
+use super::bytes::Bytes;
 
 /// A qcow2 image in memory.
 #[derive(Clone, Debug)]

@@ -74,9 +74,10 @@ impl SparseExtent {
         if meta.space.is_none() {
             self.survey(&mut meta).await?;
         }
-        if self.layout.hosted().is_some() && !writer.was_unclean {
+        if self.layout.hosted().is_some() && !writer.unclean.load(Ordering::Acquire) {
             self.write_unclean(1).await?;
             self.file.flush().await?;
+            writer.unclean.store(true, Ordering::Release);
         }
         writer.begun.store(true, Ordering::Release);
         Ok(())
@@ -119,6 +120,9 @@ impl SparseExtent {
         }
         shared.slots = survey.shared;
         let writer = self.writer()?;
+        if writer.unclean.load(Ordering::Acquire) {
+            self.empty_redundant(meta).await?;
+        }
         let overhead = self.layout.hosted().map_or(0, |header| header.overhead().0);
         let next = survey.end.max(writer.metadata_end()).max(overhead).max(meta.free_sector);
         let len = self.file.len();
@@ -153,9 +157,20 @@ impl SparseExtent {
                     survey.note(slots, at / SECTOR, self.grain_sectors())?;
                 }
             }
-            if self.writer()?.was_unclean {
+            if self.writer()?.unclean.load(Ordering::Acquire) {
                 self.renew_redundant(meta, *number, table).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Empties redundant tables whose primary one the directory in the file does not name: a crash between
+    /// the two directories leaves entries in them.
+    async fn empty_redundant(&self, meta: &Meta) -> Result<()> {
+        let empty = vec![0; to_usize(self.layout.table_bytes())];
+        let count = meta.redundant.as_ref().map_or(0, |all| to_u64(all.len()));
+        for number in (0..count).filter(|number| self.table_sector(*number) == 0) {
+            self.renew_redundant(meta, number, &empty).await?;
         }
         Ok(())
     }

@@ -10,11 +10,12 @@
 //! missing in the file is dirty.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::Ordering;
 
 use block_core::driver::{Exactness, Prealloc};
 use block_core::metadata::steps;
 use block_core::range::to_usize;
-use block_core::{ByteRange, Error, Result};
+use block_core::{ByteRange, Error, Result, Support};
 use futures::stream;
 
 use super::writer::{Discards, Meta, Sectors, sector_entries};
@@ -224,7 +225,7 @@ impl SparseExtent {
     /// Writes everything back and takes away the mark that the extent is being changed.
     pub(crate) async fn finish_writing(&self) -> Result<()> {
         let writer = self.writer()?;
-        if !writer.begun.load(std::sync::atomic::Ordering::Acquire) {
+        if !writer.begun.load(Ordering::Acquire) {
             return Ok(());
         }
         self.write_back(WriteBack::Reclaim).await?;
@@ -233,8 +234,9 @@ impl SparseExtent {
         if self.layout.hosted().is_some() {
             self.write_unclean(0).await?;
             self.barrier().await?;
+            writer.unclean.store(false, Ordering::Release);
         }
-        writer.begun.store(false, std::sync::atomic::Ordering::Release);
+        writer.begun.store(false, Ordering::Release);
         Ok(())
     }
 
@@ -244,7 +246,8 @@ impl SparseExtent {
         let grown_to = meta.grown_to.take();
         let Some(space) = &meta.space else { return Ok(()) };
         let end = space.end() * SECTOR;
-        if grown_to == Some(self.file.len()) && end < self.file.len() {
+        let can_cut = self.file.capabilities().truncate == Support::Native;
+        if can_cut && grown_to == Some(self.file.len()) && end < self.file.len() {
             self.file.truncate(end, Exactness::AtLeast, Prealloc::Off).await?;
         }
         Ok(())

@@ -1,4 +1,5 @@
-//! Big-endian numbers out of a file in memory; what is beyond its end is zero.
+//! Numbers out of a file in memory, big-endian unless their name says otherwise; what is beyond its end
+//! is zero.
 
 use block_core::range::{to_u64, to_usize};
 
@@ -51,6 +52,18 @@ impl<'a> Bytes<'a> {
 
     pub(super) fn u64(self, offset: u64) -> u64 {
         u64::from_be_bytes(self.array(offset))
+    }
+
+    pub(super) fn le_u16(self, offset: u64) -> u16 {
+        u16::from_le_bytes(self.array(offset))
+    }
+
+    pub(super) fn le_u32(self, offset: u64) -> u32 {
+        u32::from_le_bytes(self.array(offset))
+    }
+
+    pub(super) fn le_u64(self, offset: u64) -> u64 {
+        u64::from_le_bytes(self.array(offset))
     }
 }
 

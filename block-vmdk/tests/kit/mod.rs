@@ -1,0 +1,280 @@
+//! What the games on VMDK disks share: setups, worlds that the files of a disk live in, and the judges.
+//!
+//! A [`Setup`] says what a disk is like at the start; a [`World`] has the files, of whatever kind the test
+//! needs, and opens the disk in them. [`judge`] looks at the files once the disk is closed.
+
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test file uses its part")]
+#![allow(clippy::expect_used, reason = "helpers of tests")]
+
+pub mod setups;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use block_core::driver::BlockDriver;
+use block_core::options::OpenFlags;
+use block_core::proto::mem::MemDriver;
+use block_core::range::to_usize;
+use block_core::registry::{DriverFactory, OpenContext};
+use block_core::{Alignment, Error, Node, OpenError, Options, Registry, RequestFlags};
+use block_testkit::campaign::seeded;
+use block_testkit::model::disk::Source;
+use block_testkit::naive::vmdk::make::NAME;
+use block_testkit::naive::vmdk::{Files, Image, Report};
+use block_testkit::op::Op;
+use block_testkit::play::Played;
+use block_vmdk::VmdkFactory;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+
+pub use setups::{Setup, setups};
+
+/// A protocol by the name that plain names have. Nothing is opened by it: tests give all files.
+struct NoFiles;
+
+#[async_trait]
+impl DriverFactory for NoFiles {
+    fn name(&self) -> &'static str {
+        "file"
+    }
+
+    async fn open(&self, _: Options, _: OpenContext) -> Result<Arc<dyn BlockDriver>, OpenError> {
+        Err(OpenError::Unsupported { driver: "file", what: "opening a file" })
+    }
+}
+
+/// Hands out one driver that is there already.
+struct Given(&'static str, Arc<dyn BlockDriver>);
+
+#[async_trait]
+impl DriverFactory for Given {
+    fn name(&self) -> &'static str {
+        self.0
+    }
+
+    async fn open(
+        &self,
+        mut options: Options,
+        _: OpenContext,
+    ) -> Result<Arc<dyn BlockDriver>, OpenError> {
+        // References inside the descriptor come with their names.
+        let _ = options.take("filename");
+        options.finish()?;
+        Ok(Arc::clone(&self.1))
+    }
+}
+
+/// Protocols by which the files of a disk are given: the descriptor, or the only file, first.
+const GIVEN: [&str; 6] = ["given-0", "given-1", "given-2", "given-3", "given-4", "given-5"];
+
+/// The files of a disk, open as drivers.
+#[derive(Clone)]
+pub struct World {
+    /// The descriptor, or the only file; then the extents in their order.
+    pub files: Vec<Arc<dyn BlockDriver>>,
+    pub base: Option<Arc<dyn BlockDriver>>,
+    options: Options,
+}
+
+impl World {
+    /// The disk of `setup` in these files; the parent is made.
+    pub fn new(setup: &Setup, files: Vec<Arc<dyn BlockDriver>>) -> Self {
+        assert!(files.len() <= GIVEN.len(), "{} files", files.len());
+        let base = setup.base().map(|bytes| memory(&bytes));
+        Self { files, base, options: setup.open_options() }
+    }
+
+    /// Opens the disk for writing, discards passed down.
+    pub fn open(&self) -> BoxFuture<'static, Result<Node, OpenError>> {
+        self.open_with(OpenFlags::READ_WRITE)
+    }
+
+    /// Opens the disk.
+    pub fn open_with(&self, flags: OpenFlags) -> BoxFuture<'static, Result<Node, OpenError>> {
+        let mut registry = Registry::new().with(VmdkFactory).with(NoFiles);
+        let mut options = self.options.clone();
+        options.set("driver", "vmdk");
+        for (number, file) in self.files.iter().enumerate() {
+            registry = registry.with(Given(GIVEN[number], Arc::clone(file)));
+            let option = match number {
+                0 => "file.driver".to_owned(),
+                number => format!("extents.{}.driver", number - 1),
+            };
+            options.set(option, GIVEN[number]);
+        }
+        if let Some(base) = &self.base {
+            registry = registry.with(Given("given-base", Arc::clone(base)));
+            options.set("backing.driver", "vmdk");
+            options.set("backing.file.driver", "given-base");
+        }
+        OpenContext::new(Arc::new(registry), flags).open(options)
+    }
+}
+
+/// A disk in memory that holds `bytes`.
+pub fn memory(bytes: &[u8]) -> Arc<dyn BlockDriver> {
+    Arc::new(MemDriver::from_bytes(bytes).expect("memory"))
+}
+
+/// The files of a disk in the order in which a [`World`] takes them, as disks of one kind.
+pub struct Disks<D>(pub Vec<(String, Arc<D>)>);
+
+impl<D> Disks<D> {
+    /// One disk for each file.
+    pub fn new(files: Files, make: impl Fn(Vec<u8>) -> Arc<D>) -> Self {
+        let mut all: Vec<_> = files.into_iter().collect();
+        // Extents have numbers in their names.
+        all.sort_by_key(|(name, _)| (name != NAME, name.clone()));
+        Self(all.into_iter().map(|(name, bytes)| (name, make(bytes))).collect())
+    }
+
+    /// What the files hold.
+    pub fn bytes(&self, bytes: impl Fn(&D) -> Vec<u8>) -> Files {
+        self.0.iter().map(|(name, disk)| (name.clone(), bytes(disk))).collect()
+    }
+
+    /// The world that they make.
+    pub fn world(&self, setup: &Setup, below: impl Fn(Arc<D>) -> Arc<dyn BlockDriver>) -> World {
+        World::new(setup, self.0.iter().map(|(_, disk)| below(Arc::clone(disk))).collect())
+    }
+}
+
+/// A closed disk as the naive reader finds it.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// What the guest sees.
+    pub contents: Vec<u8>,
+    /// What the checker found.
+    pub report: Report,
+    /// The content id.
+    pub cid: Option<u32>,
+    /// The descriptor but for the content id.
+    pub text: Vec<u8>,
+}
+
+/// Reads and checks the disk in these files.
+pub fn judge(setup: &Setup, files: &Files) -> Result<Judged, String> {
+    let bad = |error: block_testkit::naive::vmdk::BadImage| format!("naive reader: {error}");
+    let backing = setup.backing_contents();
+    let backing = backing.as_deref().unwrap_or_default();
+    let image = Image::open(files, NAME).map_err(bad)?.with_backing(backing);
+    Ok(Judged {
+        contents: image.contents().map_err(bad)?,
+        report: image.check().map_err(bad)?,
+        cid: image.text().and_then(|text| text.cid()),
+        text: descriptor(files),
+    })
+}
+
+/// The descriptor without the digits of its content id.
+fn descriptor(files: &Files) -> Vec<u8> {
+    let file = files.get(NAME).expect("the descriptor");
+    let mut text = match file.starts_with(b"KDMV") {
+        true => file[512..].iter().copied().take_while(|byte| *byte != 0).collect(),
+        false => file.clone(),
+    };
+    if let Some(at) = text.windows(5).position(|bytes| bytes == b"\nCID=") {
+        let digits = text[at + 5..].iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+        text.drain(at + 5..at + 5 + digits);
+    }
+    text
+}
+
+impl Judged {
+    /// Fails unless there is no error, and the files are closed.
+    pub fn clean(&self) -> Result<(), String> {
+        if self.report.unclean {
+            return Err("a file is still marked as not closed".to_owned());
+        }
+        if self.report.stale > 0 {
+            return Err(format!("{} headers have a stale free sector", self.report.stale));
+        }
+        self.no_errors()
+    }
+
+    /// Fails if there is damage that a crash must not leave.
+    pub fn no_errors(&self) -> Result<(), String> {
+        if self.report.errors() == 0 {
+            Ok(())
+        } else {
+            Err(format!("naive check: {}", self.report))
+        }
+    }
+
+    /// Fails unless the descriptor says what that of `before` says, but for the content id.
+    pub fn same_text(&self, before: &Self) -> Result<(), String> {
+        if self.text == before.text { Ok(()) } else { Err("the descriptor has changed".to_owned()) }
+    }
+}
+
+/// The operations that failed and may not.
+pub fn unexpected(ops: &[Op], played: &[Played]) -> Vec<String> {
+    let may_fail = |op: &Op, error: Error| match op {
+        Op::Zero { flags, .. } if flags.contains(RequestFlags::NO_FALLBACK) => {
+            error == Error::Unsupported
+        }
+        _ => false,
+    };
+    let failed = ops.iter().zip(played).filter(|(op, played)| match played {
+        Played::Returned(Err(error)) => !may_fail(op, *error),
+        _ => false,
+    });
+    failed.map(|(op, played)| format!("{op:?}: {played:?}")).collect()
+}
+
+/// Random operations on a disk of `setup`, up to `most`.
+pub fn ops(setup: &Setup, seed: u64, most: usize) -> Vec<Op> {
+    seeded(&setup.space().ops(most), seed)
+}
+
+/// Whether the operation writes bytes of the guest.
+pub fn writes(op: &Op) -> bool {
+    matches!(op, Op::Write { .. } | Op::WriteZeroData { .. }) && !op.range().is_empty()
+}
+
+/// Whether the operation changes nothing that the guest sees.
+pub fn only_looks(op: &Op) -> bool {
+    matches!(op, Op::Read { .. } | Op::Flush | Op::Reopen) || op.range().is_empty()
+}
+
+/// Whether the operation may take grains away.
+pub fn frees(op: &Op) -> bool {
+    matches!(op, Op::Zero { .. } | Op::Discard { .. })
+}
+
+/// Keeps the first error that somebody finds.
+#[derive(Clone, Default)]
+pub struct Complaint(Arc<Mutex<Option<String>>>);
+
+impl Complaint {
+    /// Notes an error.
+    pub fn hear<T>(&self, result: Result<T, String>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(why) => {
+                self.0.lock().get_or_insert(why);
+                None
+            }
+        }
+    }
+
+    /// The error, if there was one.
+    pub fn result(&self) -> Result<(), String> {
+        self.0.lock().clone().map_or(Ok(()), Err)
+    }
+}
+
+/// Known bytes from the start of the disk.
+pub fn known(bytes: &[u8]) -> Source {
+    Source::Bytes(0, bytes.into())
+}
+
+/// The number as an alignment.
+pub fn alignment(bytes: u64) -> Alignment {
+    Alignment::new(bytes).expect("an alignment")
+}
+
+/// A number of the disk as one of memory.
+pub fn index(offset: u64) -> usize {
+    to_usize(offset)
+}

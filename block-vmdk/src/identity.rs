@@ -56,6 +56,11 @@ impl Identity {
         }
     }
 
+    /// Where the descriptor stands.
+    pub(crate) fn place(&self) -> Place {
+        self.place
+    }
+
     /// What `look` says of the descriptor.
     pub(crate) fn with<R>(&self, look: impl FnOnce(&Descriptor) -> R) -> R {
         look(&self.descriptor.read())

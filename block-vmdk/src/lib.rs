@@ -29,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 pub mod compress;
+pub mod create;
 pub mod descriptor;
 mod driver;
 mod error;
@@ -36,6 +37,7 @@ mod extent;
 mod factory;
 mod identity;
 mod info;
+mod measure;
 mod open;
 pub mod probe;
 pub mod spec;

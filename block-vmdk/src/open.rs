@@ -28,7 +28,7 @@ use crate::units::{ContentId, Sector, SectorCount};
 /// The role of an extent's file in errors.
 const EXTENT: &str = "extent";
 /// Most extents of a disk.
-const EXTENTS_MAX: usize = 4096;
+pub(crate) const EXTENTS_MAX: usize = 4096;
 /// The setting that names the parent.
 pub(crate) const PARENT_HINT: &str = "parentFileNameHint";
 

@@ -50,6 +50,17 @@ impl SectorCount {
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct GrainIndex(pub u64);
 
+/// The cylinders, heads and sectors by which old systems know a disk.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Geometry {
+    /// How many cylinders.
+    pub cylinders: u64,
+    /// Heads of a cylinder.
+    pub heads: u8,
+    /// Sectors of a track.
+    pub sectors: u8,
+}
+
 /// Changes whenever the contents of an image change, so that a child sees that its parent did.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ContentId(pub u32);

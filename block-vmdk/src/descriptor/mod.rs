@@ -7,10 +7,12 @@
 //!
 //! Bytes that are not UTF-8 are kept too: a descriptor may be in any encoding that has ASCII in it.
 
+mod build;
 mod error;
 mod extent;
 mod line;
 
+pub use build::{AdapterType, NewDescriptor, NewExtent, Parent, Quoted};
 pub use error::{DescriptorError, LineProblem};
 pub use extent::{Access, Extent, ExtentKind};
 

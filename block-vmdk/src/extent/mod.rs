@@ -156,6 +156,17 @@ impl DiskExtent {
         }
     }
 
+    /// Lets all data of the extent go, so that the backing file shows.
+    pub(crate) async fn make_empty(&self) -> Result<()> {
+        match &self.body {
+            Body::Sparse(sparse) => {
+                let _pass = sparse.enter().await;
+                sparse.make_empty().await
+            }
+            Body::Zero | Body::Flat { .. } => Err(Error::Unsupported),
+        }
+    }
+
     /// How the first bytes of `range` are stored.
     pub(crate) async fn status(
         &self,

@@ -83,7 +83,7 @@ pub(crate) fn embedded_descriptor(
 
 /// A content id for a new image.
 pub(crate) fn new_content_id() -> Result<ContentId, OpenError> {
-    ContentId::random(LONG_ID).map_err(|error| OpenError::Request { what: "content id", error })
+    ContentId::random().map_err(|error| OpenError::Request { what: "content id", error })
 }
 
 /// Bytes of a descriptor that is a file of its own, of an image of this name; 0 if it stands inside.

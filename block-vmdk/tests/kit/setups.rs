@@ -46,7 +46,7 @@ pub enum Filled {
 fn odd(total: u64) -> Vec<u64> {
     let sectors = total / 512;
     let first = sectors * 2 / 5 + 3;
-    let second = sectors / 3 | 1;
+    let second = (sectors / 3) | 1;
     vec![first, 5, second, sectors - first - second - 5]
 }
 

@@ -40,6 +40,7 @@ mod info;
 mod measure;
 mod open;
 pub mod probe;
+mod rebase;
 pub mod spec;
 pub mod stream;
 pub mod units;

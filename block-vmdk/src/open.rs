@@ -14,7 +14,9 @@ use block_core::registry::{BACKING_FILE, OpenContext, ReferencePolicy};
 use block_core::{ByteRange, Node, OpenError, Options};
 use futures::future::BoxFuture;
 
-use crate::descriptor::{Access, DESCRIPTOR_BYTES_MAX, Descriptor, Extent, ExtentKind};
+use crate::descriptor::{
+    Access, DESCRIPTOR_BYTES_MAX, Descriptor, Extent, ExtentKind, PARENT_HINT,
+};
 use crate::driver::VmdkDriver;
 use crate::error::{FORMAT, bad_field};
 use crate::extent::file_io::read_bytes;
@@ -29,8 +31,6 @@ use crate::units::{ContentId, Sector, SectorCount};
 const EXTENT: &str = "extent";
 /// Most extents of a disk.
 pub(crate) const EXTENTS_MAX: usize = 4096;
-/// The setting that names the parent.
-pub(crate) const PARENT_HINT: &str = "parentFileNameHint";
 
 /// What the user says about the files that the image refers to.
 struct ReferenceOptions {

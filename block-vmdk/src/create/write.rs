@@ -42,8 +42,7 @@ pub async fn create_on(
 ) -> Result<(), OpenError> {
     let plan = options.plan()?;
     let names = Names::of_image(name)?;
-    let cid =
-        ContentId::random().map_err(|error| OpenError::Request { what: "content id", error })?;
+    let cid = new_content_id()?;
     let descriptor = descriptor(&plan, &names, cid)?;
     let text = descriptor.to_bytes();
     check_len(&plan, &text)?;
@@ -69,6 +68,22 @@ pub async fn create_on(
 /// Refuses names that would make the descriptor longer than it may be, before anything is made.
 pub(super) fn check_descriptor(plan: &Plan, names: &Names) -> Result<(), OpenError> {
     check_len(plan, &descriptor(plan, names, ContentId::NO_PARENT)?.to_bytes())
+}
+
+/// The descriptor that stands inside of an image of this name and content id.
+pub(crate) fn embedded_descriptor(
+    plan: &Plan,
+    name: &str,
+    cid: ContentId,
+) -> Result<Vec<u8>, OpenError> {
+    let text = descriptor(plan, &Names::of_image(name)?, cid)?.to_bytes();
+    check_len(plan, &text)?;
+    Ok(text)
+}
+
+/// A content id for a new image.
+pub(crate) fn new_content_id() -> Result<ContentId, OpenError> {
+    ContentId::random().map_err(|error| OpenError::Request { what: "content id", error })
 }
 
 /// Bytes of a descriptor that is a file of its own, of an image of this name; 0 if it stands inside.

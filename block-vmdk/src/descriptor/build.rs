@@ -23,12 +23,6 @@ impl Quoted {
         (plain && text.len() <= QUOTED_MAX).then_some(Self(text))
     }
 
-    /// A text of ours, which can stand between quotes.
-    pub(crate) fn known(text: &'static str) -> Self {
-        debug_assert!(Self::new(text).is_some(), "a text of ours is plain");
-        Self(text.to_owned())
-    }
-
     /// The text without quotes.
     pub fn as_str(&self) -> &str {
         &self.0

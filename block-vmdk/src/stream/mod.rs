@@ -18,24 +18,29 @@
 //! What is not here: backing files. A reader of one grain out of many is [`crate::compress::GrainReader`].
 
 mod pack;
+mod read;
 mod write;
 
+pub use read::{GrainPiece, ReadError, ReadInto, StreamReader, TableProblem};
+
+use block_core::error::Problem;
 use block_core::job::copy::Watch;
 use block_core::job::stream::{Disk, Forward, MEMORY_BYTES, Pieces, Report, StreamError};
-use block_core::{Cancel, Error, Node};
+use block_core::{Cancel, Node, OpenError};
 use futures::io::AsyncWrite;
 
 use crate::compress::Level;
-use crate::descriptor::{AdapterType, CreateType, ExtentKind, NewDescriptor, NewExtent, Quoted};
-use crate::spec::sparse::{GrainDirectory, HeaderError, SectorRange, SparseHeader};
-use crate::units::{ContentId, Sector, SectorCount};
+use crate::create::{
+    CreateOptions, GRAIN_SECTORS, NAMELESS, embedded_descriptor, new_content_id, stream_header,
+};
+use crate::descriptor::CreateType;
+use crate::spec::sparse::GrainDirectory;
+use crate::units::{ContentId, SectorCount};
 use pack::Grains;
 use write::Image;
 
 /// Sectors of a grain: 64 KiB.
-const GRAIN: SectorCount = SectorCount(128);
-/// Sectors that a descriptor has at least.
-const DESCRIPTOR_SECTORS_MIN: u64 = 20;
+const GRAIN: SectorCount = SectorCount(GRAIN_SECTORS);
 
 /// Writes the contents of one disk, or several joined, as a streamOptimized VMDK to a sink that only goes forward.
 ///
@@ -48,7 +53,7 @@ const DESCRIPTOR_SECTORS_MIN: u64 = 20;
 /// use block_vmdk::stream::{StreamWriter, WriteError};
 ///
 /// # fn main() -> Result<(), WriteError> {
-/// # let disk = MemDriver::from_bytes(&[7; 300_000]).map_err(WriteError::Id)?;
+/// # let disk = MemDriver::from_bytes(&[7; 300_000]).map_err(block_core::job::stream::StreamError::Memory)?;
 /// let source = Node::new(Arc::new(disk), Default::default());
 /// futures::executor::block_on(async {
 ///     let mut body = Vec::new();
@@ -62,24 +67,19 @@ const DESCRIPTOR_SECTORS_MIN: u64 = 20;
 #[derive(Clone, Debug)]
 pub struct StreamWriter {
     disk: Disk,
-    level: Level,
+    options: CreateOptions,
+    name: String,
     cid: Option<ContentId>,
-    file_name: Quoted,
-    adapter: AdapterType,
-    hw_version: Quoted,
-    tools_version: Quoted,
+    level: Level,
     memory_bytes: u64,
 }
 
 /// Why an image was not written to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// No extent has this length.
-    #[error("the image cannot be made: {0}")]
-    Header(#[from] HeaderError),
-    /// There is no content id, because the system has no random numbers.
-    #[error("no content id can be made: {0}")]
-    Id(Error),
+    /// The image cannot be, or not as a stream.
+    #[error(transparent)]
+    Options(#[from] OpenError),
     /// Grains begin in the first 2^32 sectors of the file, and this one would not.
     #[error(
         "the image is too long: the grain at byte {offset} would stand beyond 2 TiB of the file"
@@ -94,18 +94,17 @@ pub enum WriteError {
 }
 
 impl StreamWriter {
-    /// The contents of `source`, in whole sectors, for IDE, with a new content id.
+    /// The contents of `source`, in whole sectors, in an image as [`CreateOptions::new`] makes it but for its
+    /// subformat, with a new content id.
     pub fn new(source: Node) -> Self {
         let mut disk = Disk::default();
         disk.push(source);
         Self {
             disk,
-            level: Level::default(),
+            options: CreateOptions::new(0).create_type(CreateType::StreamOptimized),
+            name: NAMELESS.to_owned(),
             cid: None,
-            file_name: Quoted::known("disk.vmdk"),
-            adapter: AdapterType::default(),
-            hw_version: Quoted::known("4"),
-            tools_version: Quoted::known("2147483647"),
+            level: Level::default(),
             memory_bytes: MEMORY_BYTES,
         }
     }
@@ -129,10 +128,17 @@ impl StreamWriter {
         Self { cid: Some(cid), ..self }
     }
 
+    /// In an image with these options; its size is that of the source. Other subformats and backing files are refused
+    /// when it is written.
+    #[must_use]
+    pub fn options(self, options: CreateOptions) -> Self {
+        Self { options, ..self }
+    }
+
     /// With this name for the file, which stands in the descriptor and which nobody opens by it.
     #[must_use]
-    pub fn file_name(self, file_name: Quoted) -> Self {
-        Self { file_name, ..self }
+    pub fn file_name(self, name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..self }
     }
 
     /// With buffers of at most so many bytes (64 MiB if nothing is said), or those of one piece.
@@ -167,45 +173,36 @@ impl StreamWriter {
 #[derive(Clone, Debug)]
 struct Head {
     descriptor: Vec<u8>,
-    place: SectorRange,
     capacity: SectorCount,
-    overhead: SectorCount,
 }
 
 impl Head {
-    fn new(writer: &StreamWriter) -> Result<Self, WriteError> {
-        let capacity = SectorCount::of_bytes(writer.disk.len());
+    fn new(writer: &StreamWriter) -> Result<Self, OpenError> {
+        let options = CreateOptions { size: writer.disk.len(), ..writer.options.clone() };
+        check_options(&options)?;
+        let plan = options.plan()?;
         let cid = match writer.cid {
             Some(cid) => cid,
-            None => ContentId::random().map_err(WriteError::Id)?,
+            None => new_content_id()?,
         };
-        let extent = NewExtent {
-            sectors: capacity,
-            kind: ExtentKind::Sparse,
-            file_name: writer.file_name.clone(),
-        };
-        let descriptor = NewDescriptor {
-            create_type: CreateType::StreamOptimized,
-            cid,
-            parent: None,
-            extents: vec![extent],
-            adapter: writer.adapter,
-            hw_version: writer.hw_version.clone(),
-            tools_version: writer.tools_version.clone(),
-        };
-        let descriptor = descriptor.to_bytes();
-        let len = block_core::range::to_u64(descriptor.len());
-        let sectors = SectorCount::of_bytes(len).0.max(DESCRIPTOR_SECTORS_MIN);
-        let place = SectorRange { start: Sector(1), count: SectorCount(sectors) };
-        let overhead = SectorCount((place.start.0 + sectors).next_multiple_of(GRAIN.0));
-        let head = Self { descriptor, place, capacity, overhead };
+        let descriptor = embedded_descriptor(&plan, &writer.name, cid)?;
         // What can be refused is refused before the source is read.
-        head.header(GrainDirectory::InFooter)?;
-        Ok(head)
+        stream_header(plan.sectors, GrainDirectory::InFooter)?;
+        Ok(Self { descriptor, capacity: plan.sectors })
     }
+}
 
-    /// The header or the footer.
-    fn header(&self, gd: GrainDirectory) -> Result<SparseHeader, HeaderError> {
-        SparseHeader::stream_optimized(self.capacity, GRAIN, self.place, self.overhead, gd)
+/// Refuses options of an image that is not written forward, or not alone.
+fn check_options(options: &CreateOptions) -> Result<(), OpenError> {
+    let refuse = |option, value: &str| {
+        let problem = Problem::Contradicts("an image that is written as a stream");
+        Err(OpenError::OptionValue { option, value: value.to_owned(), problem })
+    };
+    if options.create_type != CreateType::StreamOptimized {
+        return refuse("subformat", options.create_type.name());
+    }
+    match &options.backing {
+        Some(backing) => refuse("backing_file", &backing.name),
+        None => Ok(()),
     }
 }

@@ -3,12 +3,14 @@
 //! Invariants: what is put is whole sectors; a table goes out as soon as a grain of another one comes; the grain
 //! directory names what is in the file already.
 
+use block_core::OpenError;
 use block_core::job::stream::{Forward, Pieces, Report};
 use block_core::range::{SECTOR_SIZE, to_u64, to_usize};
 use futures::io::AsyncWrite;
 
 use super::pack::Grains;
 use super::{GRAIN, Head, WriteError};
+use crate::create::{STREAM_OVERHEAD, stream_header};
 use crate::spec::marker::{MetadataKind, MetadataMarker};
 use crate::spec::sparse::{GTES_PER_GT_MAX, GrainDirectory};
 use crate::units::{Sector, SectorCount};
@@ -50,10 +52,11 @@ impl<'a, S: AsyncWrite + Unpin + Send> Image<'a, S> {
         report: Report,
     ) -> Result<u64, WriteError> {
         report.tell(self.out.watch(), 0);
-        let header = self.head.header(GrainDirectory::InFooter)?;
+        let header = stream_header(self.head.capacity, GrainDirectory::InFooter);
+        let header = header.map_err(OpenError::from)?;
         self.out.put(&header.to_bytes()).await?;
         self.out.put(&self.head.descriptor).await?;
-        self.out.pad_to(self.head.overhead.0 * SECTOR_SIZE).await?;
+        self.out.pad_to(STREAM_OVERHEAD.0 * SECTOR_SIZE).await?;
         while let Some(piece) = pieces.next().await {
             let piece = piece?;
             for (lba, bytes) in piece.packed().grains() {
@@ -112,7 +115,7 @@ impl<'a, S: AsyncWrite + Unpin + Send> Image<'a, S> {
         let gd = GrainDirectory::At(Sector(self.out.at() / SECTOR_SIZE));
         self.put_entries(&directory).await?;
         self.put_marker(MetadataKind::Footer, SectorCount(1)).await?;
-        let footer = self.head.header(gd)?;
+        let footer = stream_header(self.head.capacity, gd).map_err(OpenError::from)?;
         self.out.put(&footer.to_bytes()).await?;
         self.put_marker(MetadataKind::EndOfStream, SectorCount(0)).await
     }

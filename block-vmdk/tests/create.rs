@@ -18,7 +18,7 @@ use block_core::registry::ReferencePolicy;
 use block_core::{Cancel, Node, graph};
 use block_testkit::naive::vmdk::{Files, Image};
 use block_testkit::peer::{ImageDir, Verdict};
-use block_vmdk::descriptor::{Descriptor, Quoted};
+use block_vmdk::descriptor::Descriptor;
 use block_vmdk::spec::cowd::CowdHeader;
 use block_vmdk::spec::marker::{Marker, MetadataKind};
 use block_vmdk::spec::sparse::{GrainDirectory, SparseHeader};
@@ -226,8 +226,7 @@ fn an_empty_stream_is_what_the_writer_of_streams_makes_of_nothing() {
         create(&dir, "a.vmdk", &format!("size={size},subformat=streamOptimized")).unwrap();
         let id = descriptor(&dir, "a.vmdk").content_id().unwrap();
         let source = Node::new(Arc::new(MemDriver::new(size)), Default::default());
-        let writer =
-            StreamWriter::new(source).content_id(id).file_name(Quoted::new("a.vmdk").unwrap());
+        let writer = StreamWriter::new(source).content_id(id).file_name("a.vmdk");
         let mut stream = Vec::new();
         let sink = block_on(writer.write_to(&mut stream, &Cancel::new(), |_: Progress| {}));
         assert_eq!(sink.unwrap(), u64::try_from(stream.len()).unwrap());

@@ -1,6 +1,6 @@
 //! What the files of a new image are called.
 //!
-//! Invariant: every name is plain (no directory, no quotes) and differs from that of the image.
+//! Invariant: every name is plain (no directory, no quotes), and no file beside the image has its name.
 
 use std::fmt;
 use std::path::Path;

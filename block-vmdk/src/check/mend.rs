@@ -13,9 +13,8 @@ use block_core::{Node, Result};
 
 use super::examine::{Examined, Mending, examine};
 use super::log::{Found, Log};
-use super::rewrite::{Changed, Table};
-use super::space::Spare;
-use super::walk::{State, Walk, Which};
+use super::rewrite::Changed;
+use super::walk::Walk;
 use super::{refused, sesparse};
 use crate::extent::file_io::write_bytes;
 use crate::extent::geometry::SECTOR;
@@ -26,8 +25,6 @@ use crate::units::Sector;
 
 /// Most rounds of a repair. Each kind of damage takes two at most.
 const MAX_ROUNDS: usize = 8;
-/// Most grains that one repair moves to fill space that nothing refers to.
-const MAX_MOVES: usize = 1 << 20;
 
 /// Checks the sparse extent in `file`, and mends what `repair` allows.
 pub(super) async fn check_file(
@@ -157,8 +154,7 @@ impl<'a> Mender<'a> {
             walk.rewrite().await?;
         }
         if repair == Repair::All {
-            let mut walk = self.walk(&examined).await?;
-            walk.fill_holes().await?;
+            self.compact(&examined).await?;
         }
         let walk = self.walk(&examined).await?;
         if has_errors(&walk) {
@@ -168,6 +164,18 @@ impl<'a> Mender<'a> {
         walk.write_free_sector().await?;
         if examined.unclean {
             self.clear_unclean(&examined).await?;
+        }
+        Ok(())
+    }
+
+    /// Fills space that nothing refers to with what is at the end of the file.
+    async fn compact(&self, examined: &Examined) -> Result<()> {
+        for _ in 0..MAX_ROUNDS {
+            let tables = self.walk(examined).await?.move_tables().await?;
+            let grains = self.walk(examined).await?.move_grains().await?;
+            if (tables, grains) == (Changed::No, Changed::No) {
+                break;
+            }
         }
         Ok(())
     }
@@ -188,49 +196,6 @@ impl<'a> Mender<'a> {
 }
 
 impl Walk<'_> {
-    /// Moves the last grains of the file to where nothing is.
-    async fn fill_holes(&mut self) -> Result<()> {
-        let grain = self.grain();
-        let mut holes = Vec::new();
-        self.free_runs(|from, to| {
-            let fitting = (from..to).step_by(block_core::range::to_usize(grain));
-            let fitting = fitting.take_while(|start| start + grain <= to);
-            let left = MAX_MOVES - holes.len();
-            holes.extend(fitting.filter_map(|start| u32::try_from(start).ok()).take(left));
-        });
-        // Grains before the last table have nothing to gain: the file ends behind that.
-        let end = self.claims.end();
-        let pairs = self.starts.iter().rev().zip(&holes);
-        let useful = pairs.take_while(|(start, hole)| {
-            u64::from(**hole) + grain <= u64::from(*start) && u64::from(*start) >= end
-        });
-        let Some((from, _)) = useful.last() else { return Ok(()) };
-        let mut spare = Spare::new(self.file, self);
-        let mut readers = self.readers();
-        let mut holes = holes.into_iter();
-        for number in 0..self.table_count() {
-            let Some(primary) = self.read(&mut readers, Which::Primary, number).await? else {
-                continue;
-            };
-            let mut wanted = primary.clone();
-            for word in &mut wanted {
-                if let State::Grain(sector) = self.state(*word)
-                    && sector >= from
-                    && let Some(hole) = holes.next()
-                {
-                    self.copy_to(sector, hole).await?;
-                    *word = hole;
-                }
-            }
-            if wanted != primary {
-                let redundant = Some(primary.clone());
-                let table = Table { number, primary: Some(primary), redundant, wanted };
-                self.write_table(table, &mut spare).await?;
-            }
-        }
-        Ok(())
-    }
-
     /// Ends the file behind what is in use, if a grain would fit into the rest.
     async fn cut_tail(&self) -> Result<()> {
         let sectors = self.file.len().div_ceil(SECTOR);

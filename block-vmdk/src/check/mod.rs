@@ -16,6 +16,7 @@
 //! The sums of clusters in the report are zero: the field's tools show none for this format.
 
 pub(crate) mod chain;
+mod compact;
 mod entries;
 pub(crate) mod examine;
 mod flat;

@@ -66,7 +66,12 @@ impl Claims {
 
     /// Whether somebody has one of these sectors.
     pub(super) fn overlaps(&self, start: u64, count: u64) -> bool {
-        bounds(start, count).is_some_and(|(a, b)| self.sectors.range_cardinality(a..=b) > 0)
+        self.count(start, count) > 0
+    }
+
+    /// How many of these sectors somebody has.
+    pub(super) fn count(&self, start: u64, count: u64) -> u64 {
+        bounds(start, count).map_or(0, |(first, last)| self.sectors.range_cardinality(first..=last))
     }
 
     /// Whether more than one wanted one of these sectors.

@@ -25,6 +25,8 @@ pub(super) struct Table {
     pub(super) primary: Option<Vec<u32>>,
     pub(super) redundant: Option<Vec<u32>>,
     pub(super) wanted: Vec<u32>,
+    /// Where the copies are, primary first; a copy that has no place gets one.
+    pub(super) places: [Option<u32>; 2],
 }
 
 /// Whether something was written.
@@ -63,7 +65,8 @@ impl Walk<'_> {
                 }
                 None => Vec::new(),
             };
-            let table = Table { number, primary, redundant, wanted };
+            let places = self.places_of(number);
+            let table = Table { number, primary, redundant, wanted, places };
             if self.write_table(table, &mut spare).await? == Changed::Yes {
                 changed = Changed::Yes;
             }
@@ -160,10 +163,8 @@ impl Walk<'_> {
 
     /// Writes both copies of a table, and their entries in the directories.
     pub(super) async fn write_table(&mut self, table: Table, spare: &mut Spare) -> Result<Changed> {
-        let Table { number, primary, redundant, wanted } = table;
+        let Table { number, primary, redundant, wanted, places } = table;
         let is_empty = wanted.iter().all(|word| *word == 0);
-        let places =
-            [self.place_of(Which::Primary, number), self.place_of(Which::Redundant, number)];
         let has_redundant = self.redundant.is_some();
         let keeps = places[0].is_some() || !is_empty;
         let wants = [keeps, has_redundant && (keeps || places[1].is_some())];
@@ -203,6 +204,11 @@ impl Walk<'_> {
             self.file.flush().await?;
         }
         Ok(changed)
+    }
+
+    /// Where the copies of a table are.
+    pub(super) fn places_of(&self, number: u32) -> [Option<u32>; 2] {
+        [Which::Primary, Which::Redundant].map(|which| self.place_of(which, number))
     }
 
     /// The bytes of a table; what maps nothing is zero.

@@ -1,6 +1,6 @@
 //! Which copy of a table is the sound one, where they differ or a place is doubtful.
 //!
-//! A copy is bad if an entry of it is beyond the file, if grains of other tables stand where it is, or if
+//! A copy is bad if an entry of it is beyond the file or over metadata, if grains of other tables stand where it is, or if
 //! another table wants its place. The primary one counts unless it is bad and the redundant one is not. A
 //! table that only the redundant directory has counts too, unless the file was not closed: a crash leaves
 //! that.
@@ -66,6 +66,7 @@ impl Walk<'_> {
             (Some(primary), Some(redundant)) if primary != redundant => {
                 let bad = |which, entries: &[u32]| {
                     self.has_garbage(entries)
+                        || self.is_over_metadata(which, number, entries)
                         || self.has_grain_over(which, number)
                         || self.is_contested_copy(which, number)
                 };
@@ -98,6 +99,27 @@ impl Walk<'_> {
 
     fn is_contested_copy(&self, which: Which, number: u32) -> bool {
         self.place_of(which, number).is_some_and(|sector| self.is_contested(sector))
+    }
+
+    /// Whether an entry of a copy names a grain over metadata: other than the other copy, whose place may be
+    /// what is wrong.
+    fn is_over_metadata(&self, which: Which, number: u32, entries: &[u32]) -> bool {
+        let other = match which {
+            Which::Primary => Which::Redundant,
+            Which::Redundant => Which::Primary,
+        };
+        let (start, count) = self.place_of(other, number).map_or((0, 0), |s| self.table_place(s));
+        let compressed = self.examined.layout.is_compressed();
+        let grain = if compressed { 1 } else { self.grain() };
+        entries.iter().any(|word| match self.state(*word) {
+            State::Grain(sector) => {
+                let first = u64::from(sector);
+                let end = first + grain;
+                let both = end.min(start + count).saturating_sub(first.max(start));
+                self.claims.count(first, grain) > both
+            }
+            State::Empty | State::Beyond => false,
+        })
     }
 
     fn has_garbage(&self, entries: &[u32]) -> bool {

@@ -160,7 +160,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Sectors of the file that a table at `sector` takes.
-    fn table_place(&self, sector: u32) -> (u64, u64) {
+    pub(super) fn table_place(&self, sector: u32) -> (u64, u64) {
         let before = self.marker_sectors();
         let count = self.examined.layout.table_sectors().0;
         (u64::from(sector).saturating_sub(before), count + before)

@@ -174,7 +174,8 @@ impl VmdkDriver {
         for part in parts(&self.extents, inside) {
             match part.extent.discard(part.range).await {
                 Err(Error::Unsupported) => {}
-                done => result = done,
+                done if result == Err(Error::Unsupported) => result = done,
+                done => result = result.and(done),
             }
         }
         result

@@ -42,6 +42,7 @@ mod open;
 pub mod probe;
 mod rebase;
 pub mod spec;
+pub mod stream;
 pub mod units;
 
 pub use driver::VmdkDriver;

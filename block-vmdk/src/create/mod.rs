@@ -17,8 +17,10 @@ pub use write::{ExtentFiles, create_on};
 
 pub(crate) use layout::{COWD_GRAIN_SECTORS, Embedded, GRAIN_SECTORS, HostedLayout};
 pub(crate) use options::{OPTIONS, Plan};
-pub(crate) use stream::{OVERHEAD as STREAM_OVERHEAD, TAIL_SECTORS as STREAM_TAIL_SECTORS};
-pub(crate) use write::descriptor_len;
+pub(crate) use stream::{
+    OVERHEAD as STREAM_OVERHEAD, TAIL_SECTORS as STREAM_TAIL_SECTORS, header as stream_header,
+};
+pub(crate) use write::{descriptor_len, embedded_descriptor, new_content_id};
 
 use async_trait::async_trait;
 use block_core::error::Problem;

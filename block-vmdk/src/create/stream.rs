@@ -39,6 +39,10 @@ pub(super) async fn write(file: &Node, sectors: SectorCount, text: &[u8]) -> Res
     seal("header", file, &head.to_bytes()).await
 }
 
-fn header(sectors: SectorCount, gd: GrainDirectory) -> Result<SparseHeader, HeaderError> {
+/// The header, or the footer, of a disk of so many `sectors`.
+pub(crate) fn header(
+    sectors: SectorCount,
+    gd: GrainDirectory,
+) -> Result<SparseHeader, HeaderError> {
     SparseHeader::stream_optimized(sectors, SectorCount(GRAIN_SECTORS), DESCRIPTOR, OVERHEAD, gd)
 }

@@ -21,8 +21,6 @@ use crate::units::{ContentId, Sector, SectorCount};
 /// Bytes of a flat file that are written in any case: who opens it with O_DIRECT learns its alignment
 /// there, and not from a hole.
 const FIRST_BLOCK: u64 = 4096;
-/// An id that says that another setting holds the id.
-const LONG_ID: ContentId = ContentId(u32::MAX - 1);
 
 /// Makes the files of a new image's extents.
 #[async_trait]
@@ -44,8 +42,7 @@ pub async fn create_on(
 ) -> Result<(), OpenError> {
     let plan = options.plan()?;
     let names = Names::of_image(name)?;
-    let cid = ContentId::random(LONG_ID)
-        .map_err(|error| OpenError::Request { what: "content id", error })?;
+    let cid = new_content_id()?;
     let descriptor = descriptor(&plan, &names, cid)?;
     let text = descriptor.to_bytes();
     check_len(&plan, &text)?;
@@ -58,7 +55,6 @@ pub async fn create_on(
         _ => {
             // What names the old extents goes before they do.
             let emptied = clear("descriptor", file, 0, Prealloc::Off).await?;
-            flush(file).await?;
             for extent in &descriptor.extents {
                 let node = files.make(extent.file_name.as_str()).await?;
                 let made = write_extent(&node, &plan, extent.sectors).await;
@@ -72,6 +68,22 @@ pub async fn create_on(
 /// Refuses names that would make the descriptor longer than it may be, before anything is made.
 pub(super) fn check_descriptor(plan: &Plan, names: &Names) -> Result<(), OpenError> {
     check_len(plan, &descriptor(plan, names, ContentId::NO_PARENT)?.to_bytes())
+}
+
+/// The descriptor that stands inside of an image of this name and content id.
+pub(crate) fn embedded_descriptor(
+    plan: &Plan,
+    name: &str,
+    cid: ContentId,
+) -> Result<Vec<u8>, OpenError> {
+    let text = descriptor(plan, &Names::of_image(name)?, cid)?.to_bytes();
+    check_len(plan, &text)?;
+    Ok(text)
+}
+
+/// A content id for a new image.
+pub(crate) fn new_content_id() -> Result<ContentId, OpenError> {
+    ContentId::random().map_err(|error| OpenError::Request { what: "content id", error })
 }
 
 /// Bytes of a descriptor that is a file of its own, of an image of this name; 0 if it stands inside.
@@ -104,8 +116,12 @@ async fn write_text(file: &Node, text: &[u8], emptied: Emptied) -> Result<(), Op
     let mut text = text.to_vec();
     match emptied {
         Emptied::Yes => grow(WHAT, file, to_u64(text.len()), Prealloc::Off).await?,
-        // A device goes on behind the text, which ends at a zero.
-        Emptied::No => text.resize((text.len() + 1).next_multiple_of(to_usize(SECTOR)), 0),
+        // A device goes on behind the text, with nothing that could be taken for more of it.
+        Emptied::No => {
+            let needed = (text.len() + 1).next_multiple_of(to_usize(SECTOR));
+            let there = to_usize(file.len().min(to_u64(DESCRIPTOR_BYTES_MAX)));
+            text.resize(needed.max(there), 0);
+        }
     }
     let (first, rest) = text.split_at(text.len().min(to_usize(SECTOR)));
     write(WHAT, file, SECTOR, rest).await?;

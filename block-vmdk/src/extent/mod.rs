@@ -3,7 +3,6 @@
 //! **Invariant.** Extents follow one another without gaps, from the start of the disk to its end, and
 //! none is empty. A request that crosses the end of one is split there, whatever its grains.
 
-pub(crate) mod compressed;
 pub(crate) mod file_io;
 pub(crate) mod geometry;
 pub(crate) mod layout;
@@ -118,10 +117,7 @@ impl DiskExtent {
             Body::Flat { node, offset } => {
                 node.write(range.shifted(*offset)?, iov, RequestFlags::empty()).await
             }
-            Body::Sparse(sparse) => {
-                let _pass = sparse.enter().await;
-                sparse.write(range, iov).await
-            }
+            Body::Sparse(sparse) => sparse.write(range, iov).await,
         }
     }
 

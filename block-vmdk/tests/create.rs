@@ -6,18 +6,22 @@
 mod making;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use block_core::info::InfoValue;
 use block_core::io::exec::block_on;
+use block_core::job::copy::Progress;
 use block_core::options::OpenFlags;
-use block_core::{Node, graph};
+use block_core::proto::mem::MemDriver;
+use block_core::{Cancel, Node, graph};
 use block_testkit::naive::vmdk::{Files, Image};
 use block_testkit::peer::{ImageDir, Verdict};
-use block_vmdk::descriptor::Descriptor;
+use block_vmdk::descriptor::{Descriptor, Quoted};
 use block_vmdk::spec::cowd::CowdHeader;
 use block_vmdk::spec::marker::{Marker, MetadataKind};
 use block_vmdk::spec::sparse::{GrainDirectory, SparseHeader};
+use block_vmdk::stream::StreamWriter;
 use block_vmdk::units::{Sector, SectorCount};
 use making::{contents, create, open, write};
 use serde_json::{Map, Value, json};
@@ -50,10 +54,13 @@ fn descriptor(dir: &ImageDir, image: &str) -> Descriptor {
     Descriptor::parse(&bytes[512..21 * 512]).unwrap()
 }
 
-/// The lines of a descriptor, but for what no two images have in common and what the peer does not have.
+/// The lines of a descriptor that mean something, but for what no two images have in common and what the
+/// peer does not have.
 fn lines(dir: &ImageDir, image: &str) -> Vec<String> {
     let text = String::from_utf8(descriptor(dir, image).to_bytes()).unwrap();
-    let other = |line: &&str| !line.starts_with("CID=") && !line.starts_with("encoding=");
+    let other = |line: &&str| {
+        !line.is_empty() && !line.starts_with("CID=") && !line.starts_with("encoding=")
+    };
     text.lines().filter(other).map(str::to_owned).collect()
 }
 
@@ -86,7 +93,7 @@ fn check(options: &str) {
 
 #[test]
 fn every_subformat_of_odd_and_even_sizes() {
-    let sizes = ["1", "1000", "1M", "2000896", "70000", "33M", "64M"];
+    let sizes = ["1", "2000896", "70000", "33M"];
     let subformats = [
         "monolithicSparse",
         "monolithicFlat",
@@ -206,6 +213,22 @@ fn an_empty_stream_has_all_its_parts() {
         assert_eq!(u64::try_from(file.len()).unwrap(), (tail + 3) * 512);
         let node = open(&dir.path("a.vmdk"), OpenFlags::READ_ONLY).unwrap();
         assert_eq!(node.len(), size);
+    }
+}
+
+#[test]
+fn an_empty_stream_is_what_the_writer_of_streams_makes_of_nothing() {
+    for size in [0u64, 100 << 10, 70 << 20] {
+        let dir = ImageDir::new().unwrap();
+        create(&dir, "a.vmdk", &format!("size={size},subformat=streamOptimized")).unwrap();
+        let id = descriptor(&dir, "a.vmdk").content_id().unwrap();
+        let source = Node::new(Arc::new(MemDriver::new(size)), Default::default());
+        let writer =
+            StreamWriter::new(source).content_id(id).file_name(Quoted::new("a.vmdk").unwrap());
+        let mut stream = Vec::new();
+        let sink = block_on(writer.write_to(&mut stream, &Cancel::new(), |_: Progress| {}));
+        assert_eq!(sink.unwrap(), u64::try_from(stream.len()).unwrap());
+        assert!(stream == dir.bytes("a.vmdk").unwrap(), "{size}");
     }
 }
 

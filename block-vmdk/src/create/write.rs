@@ -21,8 +21,6 @@ use crate::units::{ContentId, Sector, SectorCount};
 /// Bytes of a flat file that are written in any case: who opens it with O_DIRECT learns its alignment
 /// there, and not from a hole.
 const FIRST_BLOCK: u64 = 4096;
-/// An id that says that another setting holds the id.
-const LONG_ID: ContentId = ContentId(u32::MAX - 1);
 
 /// Makes the files of a new image's extents.
 #[async_trait]
@@ -57,7 +55,6 @@ pub async fn create_on(
         _ => {
             // What names the old extents goes before they do.
             let emptied = clear("descriptor", file, 0, Prealloc::Off).await?;
-            flush(file).await?;
             for extent in &descriptor.extents {
                 let node = files.make(extent.file_name.as_str()).await?;
                 let made = write_extent(&node, &plan, extent.sectors).await;
@@ -86,7 +83,7 @@ pub(crate) fn embedded_descriptor(
 
 /// A content id for a new image.
 pub(crate) fn new_content_id() -> Result<ContentId, OpenError> {
-    ContentId::random(LONG_ID).map_err(|error| OpenError::Request { what: "content id", error })
+    ContentId::random().map_err(|error| OpenError::Request { what: "content id", error })
 }
 
 /// Bytes of a descriptor that is a file of its own, of an image of this name; 0 if it stands inside.
@@ -119,8 +116,12 @@ async fn write_text(file: &Node, text: &[u8], emptied: Emptied) -> Result<(), Op
     let mut text = text.to_vec();
     match emptied {
         Emptied::Yes => grow(WHAT, file, to_u64(text.len()), Prealloc::Off).await?,
-        // A device goes on behind the text, which ends at a zero.
-        Emptied::No => text.resize((text.len() + 1).next_multiple_of(to_usize(SECTOR)), 0),
+        // A device goes on behind the text, with nothing that could be taken for more of it.
+        Emptied::No => {
+            let needed = (text.len() + 1).next_multiple_of(to_usize(SECTOR));
+            let there = to_usize(file.len().min(to_u64(DESCRIPTOR_BYTES_MAX)));
+            text.resize(needed.max(there), 0);
+        }
     }
     let (first, rest) = text.split_at(text.len().min(to_usize(SECTOR)));
     write(WHAT, file, SECTOR, rest).await?;

@@ -3,7 +3,6 @@
 //! **Invariant.** Extents follow one another without gaps, from the start of the disk to its end, and
 //! none is empty. A request that crosses the end of one is split there, whatever its grains.
 
-pub(crate) mod compressed;
 pub(crate) mod file_io;
 pub(crate) mod geometry;
 pub(crate) mod layout;

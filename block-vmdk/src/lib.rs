@@ -28,6 +28,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod check;
 pub mod compress;
 pub mod create;
 pub mod descriptor;

@@ -3,12 +3,11 @@
 use block_core::Node;
 use block_core::info::{DriverInfo, InfoValue};
 
-use crate::descriptor::{Descriptor, Extent, ExtentKind};
+use crate::descriptor::{Descriptor, Extent, ExtentKind, PARENT_HINT};
 use crate::driver::VmdkDriver;
 use crate::error::FORMAT;
 use crate::extent::{Body, DiskExtent};
 use crate::identity::{Identity, Place};
-use crate::open::PARENT_HINT;
 use crate::units::ContentId;
 
 /// What an open image says of itself.

@@ -28,6 +28,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod check;
 pub mod compress;
 pub mod create;
 pub mod descriptor;
@@ -40,6 +41,7 @@ mod info;
 mod measure;
 mod open;
 pub mod probe;
+mod rebase;
 pub mod spec;
 pub mod stream;
 pub mod units;

@@ -14,10 +14,11 @@ use block_core::io::exec::block_on;
 use block_core::job::copy::Progress;
 use block_core::options::OpenFlags;
 use block_core::proto::mem::MemDriver;
+use block_core::registry::ReferencePolicy;
 use block_core::{Cancel, Node, graph};
 use block_testkit::naive::vmdk::{Files, Image};
 use block_testkit::peer::{ImageDir, Verdict};
-use block_vmdk::descriptor::{Descriptor, Quoted};
+use block_vmdk::descriptor::Descriptor;
 use block_vmdk::spec::cowd::CowdHeader;
 use block_vmdk::spec::marker::{Marker, MetadataKind};
 use block_vmdk::spec::sparse::{GrainDirectory, SparseHeader};
@@ -61,7 +62,9 @@ fn lines(dir: &ImageDir, image: &str) -> Vec<String> {
     let other = |line: &&str| {
         !line.is_empty() && !line.starts_with("CID=") && !line.starts_with("encoding=")
     };
-    text.lines().filter(other).map(str::to_owned).collect()
+    // The peer leaves out zeroes that an id starts with.
+    let id = |line: &str| Some(format!("parentCID={:0>8}", line.strip_prefix("parentCID=")?));
+    text.lines().filter(other).map(|line| id(line).unwrap_or(line.to_owned())).collect()
 }
 
 /// Makes an image here and with the peer, and holds one against the other.
@@ -223,8 +226,7 @@ fn an_empty_stream_is_what_the_writer_of_streams_makes_of_nothing() {
         create(&dir, "a.vmdk", &format!("size={size},subformat=streamOptimized")).unwrap();
         let id = descriptor(&dir, "a.vmdk").content_id().unwrap();
         let source = Node::new(Arc::new(MemDriver::new(size)), Default::default());
-        let writer =
-            StreamWriter::new(source).content_id(id).file_name(Quoted::new("a.vmdk").unwrap());
+        let writer = StreamWriter::new(source).content_id(id).file_name("a.vmdk");
         let mut stream = Vec::new();
         let sink = block_on(writer.write_to(&mut stream, &Cancel::new(), |_: Progress| {}));
         assert_eq!(sink.unwrap(), u64::try_from(stream.len()).unwrap());
@@ -354,6 +356,7 @@ fn what_cannot_be_is_refused_by_name_and_value_before_anything_is_made() {
     let backing = "backing_file=base.vmdk,backing_fmt=vmdk";
     let dir = ImageDir::new().unwrap();
     create(&dir, "base.vmdk", "size=1M").unwrap();
+    create(&dir, "split.vmdk", "size=1M,subformat=twoGbMaxExtentSparse").unwrap();
     dir.write("raw", &[7; 4096]).unwrap();
     let all = [
         ("subformat=foo".to_owned(), "'subformat=foo': unknown value"),
@@ -375,6 +378,7 @@ fn what_cannot_be_is_refused_by_name_and_value_before_anything_is_made() {
         ("backing_file=,backing_fmt=vmdk".to_owned(), "'backing_file=': is missing"),
         ("backing_file=raw,backing_fmt=raw".to_owned(), "'backing_fmt=raw': contradicts"),
         ("backing_file=raw,backing_fmt=vmdk".to_owned(), "Could not open backing file 'raw'"),
+        ("backing_file=split-s001.vmdk,backing_fmt=vmdk".to_owned(), "CID is missing"),
         ("backing_file=gone,backing_fmt=vmdk".to_owned(), "Could not open backing file 'gone'"),
         ("backing_file=json:{},backing_fmt=vmdk".to_owned(), "only plain names are allowed"),
         ("toolsversion=1\"\nRW 1 ZERO".to_owned(), "is not valid text"),
@@ -399,6 +403,32 @@ fn what_cannot_be_is_refused_by_name_and_value_before_anything_is_made() {
     assert!(err.contains("only plain names are allowed here"), "{err}");
     assert!(create(&dir, "a.vmdk", "").unwrap_err().to_string().contains("'size': is missing"));
     assert!(files(&dir) == before);
+}
+
+#[test]
+fn files_beside_the_image_are_made_only_where_names_are_followed() {
+    let dir = ImageDir::new().unwrap();
+    let path = dir.path("a.vmdk").to_str().unwrap().to_owned();
+    let mut context = making::context(OpenFlags::READ_WRITE);
+    context.policy = ReferencePolicy::Refuse;
+    let text = "size=1M,subformat=monolithicFlat";
+    let err = making::create_at(&path, text, context.clone()).unwrap_err().to_string();
+    assert!(err.ends_with("only plain names are allowed here") && files(&dir).is_empty(), "{err}");
+    making::create_at(&path, "size=1M", context.clone()).unwrap();
+    context.policy = ReferencePolicy::SameDirectory;
+    making::create_at(&path, text, context.clone()).unwrap();
+
+    // Storage that exists already: it has to have a name for others to be beside it.
+    dir.write("b.vmdk", b"").unwrap();
+    let factory = Arc::clone(context.registry.get("vmdk").unwrap());
+    let path = dir.path("b.vmdk").to_str().unwrap().to_owned();
+    let options = making::options(text).with("file.driver", "file");
+    let named = options.clone().with("file.filename", path);
+    block_on(factory.create(named, context.clone())).unwrap();
+    let node = open(&dir.path("b.vmdk"), OpenFlags::READ_ONLY).unwrap();
+    assert!(node.len() == 1 << 20 && dir.path("b-flat.vmdk").exists());
+    let err = block_on(factory.create(options, context)).unwrap_err().to_string();
+    assert_eq!(err, "Invalid option 'filename': is missing");
 }
 
 #[test]

@@ -35,6 +35,9 @@ const SUBFORMATS: [&str; 7] = [
     "vmfsSparse",
     "vmfs",
 ];
+/// The disks that were made, by their names.
+type Named<T> = Arc<Mutex<Vec<(String, T)>>>;
+
 const OLD_LEN: usize = 200 << 10;
 const NEW_LEN: usize = 100 << 10;
 
@@ -68,7 +71,7 @@ fn kind_of(files: &Files, old: &[u8]) -> usize {
 fn crash_everywhere(subformat: &str, seed: u64) -> [usize; 3] {
     let old = old_image(subformat);
     let old_contents = Image::open(&old, "a.vmdk").unwrap().contents().unwrap();
-    let all: Arc<Mutex<Vec<(String, Weak<CrashDisk>)>>> = Arc::default();
+    let all: Named<Weak<CrashDisk>> = Arc::default();
     let crashed: Arc<Mutex<Vec<Files>>> = Arc::default();
     let rng = Arc::new(Mutex::new(ChaCha8Rng::seed_from_u64(seed)));
     let maker = {
@@ -128,7 +131,7 @@ fn a_creation_that_fails_half_way_leaves_no_image() {
             for skip in 0.. {
                 let fault = Fault::new();
                 fault.add(Rule::new(kind).skip(skip).once());
-                let memory: Arc<Mutex<Vec<(String, Arc<MemDriver>)>>> = Arc::default();
+                let memory: Named<Arc<MemDriver>> = Arc::default();
                 let maker = {
                     let (fault, memory, old) = (fault.clone(), memory.clone(), old.clone());
                     move |name: &str| -> Arc<dyn BlockDriver> {
@@ -156,8 +159,8 @@ fn a_creation_that_fails_half_way_leaves_no_image() {
                 failed[kind_of(&files.collect(), &old_contents)] += 1;
             }
         }
-        // The old one is there as long as nothing was done. The new one is whole already when the flush behind
-        // it fails, or one of closing.
+        // The old one is there as long as nothing was done. The new one is whole already when the flush
+        // behind it fails, or one of closing.
         assert!(failed[0] >= 5 && failed[1] == 1 && failed[2] <= 3, "{subformat}: {failed:?}");
     }
 }
@@ -175,7 +178,7 @@ fn device(len: usize) -> Arc<MemDisk> {
 #[test]
 fn what_a_device_held_does_not_show() {
     for subformat in SUBFORMATS {
-        let made: Arc<Mutex<Vec<(String, Arc<MemDisk>)>>> = Arc::default();
+        let made: Named<Arc<MemDisk>> = Arc::default();
         let maker = {
             let made = Arc::clone(&made);
             move |name: &str| -> Arc<dyn BlockDriver> {

@@ -1,8 +1,8 @@
 //! Where everything stands in a new sparse extent.
 //!
-//! Invariant: the order in a hosted extent is header, descriptor, redundant grain directory and its tables, grain
-//! directory and its tables, grains; the first grain starts at a multiple of the grain, and every place before it
-//! fits into the 32 bits of an entry.
+//! Invariant: the order in a hosted extent is header, descriptor, redundant grain directory and its
+//! tables, grain directory and its tables, grains; the first grain starts at a multiple of the grain, and
+//! every place before it fits into the 32 bits of an entry.
 //!
 //! Not here: I/O.
 

@@ -1,7 +1,8 @@
 //! What the files of a new image are called.
 //!
-//! Invariant: every name is plain (no directory, no quotes) and differs from that of the image.
+//! Invariant: every name is plain (no directory, no quotes), and no file beside the image has its name.
 
+use std::fmt;
 use std::path::Path;
 
 use block_core::OpenError;
@@ -34,8 +35,8 @@ impl Names {
         longest.map(|_| names).ok_or_else(bad)
     }
 
-    /// The name of the extent of this `number`, counted from 1. An image whose only extent has the descriptor inside is
-    /// its own extent.
+    /// The name of the extent of this `number`, counted from 1. An image whose only extent has the
+    /// descriptor inside is its own extent.
     pub(super) fn extent(&self, create_type: CreateType, number: u64) -> Option<Quoted> {
         match create_type {
             CreateType::MonolithicSparse | CreateType::StreamOptimized => self.with(""),
@@ -49,6 +50,12 @@ impl Names {
 
     fn with(&self, part: &str) -> Option<Quoted> {
         Quoted::new(format!("{}{part}{}", self.stem, self.suffix))
+    }
+}
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.stem, self.suffix)
     }
 }
 

@@ -22,7 +22,12 @@ use crate::units::{ContentId, SectorCount};
 /// The options by name, for help.
 pub(crate) const OPTIONS: &[CreateOption] = &[
     option("size", "<size>", "Virtual disk size", None),
-    option("adapter_type", "<str>", "Virtual adapter: ide, lsilogic, buslogic, legacyESX", None),
+    option(
+        "adapter_type",
+        "<str>",
+        "Virtual adapter: ide (default), lsilogic, buslogic, legacyESX",
+        None,
+    ),
     option("backing_file", "<str>", "File name of the backing file", None),
     option("backing_fmt", "<str>", "Format of the backing file: vmdk", None),
     option("compat6", BOOL, "Make an image for virtual hardware of version 6", Some("off")),
@@ -31,7 +36,7 @@ pub(crate) const OPTIONS: &[CreateOption] = &[
     option(
         "subformat",
         "<str>",
-        "Layout of the files: monolithicSparse, monolithicFlat, twoGbMaxExtentSparse, \
+        "Layout of the files: monolithicSparse (default), monolithicFlat, twoGbMaxExtentSparse, \
          twoGbMaxExtentFlat, streamOptimized, vmfs, vmfsSparse",
         None,
     ),
@@ -135,8 +140,8 @@ impl CreateOptions {
         Self { tools_version: version.into(), ..self }
     }
 
-    /// With entries for grains of zeroes, in an image of hosted sparse extents. A streamOptimized image does not change
-    /// by it: nothing is written to it later.
+    /// With entries for grains of zeroes, in an image of hosted sparse extents. A streamOptimized image does
+    /// not change by it: nothing is written to it later.
     #[must_use]
     pub fn zeroed_grains(self) -> Self {
         Self { zeroed_grains: ZeroedGrains::Yes, ..self }
@@ -372,7 +377,7 @@ fn check_backing_format(format: String) -> Result<(), OpenError> {
     if format == FORMAT {
         return Ok(());
     }
-    let problem = Problem::Contradicts("the format of the image: its backing file is a vmdk, too");
+    let problem = Problem::Contradicts("the format vmdk, which a backing file must have, too");
     Err(refuse("backing_fmt", format, problem))
 }
 

@@ -1,11 +1,10 @@
 //! The content id of an image that a new one is made on.
 
-use block_core::error::Problem;
 use block_core::options::OpenFlags;
 use block_core::registry::{BACKING_FILE, OpenContext};
 use block_core::{OpenError, Options, graph};
 
-use super::options::refuse;
+use crate::descriptor::DescriptorError;
 use crate::error::FORMAT;
 use crate::open::content_id_of;
 use crate::units::ContentId;
@@ -31,6 +30,5 @@ pub(super) async fn content_id(
     closed.map_err(|error| child(OpenError::Request { what: "closing", error }))?;
     // With the id of no parent, the new image would have none.
     let usable = id.filter(|id| *id != ContentId::NO_PARENT);
-    usable
-        .ok_or_else(|| refuse("backing_file", name, Problem::Contradicts("its own lack of a CID")))
+    usable.ok_or_else(|| child(DescriptorError::Missing { name: "CID" }.into()))
 }

@@ -106,7 +106,7 @@ fn check_len(plan: &Plan, text: &[u8]) -> Result<(), OpenError> {
 }
 
 fn descriptor(plan: &Plan, names: &Names, cid: ContentId) -> Result<NewDescriptor, OpenError> {
-    let bad_name = || refuse("filename", format!("{names:?}"), Problem::NotPlainName);
+    let bad_name = || refuse("filename", names, Problem::NotPlainName);
     plan.descriptor(names, cid).ok_or_else(bad_name)
 }
 

@@ -1,7 +1,7 @@
 //! The text of a new descriptor: the settings, in the order, that VMware's programs and others expect.
 //!
 //! Invariant: what [`NewDescriptor::to_bytes`] gives is parsed by [`super::Descriptor::parse`] to what the
-//! fields say. Texts that come from elsewhere are [`Quoted`], so that none of them ends early or adds a line.
+//! fields say. Texts that come from elsewhere are [`Quoted`]: none of them ends early or adds a line.
 
 use std::fmt::{self, Write};
 
@@ -66,8 +66,8 @@ impl AdapterType {
         found.map(|(_, adapter)| *adapter)
     }
 
-    /// How a disk of `sectors` looks behind it: 16 heads on IDE, 255 otherwise. Sectors that fill no cylinder are
-    /// not counted.
+    /// How a disk of `sectors` looks behind it: 16 heads on IDE, 255 otherwise. Sectors that fill no
+    /// cylinder are not counted.
     pub fn geometry(self, sectors: SectorCount) -> Geometry {
         let heads = if self == Self::Ide { 16 } else { 255 };
         let cylinders = sectors.0 / (u64::from(heads) * 63);

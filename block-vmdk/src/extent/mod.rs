@@ -117,10 +117,7 @@ impl DiskExtent {
             Body::Flat { node, offset } => {
                 node.write(range.shifted(*offset)?, iov, RequestFlags::empty()).await
             }
-            Body::Sparse(sparse) => {
-                let _pass = sparse.enter().await;
-                sparse.write(range, iov).await
-            }
+            Body::Sparse(sparse) => sparse.write(range, iov).await,
         }
     }
 
@@ -156,6 +153,17 @@ impl DiskExtent {
                 let _pass = sparse.enter().await;
                 sparse.discard(range).await
             }
+        }
+    }
+
+    /// Lets all data of the extent go, so that the backing file shows.
+    pub(crate) async fn make_empty(&self) -> Result<()> {
+        match &self.body {
+            Body::Sparse(sparse) => {
+                let _pass = sparse.enter().await;
+                sparse.make_empty().await
+            }
+            Body::Zero | Body::Flat { .. } => Err(Error::Unsupported),
         }
     }
 

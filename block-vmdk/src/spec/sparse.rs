@@ -204,8 +204,8 @@ impl SparseHeader {
         Ok(header)
     }
 
-    /// The header of an extent that is written in place: version 1, or 2 for grains of zeroes, with tables of 512
-    /// entries, all of them there from the start and all of them twice.
+    /// The header of an extent that is written in place: version 1, or 2 for grains of zeroes, with tables
+    /// of 512 entries, all of them there from the start and all of them twice.
     pub fn hosted(places: HostedPlaces, zeroed_grains: ZeroedGrains) -> Result<Self, HeaderError> {
         let (version, flag) = match zeroed_grains {
             ZeroedGrains::No => (1, 0),

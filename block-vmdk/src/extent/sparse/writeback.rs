@@ -203,7 +203,7 @@ impl SparseExtent {
     }
 
     /// Gives back what nobody uses; its space is punched out of the file first, where that is wanted.
-    async fn release(&self) -> Result<()> {
+    pub(super) async fn release(&self) -> Result<()> {
         let writer = self.writer()?;
         let ready = writer.meta.lock().await.take_ready(|since| self.gate.is_past(since));
         if ready.is_empty() {
@@ -243,13 +243,14 @@ impl SparseExtent {
     /// Makes the file as long as what was given out of it.
     async fn take_back_growth(&self) -> Result<()> {
         let mut meta = self.writer()?.meta.lock().await;
-        let grown_to = meta.grown_to.take();
+        let grown_to = meta.grown_to;
         let Some(space) = &meta.space else { return Ok(()) };
         let end = space.end() * SECTOR;
         let can_cut = self.file.capabilities().truncate == Support::Native;
         if can_cut && grown_to == Some(self.file.len()) && end < self.file.len() {
             self.file.truncate(end, Exactness::AtLeast, Prealloc::Off).await?;
         }
+        meta.grown_to = None;
         Ok(())
     }
 }

@@ -7,10 +7,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use block_core::metadata::steps;
 use block_core::range::to_usize;
-use block_core::{ByteRange, Error, IoVec, Node, Result};
+use block_core::{ByteRange, IoVec, Node, Result};
 use futures::{FutureExt, StreamExt, future, stream};
-use parking_lot::Mutex;
 
 use crate::compress::inflate::{Group, Wanted};
 use crate::driver::Qcow2Driver;
@@ -78,31 +78,12 @@ impl Qcow2Driver {
         second: Result<Option<Piece>>,
         plan: Plan,
     ) -> Result<()> {
-        // Guards the first error; held for a store.
-        let failed = Mutex::new(None);
-        let note = |error: Error| {
-            failed.lock().get_or_insert(error);
-        };
+        let first = stream::iter([Some(Ok(first)), second.transpose()]).filter_map(future::ready);
         let later = stream::unfold(plan, |mut plan| async {
-            // After an error nothing new is started, but all that runs is waited for.
-            if failed.lock().is_some() {
-                return None;
-            }
             Some((plan.next_piece().await.transpose()?, plan))
         });
-        let pieces = stream::iter([Some(Ok(first)), second.transpose()]);
-        pieces
-            .filter_map(future::ready)
-            .chain(later)
-            .for_each_concurrent(AT_ONCE, |piece| async {
-                let done = match piece {
-                    Ok(piece) => self.read_piece(piece).await,
-                    Err(error) => Err(error),
-                };
-                done.unwrap_or_else(note);
-            })
-            .await;
-        failed.into_inner().map_or(Ok(()), Err)
+        let reads = first.chain(later).map(|piece| piece.map(|piece| self.read_piece(piece)));
+        steps::run(AT_ONCE, reads).await
     }
 
     async fn read_piece(&self, piece: Piece) -> Result<()> {

@@ -13,8 +13,7 @@ use block_core::driver::CopySource;
 use block_core::range::to_usize;
 use block_core::{ByteRange, Error, IoVec, Node, RequestFlags, Result};
 use futures::future::BoxFuture;
-use futures::{StreamExt, stream};
-use parking_lot::Mutex;
+use futures::stream;
 
 use crate::alloc::{Meta, Place, Reason};
 use crate::driver::Qcow2Driver;
@@ -25,6 +24,7 @@ use crate::tables::OwnSlice;
 use crate::units::{GuestOffset, HostOffset};
 use crate::writeback::Extent;
 use block_core::metadata::inflight::{Blocker, Running};
+use block_core::metadata::steps;
 
 /// Most steps of one write in flight.
 const AT_ONCE: usize = 8;
@@ -134,11 +134,9 @@ impl Qcow2Driver {
         range: ByteRange,
         payload: Payload,
     ) -> Result<()> {
-        // Guards the first error; held for a store.
-        let failed: Mutex<Option<Error>> = Mutex::new(None);
-        let errors = &failed;
-        let steps = stream::unfold((Some(first), range), |(planned, rest)| async move {
-            if rest.is_empty() || (planned.is_none() && errors.lock().is_some()) {
+        let payload = &payload;
+        let works = stream::unfold((Some(first), range), |(planned, rest)| async move {
+            if rest.is_empty() {
                 return None;
             }
             let work = match planned {
@@ -147,28 +145,15 @@ impl Qcow2Driver {
             };
             match work {
                 Ok(work) => {
-                    let rest = rest.split_at(work.guest().len()).1;
-                    Some((Ok(work), (None, rest)))
+                    let guest = work.guest();
+                    let rest = rest.split_at(guest.len()).1;
+                    let part = payload.slice(guest.offset() - range.offset(), guest.len());
+                    Some((Ok(self.do_work(work, part)), (None, rest)))
                 }
                 Err(error) => Some((Err(error), (None, ByteRange::default()))),
             }
         });
-        steps
-            .for_each_concurrent(AT_ONCE, |work| async {
-                let done = match work {
-                    Ok(work) => {
-                        let guest = work.guest();
-                        let part = payload.slice(guest.offset() - range.offset(), guest.len());
-                        self.do_work(work, part).await
-                    }
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = done {
-                    failed.lock().get_or_insert(error);
-                }
-            })
-            .await;
-        failed.into_inner().map_or(Ok(()), Err)
+        steps::run(AT_ONCE, works).await
     }
 
     /// Plans the first step of a write to `rest`. Waits for allocations in its way.

@@ -11,12 +11,13 @@
 //! metadata lock is held only to take what is dirty and to note what was written; what changes
 //! meanwhile is dirty again. After an error everything that may be missing in the file is dirty.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
+use block_core::metadata::steps;
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Error, Result};
-use futures::{StreamExt, future, stream};
+use futures::stream;
 
 use crate::alloc::{Freed, Limbo, Meta};
 use crate::compress::write_cache::Eviction;
@@ -49,6 +50,8 @@ struct Batch {
     blocks: Vec<DirtyPart>,
     table: Vec<DirtyPart>,
     unlinked: Vec<(u64, Slice)>,
+    /// The tables of `unlinked`.
+    unlinked_tables: HashSet<HostOffset>,
     linked: Vec<(u64, Slice)>,
     l1: Vec<DirtyPart>,
     l1_sectors: BTreeSet<u64>,
@@ -62,13 +65,6 @@ impl Batch {
     fn has_barrier(&self) -> bool {
         !(self.linked.is_empty() && self.l1.is_empty() && self.table.is_empty())
     }
-}
-
-/// Runs all of `writes`, and waits for all of them: one that is still under way after an error could
-/// overtake its own repetition.
-async fn all_of<W: Future<Output = Result<()>>>(writes: Vec<W>) -> Result<()> {
-    let results = stream::iter(writes).buffer_unordered(AT_ONCE);
-    results.fold(Ok(()), |all, one| future::ready(all.and(one))).await
 }
 
 impl Qcow2Driver {
@@ -94,17 +90,21 @@ impl Qcow2Driver {
             // Refcounts in the file are about to be wrong.
             let marked = self.mark_dirty().await;
             if let Err(error) = marked {
-                self.end_batch(writer, batch, &marked).await;
+                self.end_batch(writer, batch, marked, &marked).await;
                 return Err(error);
             }
         }
-        let result = self.write_batch(&batch).await;
+        let before = self.write_unlinked(&batch).await;
+        let result = match before {
+            Ok(()) => self.write_linked(&batch).await,
+            Err(error) => Err(error),
+        };
         let done = match result {
             Ok(Place::Same) => Ok(()),
             Ok(Place::Moved) => Err(Error::Busy),
             Err(error) => Err(error),
         };
-        self.end_batch(writer, batch, &done).await;
+        self.end_batch(writer, batch, before, &done).await;
         result
     }
 
@@ -146,12 +146,11 @@ impl Qcow2Driver {
                 bytes: encode_words(&words),
             }
         };
-        // From here on they may be linked, whether the write of the L1 table succeeds or not.
-        meta.unlinked.clear();
         Batch {
             blocks,
             table,
             unlinked,
+            unlinked_tables: std::mem::take(&mut meta.unlinked),
             linked,
             l1: l1_sectors.iter().map(part).collect(),
             l1_sectors,
@@ -160,16 +159,21 @@ impl Qcow2Driver {
         }
     }
 
-    async fn write_batch(&self, batch: &Batch) -> Result<Place> {
+    /// Writes what nothing in the file refers to yet, and makes it stable before anything does.
+    async fn write_unlinked(&self, batch: &Batch) -> Result<()> {
         // Every entry of the batch was linked after its data was put there.
         if let Some(cache) = &self.writer()?.compressed.cache {
             cache.flush().await?;
         }
         self.write_parts(&batch.blocks, "refblock_update").await?;
         self.write_slices(&batch.unlinked).await?;
-        if batch.has_barrier() {
-            self.barrier().await?;
+        match batch.has_barrier() {
+            true => self.barrier().await,
+            false => Ok(()),
         }
+    }
+
+    async fn write_linked(&self, batch: &Batch) -> Result<Place> {
         if !batch.table.is_empty() {
             self.write_parts(&batch.table, "reftable_update").await?;
             self.file.flush().await?;
@@ -191,7 +195,7 @@ impl Qcow2Driver {
             self.event(event);
             write_bytes(&self.file, part.offset, &part.bytes).await
         });
-        all_of(writes.collect()).await
+        steps::run(AT_ONCE, stream::iter(writes.map(Ok))).await
     }
 
     async fn write_slices(&self, slices: &[(u64, Slice)]) -> Result<()> {
@@ -203,11 +207,18 @@ impl Qcow2Driver {
             self.event("l2_update");
             write_bytes(&self.file, offset, &bytes).await
         });
-        all_of(writes.collect()).await
+        steps::run(AT_ONCE, stream::iter(writes.map(Ok))).await
     }
 
-    /// Notes what was written; after an error, that nothing was.
-    async fn end_batch(&self, writer: &Writer, batch: Batch, result: &Result<()>) {
+    /// Notes what was written; after an error, that nothing was. `before` tells of what precedes the L1
+    /// table: if that failed, nothing refers to the new tables, else the L1 table may.
+    async fn end_batch(
+        &self,
+        writer: &Writer,
+        batch: Batch,
+        before: Result<()>,
+        result: &Result<()>,
+    ) {
         let mut meta = writer.meta.lock().await;
         meta.refcounts.end_write(result);
         match result {
@@ -224,6 +235,9 @@ impl Qcow2Driver {
                 meta.written.extend(batch.dropped);
             }
             Err(_) => {
+                if before.is_err() {
+                    meta.unlinked.extend(batch.unlinked_tables);
+                }
                 meta.dirty_l1.extend(batch.l1_sectors);
                 meta.dropped.extend(batch.dropped);
                 meta.written.extend(batch.written);

@@ -308,6 +308,26 @@ fn compressed_read_against_rewrite_and_reuse() {
     });
 }
 
+/// A new L2 table that could not be written is stable before the L1 table names it, also in the flush
+/// that comes after.
+#[test]
+fn after_a_failed_flush_new_tables_still_come_before_what_names_them() {
+    race(&plain(), &[], |scene| async move {
+        scene.write(scene.whole(3)).await;
+        scene.fault.add(Rule::new(Kind::Write).after_event("l2_update").once());
+        assert_eq!(scene.node.flush().await, Err(Error::IO));
+        assert_eq!(scene.fault.injected(), 1);
+        scene.record.take();
+        scene.node.flush().await.unwrap();
+        let sent = scene.record.take();
+        let is = |kind| move |call: &Call| call.kind == kind;
+        let l1 = sent.iter().rposition(is(Kind::Write)).unwrap();
+        let l2 = sent[..l1].iter().rposition(is(Kind::Write)).unwrap();
+        assert_eq!(sent[l1].range.len(), 8, "the L1 table is last: {sent:?}");
+        assert!(sent[l2..l1].iter().any(is(Kind::FlushToDisk)), "{sent:?}");
+    });
+}
+
 #[test]
 fn two_allocating_writes_into_one_cluster() {
     race(&plain(), &[data(0, 4)], |scene| async move {

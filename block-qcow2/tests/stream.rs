@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use block_core::driver::BlockDriver;
 use block_core::job::copy::{Progress, Watch};
+use block_core::job::stream::StreamError as CoreError;
 use block_core::range::{to_u64, to_usize};
 use block_core::request::status::{DriverStatus, StatusDetail};
 use block_core::{
@@ -392,9 +393,21 @@ fn a_source_that_cannot_be_read_is_an_error_of_the_pass_that_meets_it() {
     let measured = block_on(writer.clone().measure(&Cancel::new(), quiet)).unwrap();
     source.fails_from.store(2 << 20, Ordering::Relaxed);
     let error = block_on(writer.measure(&Cancel::new(), quiet)).unwrap_err();
-    assert!(matches!(error, StreamError::Read { offset: 0x20_0000, error: Error::IO }), "{error}");
+    assert!(
+        matches!(
+            error,
+            StreamError::Stream(CoreError::Read { offset: 0x20_0000, error: Error::IO })
+        ),
+        "{error}"
+    );
     let error = block_on(measured.write_to(Vec::new(), &Cancel::new(), quiet)).unwrap_err();
-    assert!(matches!(error, StreamError::Read { offset: 0x20_0000, error: Error::IO }), "{error}");
+    assert!(
+        matches!(
+            error,
+            StreamError::Stream(CoreError::Read { offset: 0x20_0000, error: Error::IO })
+        ),
+        "{error}"
+    );
     assert_eq!(source.in_flight.load(Ordering::Relaxed), 0);
 }
 
@@ -412,7 +425,7 @@ fn a_cancel_ends_either_pass() {
         };
         let writer = StreamWriter::new(source.node()).memory_bytes(1);
         let error = block_on(writer.write_to(&mut sink, &cancel, watch)).unwrap_err();
-        assert!(matches!(error, StreamError::Cancelled), "{error}");
+        assert!(matches!(error, StreamError::Stream(CoreError::Cancelled)), "{error}");
         assert_eq!(sink.is_empty(), stop_at == 1);
         assert!(sink.len() < 8 << 20);
         assert_eq!(source.in_flight.load(Ordering::Relaxed), 0);
@@ -431,7 +444,7 @@ fn a_cancel_is_seen_while_zeroes_are_skipped() {
     }));
     assert!(polled, "it had its turn before the end");
     cancel.cancel();
-    assert!(matches!(block_on(measured), Err(StreamError::Cancelled)));
+    assert!(matches!(block_on(measured), Err(StreamError::Stream(CoreError::Cancelled))));
 }
 
 /// Notes how much it lets through.

@@ -5,6 +5,10 @@
 //! follows the stream is not looked at. What is compressed depends on the level and the data alone, not on what was
 //! compressed before or by which thread. Memory is that of the caller's buffers, whatever the stream says.
 
+mod read;
+
+pub use read::{GrainReader, StoredGrain, Wanted};
+
 use std::cell::RefCell;
 
 use block_core::error::Problem;
@@ -77,6 +81,22 @@ pub fn inflate(src: &[u8], dst: &mut [u8], needed: usize) -> Result<(), InflateE
     Ok(())
 }
 
+/// Inflates the stream at the start of `src` like [`inflate`], to `len` bytes of this thread, and shows them to `look`.
+fn inflate_with<R>(
+    src: &[u8],
+    len: usize,
+    needed: usize,
+    look: impl FnOnce(&[u8]) -> R,
+) -> Result<R, InflateError> {
+    let mut scratch = with_codec(|codec| std::mem::take(&mut codec.scratch));
+    scratch.resize(len, 0);
+    let result = inflate(src, &mut scratch, needed).map(|()| look(&scratch));
+    if len <= SCRATCH_MAX {
+        with_codec(|codec| codec.scratch = scratch);
+    }
+    result
+}
+
 /// Compresses `src` to the end of `dst`; gives the length of the stream.
 pub fn deflate(level: Level, src: &[u8], dst: &mut Vec<u8>) -> usize {
     with_codec(|codec| {
@@ -96,11 +116,13 @@ pub fn deflate(level: Level, src: &[u8], dst: &mut Vec<u8>) -> usize {
 struct Codec {
     decoder: Decompressor,
     encoder: Option<(Level, Compressor)>,
+    /// A grain that is inflated and then copied elsewhere.
+    scratch: Vec<u8>,
 }
 
 impl Codec {
     fn new() -> Self {
-        Self { decoder: Decompressor::new(), encoder: None }
+        Self { decoder: Decompressor::new(), encoder: None, scratch: Vec::new() }
     }
 
     fn encoder(&mut self, level: Level) -> &mut Compressor {
@@ -121,6 +143,8 @@ fn with_codec<R>(work: impl FnOnce(&mut Codec) -> R) -> R {
 /// and take less than a third of its time. Levels above gain about half a percent each, in a fifth more time.
 const LEVEL: i32 = 5;
 const LEVEL_MAX: i32 = 12;
+/// Longest memory for a grain that a thread keeps for the next one.
+const SCRATCH_MAX: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {

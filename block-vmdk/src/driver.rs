@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use block_core::ability::Check;
+use block_core::ability::{Check, Rebase};
 use block_core::driver::{BlockDriver, Child, ChildRole, Children};
 use block_core::driver::{NodeEvent, ReopenOptions, ReopenState};
 use block_core::info::DriverInfo;
@@ -183,7 +183,8 @@ impl VmdkDriver {
         for part in parts(&self.extents, inside) {
             match part.extent.discard(part.range).await {
                 Err(Error::Unsupported) => {}
-                done => result = done,
+                done if result == Err(Error::Unsupported) => result = done,
+                done => result = result.and(done),
             }
         }
         result
@@ -199,7 +200,7 @@ impl VmdkDriver {
     }
 
     /// Takes the parent's content id, if the parent was changed while it was open here: by a commit.
-    async fn follow_parent(&self) -> Result<()> {
+    pub(crate) async fn follow_parent(&self) -> Result<()> {
         let (Some(identity), Some(backing)) = (&self.identity, &self.backing) else {
             return Ok(());
         };
@@ -292,6 +293,10 @@ impl BlockDriver for VmdkDriver {
         crate::info::of(self)
     }
 
+    fn as_rebase(&self) -> Option<&dyn Rebase> {
+        Some(self)
+    }
+
     fn read_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
         let (extent, range) = self.one(range)?;
         extent.check_access(Access::ReadOnly).ok()?;
@@ -382,6 +387,10 @@ impl BlockDriver for VmdkDriver {
         {
             self.read_only.store(read_only, Ordering::Release);
         }
+    }
+
+    async fn invalidate_cache(self: Arc<Self>) -> Result<()> {
+        Err(Error::Unsupported)
     }
 
     fn as_check(&self) -> Option<&dyn Check> {

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use block_core::ability::Measurement;
 use block_core::driver::BlockDriver;
-use block_core::registry::{DriverFactory, OpenContext};
-use block_core::{OpenError, Options};
+use block_core::registry::{CreateOption, DriverFactory, OpenContext};
+use block_core::{Node, OpenError, Options};
 
+use crate::create;
 use crate::error::FORMAT;
+use crate::measure;
 use crate::open;
 use crate::probe::probe;
 
@@ -34,5 +37,21 @@ impl DriverFactory for VmdkFactory {
         context: OpenContext,
     ) -> Result<Arc<dyn BlockDriver>, OpenError> {
         open::open(options, context).await
+    }
+
+    fn create_options(&self) -> &'static [CreateOption] {
+        create::OPTIONS
+    }
+
+    async fn create(&self, options: Options, context: OpenContext) -> Result<(), OpenError> {
+        create::create(options, context).await
+    }
+
+    async fn measure(
+        &self,
+        options: Options,
+        source: Option<Node>,
+    ) -> Result<Measurement, OpenError> {
+        measure::measure(options, source).await
     }
 }

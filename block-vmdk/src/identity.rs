@@ -56,6 +56,11 @@ impl Identity {
         }
     }
 
+    /// Where the descriptor stands.
+    pub(crate) fn place(&self) -> Place {
+        self.place
+    }
+
     /// What `look` says of the descriptor.
     pub(crate) fn with<R>(&self, look: impl FnOnce(&Descriptor) -> R) -> R {
         look(&self.descriptor.read())
@@ -77,7 +82,12 @@ impl Identity {
         }
         let mut changed = self.descriptor.read().clone();
         if let Some(old) = changed.content_id() {
-            let new = ContentId::random(old)?;
+            let new = loop {
+                let new = ContentId::random()?;
+                if new != old {
+                    break new;
+                }
+            };
             changed.set_content_id(new).map_err(|_| Error::Invalid)?;
             self.write(changed).await?;
             self.file.flush().await?;

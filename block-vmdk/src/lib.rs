@@ -30,6 +30,7 @@
 
 mod check;
 pub mod compress;
+pub mod create;
 pub mod descriptor;
 mod driver;
 mod error;
@@ -37,9 +38,12 @@ mod extent;
 mod factory;
 mod identity;
 mod info;
+mod measure;
 mod open;
 pub mod probe;
+mod rebase;
 pub mod spec;
+pub mod stream;
 pub mod units;
 
 pub use driver::VmdkDriver;

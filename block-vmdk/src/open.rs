@@ -17,7 +17,9 @@ use futures::future::BoxFuture;
 
 use crate::check::chain::{OpeningFaults, ParentFault};
 use crate::check::examine::examine;
-use crate::descriptor::{Access, DESCRIPTOR_BYTES_MAX, Descriptor, Extent, ExtentKind};
+use crate::descriptor::{
+    Access, DESCRIPTOR_BYTES_MAX, Descriptor, Extent, ExtentKind, PARENT_HINT,
+};
 use crate::driver::VmdkDriver;
 use crate::error::{FORMAT, bad_field};
 use crate::extent::file_io::read_bytes;
@@ -31,9 +33,7 @@ use crate::units::{ContentId, Sector, SectorCount};
 /// The role of an extent's file in errors.
 const EXTENT: &str = "extent";
 /// Most extents of a disk.
-const EXTENTS_MAX: usize = 4096;
-/// The setting that names the parent.
-pub(crate) const PARENT_HINT: &str = "parentFileNameHint";
+pub(crate) const EXTENTS_MAX: usize = 4096;
 
 /// What the user says about the files that the image refers to.
 struct ReferenceOptions {
@@ -135,12 +135,10 @@ async fn read_plan(
         let source = Source::Own(Box::new(layout));
         return Ok((identity, vec![Planned { access: Access::ReadWrite, sectors, source }]));
     }
-    let most = block_core::range::to_u64(DESCRIPTOR_BYTES_MAX);
-    if file.len() > most {
-        let problem = Problem::Above(most);
-        return Err(bad_field("length of the descriptor", file.len(), problem));
-    }
-    let bytes = read_bytes(file, ByteRange::up_to(file.len())).await.map_err(failed)?;
+    // A byte more than is allowed, so that more is seen: a device goes on behind its descriptor.
+    let most = block_core::range::to_u64(DESCRIPTOR_BYTES_MAX) + 1;
+    let text = ByteRange::up_to(file.len().min(most));
+    let bytes = read_bytes(file, text).await.map_err(failed)?;
     let descriptor = Descriptor::parse(&bytes)?;
     descriptor.check_create_type()?;
     if descriptor.extents().len() > EXTENTS_MAX {

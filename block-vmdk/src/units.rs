@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use block_core::Error;
 use block_core::range::{MAX_LEN, SECTOR_SIZE};
 
 /// A place in a file or on a disk, in sectors of 512 bytes.
@@ -50,6 +51,17 @@ impl SectorCount {
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct GrainIndex(pub u64);
 
+/// The cylinders, heads and sectors by which old systems know a disk.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Geometry {
+    /// How many cylinders.
+    pub cylinders: u64,
+    /// Heads of a cylinder.
+    pub heads: u8,
+    /// Sectors of a track.
+    pub sectors: u8,
+}
+
 /// Changes whenever the contents of an image change, so that a child sees that its parent did.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ContentId(pub u32);
@@ -58,12 +70,16 @@ impl ContentId {
     /// What an image without a parent has as its parent's id.
     pub const NO_PARENT: Self = Self(u32::MAX);
 
-    /// A new one: neither `old`, nor what says that there is no parent.
-    pub fn random(old: Self) -> block_core::Result<Self> {
+    /// An id that no other image has, as far as the system's random numbers go; never one that stands
+    /// for something else. Fails where the system has none.
+    pub fn random() -> Result<Self, Error> {
+        /// With this id, an id in another setting counts.
+        const LONG_ID: u32 = u32::MAX - 1;
         loop {
-            let new = getrandom::u32().map(Self).map_err(|_| block_core::Error::IO)?;
-            if new != old && new != Self::NO_PARENT {
-                return Ok(new);
+            let id = getrandom::u32()
+                .map_err(|error| error.raw_os_error().map_or(Error::IO, Error::Os))?;
+            if !matches!(id, 0 | LONG_ID | u32::MAX) {
+                return Ok(Self(id));
             }
         }
     }
@@ -111,6 +127,14 @@ mod tests {
         fn content_ids_are_read_as_they_are_printed(id: u32) {
             prop_assert_eq!(ContentId::parse(&ContentId(id).to_string()), Some(ContentId(id)));
         }
+    }
+
+    #[test]
+    fn random_ids_differ_and_mean_nothing_else() {
+        let ids: Vec<_> = (0..64).map(|_| ContentId::random().unwrap()).collect();
+        assert!(ids.iter().all(|id| ![0, u32::MAX - 1, u32::MAX].contains(&id.0)));
+        let different: std::collections::HashSet<_> = ids.iter().collect();
+        assert!(different.len() > 60, "{ids:?}");
     }
 
     #[test]

@@ -22,7 +22,7 @@ struct Program {
 }
 
 /// Everything that any command compares with.
-pub(crate) const ALL: [Peer; 4] = [QEMU, LIBQCOW, STRACE, E2FSPROGS];
+pub(crate) const ALL: [Peer; 6] = [QEMU, LIBQCOW, LIBVMDK, VMDKINFO, STRACE, E2FSPROGS];
 
 /// qemu-img and qemu-io.
 pub(crate) const QEMU: Peer = Peer {
@@ -59,6 +59,20 @@ pub(crate) const LIBQCOW: Peer = Peer {
     programs: &[Program { name: "pyqcow", probe: &[PYTHON, "-c", "import pyqcow"] }],
     package: "python3-libqcow",
     elsewhere: "the Python bindings of libqcow, from github.com/libyal/libqcow",
+};
+
+/// libvmdk, a reader for forensics that shares nothing with QEMU.
+pub(crate) const LIBVMDK: Peer = Peer {
+    programs: &[Program { name: "pyvmdk", probe: &[PYTHON, "-c", "import pyvmdk"] }],
+    package: "python3-libvmdk",
+    elsewhere: "the Python bindings of libvmdk, from github.com/libyal/libvmdk",
+};
+
+/// libvmdk's own tool, which shows what an image is made of.
+pub(crate) const VMDKINFO: Peer = Peer {
+    programs: &[Program { name: "vmdkinfo", probe: &["vmdkinfo", "-V"] }],
+    package: "libvmdk-utils",
+    elsewhere: "libvmdk, from github.com/libyal/libvmdk",
 };
 
 impl Peer {

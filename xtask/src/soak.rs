@@ -53,6 +53,24 @@ const SOAKS: &[Soak] = &[
         test: "soak_faults",
         target: |arguments| arguments.faults,
     },
+    Soak {
+        package: "block-vmdk",
+        file: "model",
+        test: "soak_model",
+        target: |arguments| arguments.operations,
+    },
+    Soak {
+        package: "block-vmdk",
+        file: "crash",
+        test: "soak_crash",
+        target: |arguments| arguments.crash_images,
+    },
+    Soak {
+        package: "block-vmdk",
+        file: "faults",
+        test: "soak_faults",
+        target: |arguments| arguments.faults,
+    },
 ];
 
 /// Runs all of them, one after the other, until one fails.
@@ -62,13 +80,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         if target == 0 {
             continue;
         }
-        println!("\n=== {}: {target} from seed {} on ===", soak.test, arguments.seed);
-        let mut test = run::cargo();
-        test.args(["test", "--release", "--package", soak.package, "--test", soak.file]);
-        test.args(["--", "--ignored", "--exact", "--nocapture", soak.test]);
-        test.env("BLOCK_TARGET", target.to_string());
-        test.env("BLOCK_FIRST", arguments.seed.to_string());
-        run::succeed(&mut test)?;
+        let Soak { package, file, test, .. } = soak;
+        println!("\n=== {package} {test}: {target} from seed {} on ===", arguments.seed);
+        let mut cargo = run::cargo();
+        cargo.args(["test", "--release", "--package", package, "--test", file]);
+        cargo.args(["--", "--ignored", "--exact", "--nocapture", test]);
+        cargo.env("BLOCK_TARGET", target.to_string());
+        cargo.env("BLOCK_FIRST", arguments.seed.to_string());
+        run::succeed(&mut cargo)?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 pub mod commit;
 pub mod copy;
 pub mod rebase;
+pub mod stream;
 
 pub use commit::{CommitError, CommitOptions, commit};
 pub use copy::{Copied, CopyError, CopyOptions, CopySource, copy};

@@ -22,12 +22,12 @@
 mod layout;
 mod list;
 mod pieces;
-mod source;
 mod write;
 
 use block_core::error::Problem;
-use block_core::job::copy::{Progress, Watch};
-use block_core::{Cancel, Error, Node, OpenError};
+use block_core::job::copy::Watch;
+use block_core::job::stream::{self, Disk, Forward, MEMORY_BYTES, Report};
+use block_core::{Cancel, Node, OpenError};
 use futures::io::AsyncWrite;
 
 use crate::compress::{Encoding, Window};
@@ -35,12 +35,9 @@ use crate::create::{CreateOptions, Plan, first_cluster};
 use crate::spec::header::Compression;
 use layout::StreamLayout;
 use list::{ClusterList, Full, Lengths};
-use pieces::{Keep, Pieces, Work};
-use source::Disk;
-use write::{Forward, Image};
+use pieces::{ClusterPieces, Keep, Work};
+use write::Image;
 
-/// Bytes of all buffers, unless others are asked for.
-const MEMORY_BYTES: u64 = 64 << 20;
 /// Bytes of the list of clusters, unless others are asked for.
 const LIST_BYTES: u64 = 512 << 20;
 
@@ -57,7 +54,7 @@ const LIST_BYTES: u64 = 512 << 20;
 /// use block_qcow2::stream::{StreamError, StreamWriter};
 ///
 /// # fn main() -> Result<(), StreamError> {
-/// # let disk = MemDriver::from_bytes(&[7; 300_000]).map_err(StreamError::Memory)?;
+/// # let disk = MemDriver::from_bytes(&[7; 300_000]).map_err(block_core::job::stream::StreamError::Memory)?;
 /// let source = Node::new(Arc::new(disk), Default::default());
 /// let writer = StreamWriter::new(source)
 ///     .options(CreateOptions::new(0).cluster_size(4096))
@@ -95,6 +92,7 @@ enum Compress {
 /// It can be written more than once; the bytes are the same each time.
 #[derive(Debug)]
 pub struct Measured {
+    disk: Disk,
     work: Work,
     plan: Plan,
     layout: StreamLayout,
@@ -109,9 +107,6 @@ pub enum StreamError {
     /// The image cannot be, or not as a stream.
     #[error(transparent)]
     Options(#[from] OpenError),
-    /// There is no memory for the buffers.
-    #[error("{0}")]
-    Memory(Error),
     /// The list of clusters does not fit into what it may take.
     #[error(
         "the list of data clusters needs more than {budget} bytes of memory; larger clusters \
@@ -121,48 +116,22 @@ pub enum StreamError {
         /// Bytes that it may take.
         budget: u64,
     },
-    /// The source could not say how it is stored.
-    #[error("error while reading block status at offset {offset}: {error}")]
-    Status {
-        /// Offset on the disk.
-        offset: u64,
-        /// Why.
-        error: Error,
-    },
-    /// The source could not be read.
-    #[error("error while reading at byte {offset}: {error}")]
-    Read {
-        /// Offset on the disk, of the piece that failed.
-        offset: u64,
-        /// Why.
-        error: Error,
-    },
-    /// What was read could not be compressed: the thread has gone.
-    #[error("error while compressing at byte {offset}: {error}")]
-    Compress {
-        /// Offset on the disk, of the piece that failed.
-        offset: u64,
-        /// Why.
-        error: Error,
-    },
     /// The source was not the same in both passes.
     #[error("the source changed while it was being converted, at byte {offset}")]
     Changed {
         /// Offset on the disk of the first cluster that needs other tables.
         offset: u64,
     },
-    /// The sink took no more.
-    #[error("{error}")]
-    Sink {
-        /// Bytes that were handed over before.
-        offset: u64,
-        /// Why.
-        #[source]
-        error: std::io::Error,
-    },
-    /// The caller cancelled it.
-    #[error("cancelled")]
-    Cancelled,
+    /// The source, the sink or the caller ended it.
+    #[error(transparent)]
+    Stream(#[from] stream::StreamError),
+}
+
+impl StreamError {
+    /// Whether the reader of the stream went away.
+    pub fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Stream(error) if error.is_broken_pipe())
+    }
 }
 
 impl StreamWriter {
@@ -243,7 +212,7 @@ impl StreamWriter {
         self,
         cancel: &Cancel,
         watch: &mut dyn Watch,
-        mut report: Report,
+        report: Report,
     ) -> Result<Measured, StreamError> {
         let options = CreateOptions { size: self.disk.len(), ..self.options };
         check_options(&options)?;
@@ -257,10 +226,11 @@ impl StreamWriter {
             }
         };
         let cluster_size = plan.geometry.cluster_size();
-        let work = Work { disk: self.disk, cluster_size, encoding, keep: Keep::Lengths };
-        let mut pieces = Pieces::new(work.clone(), self.memory_bytes, cancel.clone());
+        let work = Work { cluster_size, encoding, keep: Keep::Lengths };
+        let disk = self.disk;
+        let mut pieces = ClusterPieces::new(disk.clone(), work, self.memory_bytes, cancel.clone());
         let mut list = ClusterList::new(cluster_size, lengths, self.list_bytes);
-        let filled = fill(&mut list, &mut pieces, watch, &mut report).await;
+        let filled = fill(&mut list, &mut pieces, watch, report).await;
         pieces.drain().await;
         filled?;
 
@@ -271,7 +241,7 @@ impl StreamWriter {
         let header = first_cluster(&options, &plan)?;
         let work = Work { keep: Keep::Bytes, ..work };
         let memory_bytes = self.memory_bytes;
-        Ok(Measured { work, plan, layout, list, header, memory_bytes })
+        Ok(Measured { disk, work, plan, layout, list, header, memory_bytes })
     }
 }
 
@@ -292,7 +262,7 @@ impl Measured {
         cancel: &Cancel,
         mut watch: impl Watch,
     ) -> Result<u64, StreamError> {
-        let report = Report { base: 0, total: self.work.disk.len() };
+        let report = Report { base: 0, total: self.disk.len() };
         self.write_pass(sink, cancel, &mut watch, report).await
     }
 
@@ -304,44 +274,31 @@ impl Measured {
         report: Report,
     ) -> Result<u64, StreamError> {
         let (geometry, layout) = (self.plan.geometry, self.layout);
-        let image = Image { geometry, layout, list: &self.list, header: &self.header };
-        let mut pieces = Pieces::new(self.work.clone(), self.memory_bytes, cancel.clone());
+        let (list, header, work) = (&self.list, &self.header, self.work);
+        let image = Image { geometry, layout, list, work, header };
+        let disk = self.disk.clone();
+        let mut pieces = ClusterPieces::new(disk, work, self.memory_bytes, cancel.clone());
         let written = image.write(Forward::new(sink, watch), &mut pieces, report).await;
         pieces.drain().await;
         written
     }
 }
 
-/// How far the passes are.
-#[derive(Copy, Clone, Debug)]
-struct Report {
-    /// Bytes that were done before this pass.
-    base: u64,
-    total: u64,
-}
-
-impl Report {
-    /// The pass is done up to `end` of the disk.
-    fn tell(&mut self, watch: &mut dyn Watch, end: u64) {
-        watch.progress(Progress { done: self.base.saturating_add(end), total: self.total });
-    }
-}
-
 /// Puts the data clusters of all pieces into the list.
 async fn fill(
     list: &mut ClusterList,
-    pieces: &mut Pieces,
+    pieces: &mut ClusterPieces,
     watch: &mut dyn Watch,
-    report: &mut Report,
+    report: Report,
 ) -> Result<(), StreamError> {
     report.tell(watch, 0);
     while let Some(piece) = pieces.next().await {
         let piece = piece?;
-        for stored in &piece.stored {
+        for stored in &piece.packed().stored {
             let pushed = list.push(*stored);
             pushed.map_err(|Full { budget }| StreamError::ListMemory { budget })?;
         }
-        report.tell(watch, piece.end());
+        report.tell(watch, piece.piece().end);
         pieces.recycle(piece);
     }
     Ok(())

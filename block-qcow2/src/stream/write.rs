@@ -1,102 +1,27 @@
 //! The bytes of the image, from the first to the last.
 //!
-//! Invariants: every byte is handed to the sink once, in order; what is held back for it is at most
-//! [`CHUNK_BYTES`]; a cluster goes out only if it is stored as the measure pass said.
+//! Invariant: a cluster goes out only if it is stored as the measure pass said.
 
-use std::io;
-
-use block_core::job::copy::Watch;
+use block_core::job::stream::{Forward, Report};
 use block_core::range::{to_u64, to_usize};
-use futures::io::{AsyncWrite, AsyncWriteExt};
+use futures::io::AsyncWrite;
 
+use super::StreamError;
 use super::layout::{Place, StreamLayout, l1_index};
 use super::list::ClusterList;
-use super::pieces::{Finished, Pieces};
-use super::{Report, StreamError};
+use super::pieces::{ClusterPieces, Work};
 use crate::geometry::{Geometry, L2Format};
 use crate::spec::entry::{Copied, encode_compressed, encode_l1, encode_plain};
 use crate::spec::refcount::set_refcount;
-
-/// Bytes that are handed to the sink at once.
-const CHUNK_BYTES: usize = 256 << 10;
 
 /// What is written, beside the data.
 pub(super) struct Image<'a> {
     pub(super) geometry: Geometry,
     pub(super) layout: StreamLayout,
     pub(super) list: &'a ClusterList,
+    pub(super) work: Work,
     /// The used bytes of the first cluster.
     pub(super) header: &'a [u8],
-}
-
-/// A sink that is written forward, and what is held back for it.
-pub(super) struct Forward<'a, S> {
-    sink: S,
-    chunk: Vec<u8>,
-    /// Bytes that were put so far.
-    at: u64,
-    watch: &'a mut dyn Watch,
-}
-
-impl<'a, S: AsyncWrite + Unpin + Send> Forward<'a, S> {
-    pub(super) fn new(sink: S, watch: &'a mut dyn Watch) -> Self {
-        Self { sink, chunk: Vec::with_capacity(CHUNK_BYTES), at: 0, watch }
-    }
-
-    async fn put(&mut self, mut bytes: &[u8]) -> Result<(), StreamError> {
-        while !bytes.is_empty() {
-            let (now, rest) = bytes.split_at(bytes.len().min(self.room()));
-            self.chunk.extend_from_slice(now);
-            self.at += to_u64(now.len());
-            bytes = rest;
-            self.send_if_full().await?;
-        }
-        Ok(())
-    }
-
-    async fn put_word(&mut self, word: u64) -> Result<(), StreamError> {
-        self.put(&word.to_be_bytes()).await
-    }
-
-    /// Puts zeroes up to `offset`.
-    async fn pad_to(&mut self, offset: u64) -> Result<(), StreamError> {
-        while self.at < offset {
-            let len = to_usize(offset - self.at).min(self.room());
-            self.chunk.resize(self.chunk.len() + len, 0);
-            self.at += to_u64(len);
-            self.send_if_full().await?;
-        }
-        Ok(())
-    }
-
-    /// Bytes that can be held back beside what is.
-    fn room(&self) -> usize {
-        CHUNK_BYTES - self.chunk.len()
-    }
-
-    async fn send_if_full(&mut self) -> Result<(), StreamError> {
-        if self.room() == 0 { self.send().await } else { Ok(()) }
-    }
-
-    /// Hands over what was held back.
-    async fn send(&mut self) -> Result<(), StreamError> {
-        let len = to_u64(self.chunk.len());
-        if let Some(turn) = self.watch.before_write(len) {
-            turn.await;
-        }
-        let sent = self.sink.write_all(&self.chunk).await;
-        sent.map_err(|error| StreamError::Sink { offset: self.at - len, error })?;
-        self.chunk.clear();
-        Ok(())
-    }
-
-    /// Hands over the rest and flushes the sink.
-    async fn finish(mut self) -> Result<u64, StreamError> {
-        self.send().await?;
-        let flushed = self.sink.flush().await;
-        flushed.map_err(|error| StreamError::Sink { offset: self.at, error })?;
-        Ok(self.at)
-    }
 }
 
 impl Image<'_> {
@@ -104,13 +29,13 @@ impl Image<'_> {
     pub(super) async fn write<S: AsyncWrite + Unpin + Send>(
         &self,
         mut out: Forward<'_, S>,
-        pieces: &mut Pieces,
+        pieces: &mut ClusterPieces,
         report: Report,
     ) -> Result<u64, StreamError> {
         self.write_tables(&mut out).await?;
         self.write_data(&mut out, pieces, report).await?;
         out.pad_to(self.layout.tables.len()).await?;
-        out.finish().await
+        Ok(out.finish().await?)
     }
 
     /// Writes what stands before the data.
@@ -124,7 +49,7 @@ impl Image<'_> {
 
         let blocks = tables.refcount_blocks_offset();
         for index in 0..tables.refcount_blocks {
-            out.put_word(blocks.plus(index * size).bytes()).await?;
+            put_word(out, blocks.plus(index * size).bytes()).await?;
         }
         out.pad_to(blocks.bytes()).await?;
         self.write_refcounts(out).await?;
@@ -133,14 +58,14 @@ impl Image<'_> {
         let mut next = 0;
         for index in self.layout.l1_indexes(self.list) {
             for _ in next..index {
-                out.put_word(0).await?;
+                put_word(out, 0).await?;
             }
-            out.put_word(encode_l1(table, Copied::Yes)).await?;
+            put_word(out, encode_l1(table, Copied::Yes)).await?;
             table = table.plus(size);
             next = index + 1;
         }
         for _ in next..tables.l1_entries {
-            out.put_word(0).await?;
+            put_word(out, 0).await?;
         }
         out.pad_to(tables.l2_offset().bytes()).await?;
         self.write_l2(out).await
@@ -204,10 +129,10 @@ impl Image<'_> {
         out: &mut Forward<'_, S>,
         entry: (u64, u64),
     ) -> Result<(), StreamError> {
-        out.put_word(entry.0).await?;
+        put_word(out, entry.0).await?;
         match self.geometry.l2_format() {
             L2Format::Standard => Ok(()),
-            L2Format::Extended => out.put_word(entry.1).await,
+            L2Format::Extended => put_word(out, entry.1).await,
         }
     }
 
@@ -215,8 +140,8 @@ impl Image<'_> {
     async fn write_data<S: AsyncWrite + Unpin + Send>(
         &self,
         out: &mut Forward<'_, S>,
-        pieces: &mut Pieces,
-        mut report: Report,
+        pieces: &mut ClusterPieces,
+        report: Report,
     ) -> Result<(), StreamError> {
         let mut places = self.layout.places(self.list);
         let changed = |cluster: u64| {
@@ -224,14 +149,14 @@ impl Image<'_> {
             Err(StreamError::Changed { offset })
         };
         while let Some(piece) = pieces.next().await {
-            let piece: Finished = piece?;
-            for (stored, bytes) in piece.clusters() {
+            let piece = piece?;
+            for (stored, bytes) in self.work.clusters(&piece) {
                 let offset = match places.next() {
                     Some(place) if place.stored == stored => place.offset.bytes(),
                     Some(place) => return changed(place.stored.cluster.min(stored.cluster)),
                     None => return changed(stored.cluster),
                 };
-                let is_room = offset + stored.len < out.at + to_u64(out.room());
+                let is_room = offset + stored.len < out.at() + to_u64(out.room());
                 let putting = async {
                     out.pad_to(offset).await?;
                     out.put(bytes).await
@@ -242,7 +167,7 @@ impl Image<'_> {
                     pieces.during(putting).await?;
                 }
             }
-            report.tell(out.watch, piece.end());
+            report.tell(out.watch(), piece.piece().end);
             pieces.recycle(piece);
         }
         match places.next() {
@@ -252,9 +177,9 @@ impl Image<'_> {
     }
 }
 
-impl StreamError {
-    /// Whether the reader of the stream went away.
-    pub fn is_broken_pipe(&self) -> bool {
-        matches!(self, Self::Sink { error, .. } if error.kind() == io::ErrorKind::BrokenPipe)
-    }
+async fn put_word<S: AsyncWrite + Unpin + Send>(
+    out: &mut Forward<'_, S>,
+    word: u64,
+) -> Result<(), StreamError> {
+    Ok(out.put(&word.to_be_bytes()).await?)
 }

@@ -78,7 +78,7 @@ struct Report {
     snapshots: Vec<SnapshotInfo>,
     /// Where the backing file is, if that can be said.
     full_backing: Option<String>,
-    children: Vec<(&'static str, Self)>,
+    children: Vec<(String, Self)>,
 }
 
 /// Reports on the image, and on those below it if asked to.
@@ -149,7 +149,6 @@ impl Report {
     fn of(node: &Node, name: Option<String>) -> Self {
         let info = node.driver().info();
         let storage = info.filename.clone().or_else(|| storage_name(node));
-        let below = node.children().into_iter().filter(|child| child.role != ChildRole::Cow);
         let snapshots = node.driver().as_snapshots().map(|s| s.list()).unwrap_or_default();
         Self {
             filename: name.or(storage).unwrap_or_default(),
@@ -158,7 +157,9 @@ impl Report {
             actual_size: actual_size(node),
             snapshots,
             full_backing: info.backing_filename.as_deref().and_then(|b| resolve(node, b)),
-            children: below.map(|Child { name, node, .. }| (name, Self::of(&node, None))).collect(),
+            children: named_children(node)
+                .map(|(name, node)| (name, Self::of(&node, None)))
+                .collect(),
             info,
         }
     }
@@ -166,6 +167,21 @@ impl Report {
     fn is_protocol(&self) -> bool {
         self.children.is_empty()
     }
+}
+
+/// The children that are no backing files, the last one first; extents have numbers.
+fn named_children(node: &Node) -> impl Iterator<Item = (String, Node)> {
+    let children = node.children().into_iter().filter(|child| child.role != ChildRole::Cow);
+    let mut extents = 0;
+    let named = children.map(|Child { name, node, .. }| {
+        if name != "extents" {
+            return (name.to_owned(), node);
+        }
+        let numbered = format!("{name}.{extents}");
+        extents += 1;
+        (numbered, node)
+    });
+    named.collect::<Vec<_>>().into_iter().rev()
 }
 
 /// The file name of what holds the image.
@@ -193,7 +209,7 @@ fn resolve(node: &Node, name: &str) -> Option<String> {
 impl Report {
     fn to_json(&self) -> Json {
         let children = self.children.iter().map(|(name, child)| {
-            Json::Map(vec![("name", Json::from(*name)), ("info", child.to_json())])
+            Json::Map(vec![("name", Json::from(name.as_str())), ("info", child.to_json())])
         });
         let mut map = vec![("children", Json::List(children.collect()))];
         let mut add = |name, value: Option<Json>| map.extend(value.map(|value| (name, value)));

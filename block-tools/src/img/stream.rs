@@ -6,6 +6,7 @@
 
 use block_core::error::Problem;
 use block_core::job::copy::{CopySource, Progress as Step, Watch as _};
+use block_core::job::stream as job;
 use block_core::range::{to_u64, to_usize};
 use block_core::request::status::StatusDetail;
 use block_core::{Alignment, ByteRange, Cancel, Error, IoBuf, Node, OpenError, Options};
@@ -123,7 +124,7 @@ async fn write_qcow2(
     }
     match writer.write_to(pipe, cancel, watch).await {
         Ok(_) => Ok(()),
-        Err(StreamError::Sink { error, .. }) => Err(error.into()),
+        Err(StreamError::Stream(job::StreamError::Sink { error, .. })) => Err(error.into()),
         Err(StreamError::Options(error)) => Err(failed(&error.into())),
         Err(error) => Err(Failure::new(error)),
     }

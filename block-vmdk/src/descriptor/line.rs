@@ -85,6 +85,23 @@ impl Line {
         }
     }
 
+    /// Puts `value` in the place of the one there is, in quotes.
+    pub(super) fn replace_with_text(&mut self, value: &str) {
+        if let Some((_, place)) = self.value_place() {
+            let in_quotes = place.start.checked_sub(1).and_then(|before| self.text.get(before));
+            let quote = if in_quotes == Some(&b'"') { "" } else { "\"" };
+            self.text.splice(place, format!("{quote}{value}{quote}").into_bytes());
+        }
+    }
+
+    /// A line of its own behind this one, which ends like it.
+    pub(super) fn followed_by(&mut self, text: String) -> Self {
+        if self.end == LineEnd::Text {
+            self.end = LineEnd::Unix;
+        }
+        Self { text: text.into_bytes(), end: self.end }
+    }
+
     /// Where name and value of a setting are in `text`. A name is one word.
     fn value_place(&self) -> Option<(Range<usize>, Range<usize>)> {
         let equals = self.text.iter().position(|b| *b == b'=')?;

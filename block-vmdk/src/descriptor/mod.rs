@@ -7,10 +7,12 @@
 //!
 //! Bytes that are not UTF-8 are kept too: a descriptor may be in any encoding that has ASCII in it.
 
+mod build;
 mod error;
 mod extent;
 mod line;
 
+pub use build::{AdapterType, NewDescriptor, NewExtent, Parent, Quoted};
 pub use error::{DescriptorError, LineProblem};
 pub use extent::{Access, Extent, ExtentKind};
 
@@ -24,6 +26,8 @@ const VERSION: &str = "version";
 const CID: &str = "CID";
 const PARENT_CID: &str = "parentCID";
 const CREATE_TYPE: &str = "createType";
+/// The setting that names the parent.
+pub(crate) const PARENT_HINT: &str = "parentFileNameHint";
 
 /// Further values of `createType`: their extents are of the kinds that the others have.
 const OTHER_TYPES: [&str; 5] =
@@ -168,6 +172,32 @@ impl Descriptor {
     pub fn set_parent_content_id(&mut self, id: ContentId) -> Result<(), DescriptorError> {
         self.set(PARENT_CID, &id.to_string())?;
         self.parent_cid = Some(id);
+        Ok(())
+    }
+
+    /// Gives the image a parent, or another one, and changes nothing else. Fails if the descriptor has no
+    /// setting for the parent's content id.
+    pub fn set_parent(&mut self, hint: &Quoted, id: ContentId) -> Result<(), DescriptorError> {
+        self.set_parent_content_id(id)?;
+        if let Some(line) = self.lines.iter_mut().find(|line| line.is_setting(PARENT_HINT)) {
+            line.replace_with_text(hint.as_str());
+            return Ok(());
+        }
+        let of = |name| self.lines.iter().position(|line| line.is_setting(name));
+        let before = of(CREATE_TYPE).or_else(|| of(PARENT_CID)).unwrap_or(0);
+        if let Some(line) = self.lines.get_mut(before) {
+            let added = line.followed_by(format!("{PARENT_HINT}=\"{hint}\""));
+            self.lines.insert(before + 1, added);
+        }
+        Ok(())
+    }
+
+    /// Takes the image's parent away, and changes nothing else.
+    pub fn remove_parent(&mut self) -> Result<(), DescriptorError> {
+        if self.parent_cid.is_some() {
+            self.set_parent_content_id(ContentId::NO_PARENT)?;
+        }
+        self.lines.retain(|line| !line.is_setting(PARENT_HINT));
         Ok(())
     }
 

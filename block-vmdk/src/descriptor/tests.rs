@@ -68,6 +68,60 @@ fn the_content_id_is_never_the_parents() {
 }
 
 #[test]
+fn a_parent_comes_changes_and_goes_and_nothing_else_does() {
+    let hint = |name: &str| Quoted::new(name).unwrap();
+    for (plain, end) in [(PLAIN.to_owned(), "\n"), (PLAIN.replace('\n', "\r\n"), "\r\n")] {
+        let mut descriptor = parse(&plain).unwrap();
+        descriptor.set_parent(&hint("a b.vmdk"), ContentId(0x1f)).unwrap();
+        let create_type = "createType=\"twoGbMaxExtentFlat\"";
+        let added = format!("{create_type}{end}parentFileNameHint=\"a b.vmdk\"");
+        let expected =
+            plain.replace("parentCID=ffffffff", "parentCID=0000001f").replace(create_type, &added);
+        assert_eq!(descriptor.to_bytes(), expected.as_bytes());
+        assert_eq!(parse(&expected), Ok(descriptor.clone()));
+
+        descriptor.set_parent(&hint("c"), ContentId(2)).unwrap();
+        let expected = expected.replace("\"a b.vmdk\"", "\"c\"").replace("0000001f", "00000002");
+        assert_eq!(descriptor.to_bytes(), expected.as_bytes());
+
+        descriptor.remove_parent().unwrap();
+        assert_eq!(descriptor.to_bytes(), plain.as_bytes());
+        assert_eq!(parse(&plain), Ok(descriptor));
+    }
+}
+
+#[test]
+fn a_parents_name_is_quoted_wherever_it_is_put() {
+    let hint = Quoted::new(" p ").unwrap();
+    let ids = "version=1\nparentCID=1";
+    for (text, expected) in [
+        (ids, "version=1\nparentCID=00000002\nparentFileNameHint=\" p \"\n"),
+        (
+            "version=1\nparentFileNameHint = old  \nparentCID = \"1\"\n",
+            "version=1\nparentFileNameHint = \" p \"  \nparentCID = \"00000002\"\n",
+        ),
+        (
+            "version=1\nPARENTFILENAMEHINT=\nparentCID=1\n",
+            "version=1\nPARENTFILENAMEHINT=\" p \"\nparentCID=00000002\n",
+        ),
+    ] {
+        let mut descriptor = parse(text).unwrap();
+        descriptor.set_parent(&hint, ContentId(2)).unwrap();
+        assert_eq!(text_of(&descriptor), expected);
+        assert_eq!(descriptor.value(PARENT_HINT), Some(&b" p "[..]));
+    }
+    let mut none = parse("version=1\n").unwrap();
+    let missing = DescriptorError::Missing { name: "parentCID" };
+    assert_eq!(none.set_parent(&hint, ContentId(2)), Err(missing));
+    assert_eq!(none.remove_parent(), Ok(()));
+    assert_eq!(none.to_bytes(), b"version=1\n");
+}
+
+fn text_of(descriptor: &Descriptor) -> String {
+    String::from_utf8(descriptor.to_bytes()).unwrap()
+}
+
+#[test]
 fn bad_lines_are_named() {
     let line = |line: &str| match parse(&format!("version=1\n{line}\n")) {
         Err(DescriptorError::Line { number: 2, problem }) => problem,

@@ -26,7 +26,7 @@ pub(crate) enum Header {
     /// `KDMV`.
     Hosted(SparseHeader),
     /// `COWD`.
-    Cowd(CowdHeader),
+    Cowd(Box<CowdHeader>),
     /// seSparse.
     SeSparse(SeSparseHeader),
 }
@@ -153,7 +153,7 @@ impl SparseLayout {
             gd: header.gd_offset(),
             redundant_gd: None,
             descriptor: None,
-            header: Header::Cowd(header),
+            header: Header::Cowd(Box::new(header)),
         })
     }
 

@@ -3,7 +3,6 @@
 //! **Invariant.** Extents follow one another without gaps, from the start of the disk to its end, and
 //! none is empty. A request that crosses the end of one is split there, whatever its grains.
 
-pub(crate) mod compressed;
 pub(crate) mod file_io;
 pub(crate) mod geometry;
 pub(crate) mod layout;
@@ -118,10 +117,7 @@ impl DiskExtent {
             Body::Flat { node, offset } => {
                 node.write(range.shifted(*offset)?, iov, RequestFlags::empty()).await
             }
-            Body::Sparse(sparse) => {
-                let _pass = sparse.enter().await;
-                sparse.write(range, iov).await
-            }
+            Body::Sparse(sparse) => sparse.write(range, iov).await,
         }
     }
 
@@ -160,6 +156,17 @@ impl DiskExtent {
         }
     }
 
+    /// Lets all data of the extent go, so that the backing file shows.
+    pub(crate) async fn make_empty(&self) -> Result<()> {
+        match &self.body {
+            Body::Sparse(sparse) => {
+                let _pass = sparse.enter().await;
+                sparse.make_empty().await
+            }
+            Body::Zero | Body::Flat { .. } => Err(Error::Unsupported),
+        }
+    }
+
     /// How the first bytes of `range` are stored.
     pub(crate) async fn status(
         &self,
@@ -167,6 +174,8 @@ impl DiskExtent {
         detail: StatusDetail,
     ) -> Result<DriverStatus> {
         match &self.body {
+            // Nobody may know: who asks finds out when reading it.
+            _ if self.access == Access::None => Ok(DriverStatus::data(range.len())),
             Body::Zero => Ok(DriverStatus::zero(range.len())),
             Body::Flat { node, offset } => {
                 let mut status = DriverStatus::data(range.len());

@@ -17,7 +17,7 @@ use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::sparse::{HeaderError, field};
-use crate::units::{GrainIndex, Sector, SectorCount};
+use crate::units::{Geometry, GrainIndex, Sector, SectorCount};
 
 /// The first four bytes.
 pub const MAGIC: [u8; 4] = *b"COWD";
@@ -36,6 +36,8 @@ pub const GD_ENTRIES_MAX: u32 = 1 << 20;
 pub const UNCLEAN_SHUTDOWN_AT: usize = 1648;
 
 const VERSION: u32 = 1;
+/// The flags that every known writer sets.
+const FLAGS_NEW: u32 = 3;
 
 /// The header as it stands in the file; all numbers little-endian.
 #[derive(Copy, Clone, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -86,6 +88,42 @@ impl CowdHeader {
             free_sector: raw.free_sector.get(),
             rest: raw.rest,
         };
+        header.check()?;
+        Ok(header)
+    }
+
+    /// The header of a new extent without a table: its directory follows the header, and is followed by the
+    /// first free sector. `geometry` is that of a disk that has no parent.
+    pub fn new(
+        capacity: SectorCount,
+        grain_size: SectorCount,
+        geometry: Option<Geometry>,
+    ) -> Result<Self, HeaderError> {
+        let number = |name, value: u64| {
+            let above = |_| field(name, value, Problem::Above(u32::MAX.into()));
+            u32::try_from(value).map_err(above)
+        };
+        let capacity = number("numSectors", capacity.0)?;
+        let grain_size = number("grainSize", grain_size.0)?;
+        let coverage = u64::from(grain_size).max(1) * u64::from(GTES_PER_GT);
+        let gd_entries = number("numGDEntries", u64::from(capacity).div_ceil(coverage))?;
+        let gd_offset = number("gdOffset", HEADER_SECTORS)?;
+        let mut header = Self {
+            flags: FLAGS_NEW,
+            capacity,
+            grain_size,
+            gd_offset,
+            gd_entries,
+            free_sector: gd_offset,
+            rest: [0; 480],
+        };
+        header.free_sector = number("freeSector", HEADER_SECTORS + header.gd_sectors().0)?;
+        if let Some(geometry) = geometry {
+            let numbers = [geometry.cylinders, geometry.heads.into(), geometry.sectors.into()];
+            for (place, value) in header.rest.chunks_exact_mut(4).zip(numbers) {
+                place.copy_from_slice(&number("geometry", value)?.to_le_bytes());
+            }
+        }
         header.check()?;
         Ok(header)
     }

@@ -116,6 +116,33 @@ pub struct SectorRange {
     pub count: SectorCount,
 }
 
+/// What a new header says; see [`SparseHeader::hosted`].
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct HostedPlaces {
+    /// Length of the extent.
+    pub capacity: SectorCount,
+    /// Length of a grain.
+    pub grain_size: SectorCount,
+    /// Where the embedded descriptor is, if there is one.
+    pub descriptor: Option<SectorRange>,
+    /// Where the redundant grain directory is.
+    pub redundant_gd: Sector,
+    /// Where the grain directory is.
+    pub gd: Sector,
+    /// Sectors before the first grain.
+    pub overhead: SectorCount,
+}
+
+/// Whether a grain table entry of 1 stands for a grain of zeroes.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub enum ZeroedGrains {
+    /// It does not.
+    #[default]
+    No,
+    /// It does.
+    Yes,
+}
+
 /// A checked header. See the module for what holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SparseHeader {
@@ -171,6 +198,56 @@ impl SparseHeader {
                 1 => true,
                 other => return Err(field("uncleanShutdown", other, Problem::Above(1))),
             },
+        };
+        header.check_geometry()?;
+        header.check_places()?;
+        Ok(header)
+    }
+
+    /// The header of an extent that is written in place: version 1, or 2 for grains of zeroes, with tables
+    /// of 512 entries, all of them there from the start and all of them twice.
+    pub fn hosted(places: HostedPlaces, zeroed_grains: ZeroedGrains) -> Result<Self, HeaderError> {
+        let (version, flag) = match zeroed_grains {
+            ZeroedGrains::No => (1, 0),
+            ZeroedGrains::Yes => (2, FLAG_ZEROED_GRAINS),
+        };
+        let header = Self {
+            version,
+            flags: FLAG_CHECK_BYTES | FLAG_REDUNDANT_GD | flag,
+            capacity: places.capacity,
+            grain_size: places.grain_size,
+            descriptor: places.descriptor,
+            gtes_per_gt: GTES_PER_GT_MAX,
+            redundant_gd: Some(places.redundant_gd),
+            gd: GrainDirectory::At(places.gd),
+            overhead: places.overhead,
+            unclean_shutdown: false,
+        };
+        header.check_geometry()?;
+        header.check_places()?;
+        Ok(header)
+    }
+
+    /// The header of a streamOptimized extent: version 3, compressed, with markers and tables of 512 entries. The
+    /// descriptor ends before the first marker, at `overhead`.
+    pub fn stream_optimized(
+        capacity: SectorCount,
+        grain_size: SectorCount,
+        descriptor: SectorRange,
+        overhead: SectorCount,
+        gd: GrainDirectory,
+    ) -> Result<Self, HeaderError> {
+        let header = Self {
+            version: 3,
+            flags: FLAG_CHECK_BYTES | FLAG_COMPRESSED | FLAG_MARKERS,
+            capacity,
+            grain_size,
+            descriptor: Some(descriptor),
+            gtes_per_gt: GTES_PER_GT_MAX,
+            redundant_gd: None,
+            gd,
+            overhead,
+            unclean_shutdown: false,
         };
         header.check_geometry()?;
         header.check_places()?;

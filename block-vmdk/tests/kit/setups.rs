@@ -46,7 +46,7 @@ pub enum Filled {
 fn odd(total: u64) -> Vec<u64> {
     let sectors = total / 512;
     let first = sectors * 2 / 5 + 3;
-    let second = sectors / 3 | 1;
+    let second = (sectors / 3) | 1;
     vec![first, 5, second, sectors - first - second - 5]
 }
 
@@ -134,6 +134,7 @@ fn hosted() -> Vec<Setup> {
         short,
         of("4k shorter backing", 8, 300 << 10).over(77 << 10).tables(8, Kept, OnDemand),
         of("4k longer backing", 8, (200 << 10) + 1024).over(400 << 10).zeroed().mixed(),
+        of("4m longer backing", 8192, (9 << 20) + 512).over(10 << 20).mixed(),
         of("64k backing", 128, (700 << 10) + 512).over(500 << 10).mixed(),
     ]
 }
@@ -260,7 +261,7 @@ impl Setup {
             Some((at, grain(at, range)?))
         });
         // Whole tables are left without grains.
-        grains.filter(|(at, _)| self.shape.size < 4 << 20 && at % 64 < 40).collect()
+        grains.filter(|(at, _)| at % 64 < 40).collect()
     }
 
     /// Random operations on it.

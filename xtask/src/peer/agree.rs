@@ -42,6 +42,11 @@ const MUST_HAVE: &[&str] = &[
     "data-file",
     "data-file-raw",
     "bitmaps",
+    // of vmdk
+    "cid",
+    "parent-cid",
+    "create-type",
+    "extents",
 ];
 
 /// Where two values that both tools print differ; `path` is where they stand.

@@ -21,8 +21,16 @@ pub(super) struct Case {
     pub(super) format: &'static str,
     /// From where the tools open it.
     pub(super) opened_from: Place,
-    /// How it is made, each as [`crate::run::words`] takes it.
+    /// Files that are there before, with their texts.
+    pub(super) files: Vec<(&'static str, String)>,
+    /// How it is made, each as [`crate::run::words`] takes it; `block-img` is the program under test.
     pub(super) commands: Vec<String>,
+    /// The guest disk that it must hold, where that is one.
+    pub(super) holds: Option<&'static str>,
+    /// `qemu-img check` must find nothing.
+    pub(super) checked: bool,
+    /// libvmdk must read it, too.
+    pub(super) libvmdk: bool,
 }
 
 /// A directory, seen from the image.
@@ -35,12 +43,16 @@ pub(super) enum Place {
 }
 
 impl Case {
-    fn new(name: impl Into<String>, format: &'static str, commands: &[&str]) -> Self {
+    pub(super) fn new(name: impl Into<String>, format: &'static str, commands: &[&str]) -> Self {
         Self {
             name: name.into(),
             format,
             opened_from: Place::Above,
+            files: Vec::new(),
             commands: commands.iter().map(|text| (*text).to_owned()).collect(),
+            holds: None,
+            checked: false,
+            libvmdk: false,
         }
     }
 
@@ -75,6 +87,7 @@ pub(super) fn cases() -> Vec<Case> {
         data_files(),
         raw(),
         small(),
+        super::vmdk::cases(),
     ]
     .concat()
 }
@@ -398,6 +411,11 @@ mod tests {
             "preallocation=metadata",
             "-F raw",
             "write -z",
+            "subformat=monolithicFlat",
+            "subformat=twoGbMaxExtentSparse",
+            "subformat=streamOptimized",
+            "zeroed_grain=on",
+            "block-img convert -f raw -O vmdk",
         ] {
             assert!(all.contains(part), "{part}");
         }

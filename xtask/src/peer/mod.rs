@@ -7,8 +7,10 @@
 
 mod agree;
 mod images;
+mod vmdk;
 mod written;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -57,7 +59,7 @@ struct Finding {
 
 /// Makes the images, compares, prints the table.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    setup::peers(&[setup::QEMU, setup::LIBQCOW])?;
+    setup::peers(&[setup::QEMU, setup::LIBQCOW, setup::LIBVMDK, setup::VMDKINFO])?;
     let ours = match &arguments.program {
         Some(program) if program.components().count() == 1 => program.clone(),
         Some(program) => std::path::absolute(program).map_err(Failure::io("find the program"))?,
@@ -106,8 +108,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 /// Makes and checks one image, prints its line; whether nothing differs.
 fn check(ours: &Path, directory: &Path, case: &Case) -> Result<bool> {
     let start = Instant::now();
-    make(directory, case)?;
-    let finding = compare(ours, directory, case)?;
+    let mut finding = Finding::default();
+    if make(ours, directory, case, &mut finding)? {
+        compare(ours, directory, case, &mut finding)?;
+    }
     let time = start.elapsed().as_secs_f64();
     let result = if finding.differences.is_empty() { "identical" } else { "DIFFERENT" };
     println!(
@@ -128,17 +132,31 @@ fn check(ours: &Path, directory: &Path, case: &Case) -> Result<bool> {
     Ok(finding.differences.is_empty())
 }
 
-fn make(directory: &Path, case: &Case) -> Result<()> {
+/// Makes an image; whether the program under test did its part.
+fn make(ours: &Path, directory: &Path, case: &Case, finding: &mut Finding) -> Result<bool> {
     let path = directory.join(&case.name);
     std::fs::create_dir(&path).map_err(Failure::io(format!("create {}", path.display())))?;
-    for text in &case.commands {
-        run::stdout(run::words(text).current_dir(&path))?;
+    for (name, text) in &case.files {
+        let file = path.join(name);
+        std::fs::write(&file, text).map_err(Failure::io(format!("write {}", file.display())))?;
     }
-    Ok(())
+    for text in &case.commands {
+        let mut command = run::words(text);
+        if command.get_program() != "block-img" {
+            run::stdout(command.current_dir(&path))?;
+            continue;
+        }
+        let arguments: Vec<_> = command.get_args().map(OsString::from).collect();
+        command = run::command(ours);
+        if !attempt(command.args(arguments).current_dir(&path), finding)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
-fn compare(ours: &Path, directory: &Path, case: &Case) -> Result<Finding> {
-    let mut finding = Finding::default();
+/// Lets everybody read the image.
+fn compare(ours: &Path, directory: &Path, case: &Case, finding: &mut Finding) -> Result<()> {
     let (from, prefix) = match case.opened_from {
         Place::Above => (directory.to_path_buf(), format!("{}/", case.name)),
         Place::Beside => (directory.join(&case.name), String::new()),
@@ -154,17 +172,30 @@ fn compare(ours: &Path, directory: &Path, case: &Case) -> Result<Finding> {
 
     let convert = |to| ["convert", "-f", case.format, "-O", "raw", &image, to];
     run::stdout(&mut tool(qemu_img, &convert(&their_raw)))?;
-    let done = attempt(&mut tool(ours, &convert(&our_raw)), &mut finding)?;
+    let done = attempt(&mut tool(ours, &convert(&our_raw)), finding)?;
     if done {
         let same = ["compare", "-s", "-f", "raw", "-F", "raw", &their_raw, &our_raw];
-        attempt(&mut tool(qemu_img, &same), &mut finding)?;
+        attempt(&mut tool(qemu_img, &same), finding)?;
         let whole = ["compare", "-f", case.format, "-F", "raw", &image, &our_raw];
-        attempt(&mut tool(qemu_img, &whole), &mut finding)?;
+        attempt(&mut tool(qemu_img, &whole), finding)?;
+        if case.libvmdk {
+            vmdk::read_by_libvmdk(&from, &image, &our_raw, finding)?;
+        }
+    }
+
+    if let Some(guest) = case.holds {
+        let guest = directory.join(guest).with_extension("raw");
+        let guest = guest.to_string_lossy();
+        let same = ["compare", "-f", "raw", "-F", case.format, &guest, &image];
+        attempt(&mut tool(qemu_img, &same), finding)?;
+    }
+    if case.checked {
+        attempt(&mut tool(qemu_img, &["check", "-f", case.format, &image]), finding)?;
     }
 
     let map = ["map", "--output", "json", "-f", case.format, &image];
     let theirs = agree::joined(&run::json(&mut tool(qemu_img, &map))?);
-    if let Some(ours) = attempt_json(&mut tool(ours, &map), &mut finding)? {
+    if let Some(ours) = attempt_json(&mut tool(ours, &map), finding)? {
         let ours = agree::joined(&ours);
         finding.extents = ours.as_array().map_or(0, Vec::len);
         let differences = agree::differences("map", &ours, &theirs);
@@ -173,12 +204,12 @@ fn compare(ours: &Path, directory: &Path, case: &Case) -> Result<Finding> {
     for extra in [&[][..], &["--backing-chain"]] {
         let info = [&["info", "--output", "json", "-f", case.format], extra, &[&image]].concat();
         let theirs = run::json(&mut tool(qemu_img, &info))?;
-        if let Some(ours) = attempt_json(&mut tool(ours, &info), &mut finding)? {
+        if let Some(ours) = attempt_json(&mut tool(ours, &info), finding)? {
             finding.fields += agree::count_common(&ours, &theirs);
             finding.differences.extend(agree::differences("info", &ours, &theirs));
         }
     }
-    Ok(finding)
+    Ok(())
 }
 
 /// Whether a command succeeds; what it says else is a difference.

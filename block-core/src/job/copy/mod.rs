@@ -29,6 +29,8 @@ mod scan;
 mod tests;
 mod write;
 
+pub use runs::{Run, Runs};
+
 use futures::future::BoxFuture;
 
 use crate::cancel::Cancel;

@@ -16,17 +16,17 @@ const FIRST_LOOK: usize = 64;
 
 /// A part of a buffer.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
-pub(super) struct Run {
+pub struct Run {
     /// Offset in the buffer.
-    pub(super) offset: usize,
+    pub offset: usize,
     /// Length.
-    pub(super) len: usize,
+    pub len: usize,
     /// Whether every byte is zero.
-    pub(super) is_zero: bool,
+    pub is_zero: bool,
 }
 
 /// The runs of a buffer, found as they are asked for.
-pub(super) struct Runs {
+pub struct Runs {
     buf: IoBuf,
     block: usize,
     min: usize,
@@ -38,14 +38,14 @@ pub(super) struct Runs {
 
 impl Runs {
     /// Runs of `buf` where zero runs have at least `min_bytes`.
-    pub(super) fn new(buf: IoBuf, min_bytes: u64) -> Self {
+    pub fn new(buf: IoBuf, min_bytes: u64) -> Self {
         let min = to_usize(min_bytes).min(buf.len()).max(1);
         Self { buf, block: min.min(BLOCK), min, offset: 0, found: None }
     }
 
     /// Runs of whole clusters of `buf`, of which the last may be shorter: those that are all zero, and
     /// the others.
-    pub(super) fn of_clusters(buf: IoBuf, cluster: Alignment) -> Self {
+    pub fn of_clusters(buf: IoBuf, cluster: Alignment) -> Self {
         Self { buf, block: to_usize(cluster.bytes()), min: 1, offset: 0, found: None }
     }
 

@@ -29,6 +29,8 @@ use parking_lot::RwLock;
 
 use super::geometry::Geometry;
 use super::layout::{BadTables, SparseLayout};
+use crate::compress::GrainReader;
+use crate::error::bad_field;
 
 pub(crate) use read::read_node;
 pub(crate) use writeback::WriteBack;
@@ -55,7 +57,9 @@ pub(crate) struct SparseExtent {
     gd: RwLock<Vec<u32>>,
     /// By number of the table.
     tables: Cache<Table>,
-    /// Inflated grains, by place in the file.
+    /// Where grains are compressed.
+    compressed: Option<GrainReader>,
+    /// Inflated grains, by sector of the file.
     grains: Cache<Arc<OwnedBuf>>,
     gate: Gate,
     allocations: Allocations,
@@ -95,6 +99,14 @@ impl SparseExtent {
             min_entries: MIN_TABLES,
             holds_all: tables <= budgeted,
         };
+        let compressed = match layout.hosted().filter(|header| header.is_compressed()) {
+            Some(header) => {
+                let reader = GrainReader::new(file.clone(), header);
+                let grain = header.grain_size().0;
+                Some(reader.map_err(|problem| bad_field("grainSize", grain, problem))?)
+            }
+            None => None,
+        };
         let grains = CacheSize {
             entry_bytes: geometry.grain_size(),
             max_entries: to_usize(INFLATED_BYTES / geometry.grain_size()).clamp(1, 16),
@@ -109,6 +121,7 @@ impl SparseExtent {
             backing,
             gd: RwLock::new(gd),
             tables: Cache::new(tables, Arc::clone(&budget)),
+            compressed,
             grains: Cache::new(grains, budget),
             gate: Gate::default(),
             allocations: Allocations::default(),

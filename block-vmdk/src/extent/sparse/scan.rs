@@ -74,9 +74,10 @@ impl SparseExtent {
         if meta.space.is_none() {
             self.survey(&mut meta).await?;
         }
-        if self.layout.hosted().is_some() && !writer.was_unclean.load(Ordering::Acquire) {
+        if self.layout.hosted().is_some() && !writer.unclean.load(Ordering::Acquire) {
             self.write_unclean(1).await?;
             self.file.flush().await?;
+            writer.unclean.store(true, Ordering::Release);
         }
         writer.begun.store(true, Ordering::Release);
         Ok(())
@@ -119,7 +120,7 @@ impl SparseExtent {
         }
         shared.slots = survey.shared;
         let writer = self.writer()?;
-        if writer.was_unclean.load(Ordering::Acquire) {
+        if writer.unclean.load(Ordering::Acquire) {
             self.empty_redundant(meta).await?;
         }
         let overhead = self.layout.hosted().map_or(0, |header| header.overhead().0);
@@ -156,7 +157,7 @@ impl SparseExtent {
                     survey.note(slots, at / SECTOR, self.grain_sectors())?;
                 }
             }
-            if self.writer()?.was_unclean.load(Ordering::Acquire) {
+            if self.writer()?.unclean.load(Ordering::Acquire) {
                 self.renew_redundant(meta, *number, table).await?;
             }
         }

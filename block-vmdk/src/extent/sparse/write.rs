@@ -68,12 +68,30 @@ impl SparseExtent {
 
     /// Writes `iov` to `range`, which lies inside of the extent.
     pub(crate) async fn write(self: &Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
+        let pass = self.enter().await;
         if let Some(host) = self.in_place_at_once(range) {
             return self.file.write(host?, iov, RequestFlags::empty()).await;
         }
         // Boxed, so that the future of the short way above stays small.
-        let steps: BoxFuture<'_, _> = Box::pin(self.write_steps(range, iov));
-        steps.await
+        let steps: BoxFuture<'_, _> = Box::pin(self.write_steps(range, iov.clone()));
+        let written = steps.await;
+        drop(pass);
+        if written != Err(Error::NO_SPACE) || !self.reclaim().await? {
+            return written;
+        }
+        let _pass = self.enter().await;
+        self.write_steps(range, iov).await
+    }
+
+    /// Waits until grains that were let go are free again, if there are any; says whether there were.
+    async fn reclaim(&self) -> Result<bool> {
+        if !self.writer()?.meta.lock().await.has_waiting() {
+            return Ok(false);
+        }
+        self.write_back(WriteBack::Reclaim).await?;
+        // Whoever was inside may use them.
+        let _alone = self.gate.exclusive().await;
+        self.release().await.map(|()| true)
     }
 
     async fn write_steps(self: &Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
@@ -108,22 +126,14 @@ impl SparseExtent {
     /// Plans the first step of a write to `rest`. Waits for allocations in its way.
     async fn next_work(&self, rest: ByteRange) -> Result<Work> {
         let lock = &self.writer()?.meta;
-        let mut reclaimed = false;
         loop {
             self.relieve().await?;
             let mut meta = lock.lock().await;
-            let work = self.try_work(&mut meta, rest).await;
-            let may_reclaim = meta.has_waiting() && !reclaimed;
+            let work = self.try_work(&mut meta, rest).await?;
             drop(meta);
             match work {
-                Ok(Ok(work)) => return Ok(work),
-                Ok(Err(blocker)) => self.allocations.wait(blocker).await,
-                // What was let go may be what is missing.
-                Err(Error::NO_SPACE) if may_reclaim => {
-                    reclaimed = true;
-                    self.write_back(WriteBack::Reclaim).await?;
-                }
-                Err(error) => return Err(error),
+                Ok(work) => return Ok(work),
+                Err(blocker) => self.allocations.wait(blocker).await,
             }
         }
     }

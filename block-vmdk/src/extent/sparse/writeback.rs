@@ -10,11 +10,12 @@
 //! missing in the file is dirty.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::Ordering;
 
 use block_core::driver::{Exactness, Prealloc};
 use block_core::metadata::steps;
 use block_core::range::to_usize;
-use block_core::{ByteRange, Error, Result};
+use block_core::{ByteRange, Error, Result, Support};
 use futures::stream;
 
 use super::writer::{Discards, Meta, Sectors, sector_entries};
@@ -202,7 +203,7 @@ impl SparseExtent {
     }
 
     /// Gives back what nobody uses; its space is punched out of the file first, where that is wanted.
-    async fn release(&self) -> Result<()> {
+    pub(super) async fn release(&self) -> Result<()> {
         let writer = self.writer()?;
         let ready = writer.meta.lock().await.take_ready(|since| self.gate.is_past(since));
         if ready.is_empty() {
@@ -224,7 +225,7 @@ impl SparseExtent {
     /// Writes everything back and takes away the mark that the extent is being changed.
     pub(crate) async fn finish_writing(&self) -> Result<()> {
         let writer = self.writer()?;
-        if !writer.begun.load(std::sync::atomic::Ordering::Acquire) {
+        if !writer.begun.load(Ordering::Acquire) {
             return Ok(());
         }
         self.write_back(WriteBack::Reclaim).await?;
@@ -233,21 +234,23 @@ impl SparseExtent {
         if self.layout.hosted().is_some() {
             self.write_unclean(0).await?;
             self.barrier().await?;
-            writer.was_unclean.store(false, std::sync::atomic::Ordering::Release);
+            writer.unclean.store(false, Ordering::Release);
         }
-        writer.begun.store(false, std::sync::atomic::Ordering::Release);
+        writer.begun.store(false, Ordering::Release);
         Ok(())
     }
 
     /// Makes the file as long as what was given out of it.
     async fn take_back_growth(&self) -> Result<()> {
         let mut meta = self.writer()?.meta.lock().await;
-        let grown_to = meta.grown_to.take();
+        let grown_to = meta.grown_to;
         let Some(space) = &meta.space else { return Ok(()) };
         let end = space.end() * SECTOR;
-        if grown_to == Some(self.file.len()) && end < self.file.len() {
+        let can_cut = self.file.capabilities().truncate == Support::Native;
+        if can_cut && grown_to == Some(self.file.len()) && end < self.file.len() {
             self.file.truncate(end, Exactness::AtLeast, Prealloc::Off).await?;
         }
+        meta.grown_to = None;
         Ok(())
     }
 }

@@ -34,10 +34,10 @@ pub(crate) struct Writer {
     /// Sectors of the file that hold metadata. Held for a look or an insertion.
     metadata: RwLock<RoaringBitmap>,
     pub(super) discards: Discards,
-    /// Whether the file says that it is being changed, and `Meta::space` is there.
+    /// Whether the extent may be changed: the file says so, and `Meta::space` is there.
     pub(super) begun: AtomicBool,
-    /// Whether the file said so when it was opened, and nobody has closed it since.
-    pub(super) was_unclean: AtomicBool,
+    /// Whether the header says that the file was not closed properly.
+    pub(super) unclean: AtomicBool,
 }
 
 /// Sectors of the file, one after the other: the first, and how many.
@@ -103,15 +103,14 @@ impl Writer {
             grown_to: None,
             free_sector: layout.free_sector(),
         };
+        let unclean = layout.hosted().is_some_and(|header| header.unclean_shutdown());
         Ok(Self {
             meta: futures::lock::Mutex::new(meta),
             writeback: futures::lock::Mutex::default(),
             metadata: RwLock::new(metadata),
             discards,
             begun: AtomicBool::new(false),
-            was_unclean: AtomicBool::new(
-                layout.hosted().is_some_and(|header| header.unclean_shutdown()),
-            ),
+            unclean: AtomicBool::new(unclean),
         })
     }
 

@@ -64,6 +64,11 @@ impl SparseExtent {
         self.retarget(whole, target).await
     }
 
+    /// Lets every grain go, so that the backing file shows.
+    pub(crate) async fn make_empty(self: &Arc<Self>) -> Result<()> {
+        self.retarget(self.whole_grains(ByteRange::up_to(self.geometry.len())), UNALLOCATED).await
+    }
+
     fn has_zeroed_grains(&self) -> bool {
         self.layout.entries == EntryFormat::Sectors { zeroed: ZeroedGrains::Known }
     }

@@ -95,6 +95,26 @@ fn the_borders_of_every_field_are_accepted() {
 }
 
 #[test]
+fn a_new_header_has_its_directory_behind_it() {
+    let geometry = Geometry { cylinders: 2080, heads: 16, sectors: 63 };
+    let new = |sectors, grain| CowdHeader::new(SectorCount(sectors), SectorCount(grain), None);
+    let header = CowdHeader::new(SectorCount(2 << 20), SectorCount(1), Some(geometry)).unwrap();
+    let mut raw = plain();
+    for (place, value) in raw.rest.chunks_exact_mut(4).zip([2080u32, 16, 63]) {
+        place.copy_from_slice(&value.to_le_bytes());
+    }
+    assert_eq!(header.to_bytes(), raw.as_bytes());
+    assert_eq!(CowdHeader::parse(&header.to_bytes()), Ok(header));
+    let empty = new(0, 1).unwrap();
+    assert_eq!((empty.gd_entries(), empty.free_sector()), (0, Sector(4)));
+    let longest = new(u32::MAX.into(), 1).unwrap();
+    assert_eq!((longest.gd_entries(), longest.free_sector()), (1 << 20, Sector(4 + (1 << 13))));
+    let error = new(1 << 32, 1).unwrap_err().to_string();
+    assert_eq!(error, "numSectors is 0x100000000: must be at most 0xffffffff");
+    assert_eq!(new(1, 0).unwrap_err().to_string(), "grainSize is 0x0: must be a power of two");
+}
+
+#[test]
 fn only_the_free_sector_changes() {
     let mut raw = plain();
     raw.rest = [7; 480];

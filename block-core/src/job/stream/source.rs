@@ -1,20 +1,22 @@
-//! The disk that is read, twice: one node or several joined, cut into pieces.
+//! The disk that is read: one node or several joined, cut into pieces.
 //!
-//! Invariants: pieces ascend and do not overlap; each starts at a cluster and ends at one or at the end
+//! Invariants: pieces ascend and do not overlap; each starts at a unit and ends at one or at the end
 //! of the disk, and is at most `piece_bytes` long; what is in no piece reads as zeroes.
 
 use std::future::poll_fn;
 use std::task::Poll;
 
-use block_core::range::{Alignment, to_u64, to_usize};
-use block_core::request::status::StatusDetail;
-use block_core::{ByteRange, Cancel, Error, IoBuf, Node, Result};
-
 use super::StreamError;
+use crate::buf::IoBuf;
+use crate::cancel::Cancel;
+use crate::error::{Error, Result};
+use crate::node::Node;
+use crate::range::{Alignment, ByteRange, to_u64, to_usize};
+use crate::request::status::StatusDetail;
 
 /// Nodes, one after the other, each as long as its whole sectors were when it was added.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Disk {
+pub struct Disk {
     parts: Vec<Part>,
 }
 
@@ -34,21 +36,28 @@ struct Known {
 
 /// A part of the disk that has data.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
-pub(super) struct Piece {
-    pub(super) start: u64,
-    pub(super) end: u64,
+pub struct Piece {
+    /// Where it starts on the disk, in bytes.
+    pub start: u64,
+    /// Where it ends.
+    pub end: u64,
 }
 
 impl Disk {
     /// Adds a node at the end.
-    pub(super) fn push(&mut self, node: Node) {
+    pub fn push(&mut self, node: Node) {
         let (start, len) = (self.len(), Alignment::SECTOR.round_up(node.len()));
         self.parts.push(Part { node, start, len });
     }
 
     /// Length in bytes.
-    pub(super) fn len(&self) -> u64 {
+    pub fn len(&self) -> u64 {
         self.parts.last().map_or(0, |part| part.start.saturating_add(part.len))
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// The alignment that the nodes want of memory.
@@ -101,7 +110,7 @@ impl Disk {
 /// Position on the disk.
 pub(super) struct Scanner {
     disk: Disk,
-    cluster_size: u64,
+    unit: u64,
     piece_bytes: u64,
     offset: u64,
     known: Option<Known>,
@@ -112,9 +121,9 @@ pub(super) struct Scanner {
 const RUNS_A_TURN: u32 = 64;
 
 impl Scanner {
-    /// At the start. `piece_bytes` is a multiple of the cluster size.
-    pub(super) fn new(disk: Disk, cluster_size: u64, piece_bytes: u64, cancel: Cancel) -> Self {
-        Self { disk, cluster_size, piece_bytes, offset: 0, known: None, cancel }
+    /// At the start. `piece_bytes` is a multiple of the unit.
+    pub(super) fn new(disk: Disk, unit: u64, piece_bytes: u64, cancel: Cancel) -> Self {
+        Self { disk, unit, piece_bytes, offset: 0, known: None, cancel }
     }
 
     /// The next piece with data; `None` at the end.
@@ -140,17 +149,17 @@ impl Scanner {
         }
         let start = self.offset;
         let limit = (start - start % self.piece_bytes + self.piece_bytes).min(len);
-        let mut end = (start + self.cluster_size).min(limit);
+        let mut end = (start + self.unit).min(limit);
         while end < limit && self.zeroes_at(end).await?.is_none() {
             let known = self.known.filter(|known| !known.is_zero).map_or(end, |known| known.end);
-            let next = known.max(end + 1).next_multiple_of(self.cluster_size);
+            let next = known.max(end + 1).next_multiple_of(self.unit);
             end = next.min(limit);
         }
         self.offset = end;
         Ok(Some(Piece { start, end }))
     }
 
-    /// Where the clusters end that are known to be zero from `offset` on, the start of a cluster; `None`
+    /// Where the units end that are known to be zero from `offset` on, the start of a unit; `None`
     /// if the one at `offset` is not.
     async fn zeroes_at(&mut self, offset: u64) -> Result<Option<u64>, StreamError> {
         let len = self.disk.len();
@@ -165,7 +174,7 @@ impl Scanner {
         if !known.is_zero {
             return Ok(None);
         }
-        let end = if known.end >= len { len } else { known.end - known.end % self.cluster_size };
+        let end = if known.end >= len { len } else { known.end - known.end % self.unit };
         Ok((end > offset).then_some(end))
     }
 }

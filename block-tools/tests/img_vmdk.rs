@@ -483,6 +483,22 @@ fn commit_moves_the_overlay_into_its_parent() {
     run_script(&["commit base.vmdk", "commit -b missing top.vmdk", "commit flat.vmdk"]);
 }
 
+/// What is between top and base reads differently afterwards, but the top does not, and all of it opens.
+#[test]
+fn commit_over_an_image_in_between_leaves_a_chain_that_opens() {
+    let dir = images();
+    let before = contents(&dir, "top.vmdk");
+    succeed(&dir, &["commit", "-b", "base.vmdk", "top.vmdk"]);
+    assert_parent(&dir, "middle.vmdk", Some("base.vmdk"));
+    assert_parent(&dir, "top.vmdk", Some("middle.vmdk"));
+    assert!(contents(&dir, "top.vmdk") == before);
+    assert!(contents(&dir, "base.vmdk") == before);
+    for image in CHAIN {
+        assert_clean(&dir, image);
+        succeed(&dir, &["check", image]);
+    }
+}
+
 #[test]
 fn what_vmdk_has_not_is_refused() {
     run_script(&[

@@ -47,7 +47,16 @@ struct Scene {
 
 fn setup(shape: Shape) -> Setup {
     let (filled, max_request) = (Filled::Empty, shape.size);
-    Setup { name: "", shape, filled, backing: None, options: &[], align: 1, max_request }
+    Setup {
+        name: "",
+        shape,
+        filled,
+        backing: None,
+        options: &[],
+        align: 1,
+        budget: None,
+        max_request,
+    }
 }
 
 impl Scene {

@@ -38,11 +38,13 @@ pub(super) async fn check_file(
     if let Header::SeSparse(header) = &examined.layout.header {
         return sesparse::check(file, &examined.layout, header, log).await;
     }
-    let before = Walk::run(file, &examined, Log::new(Some(found), prefix)).await?.log.report;
+    let walk = Walk::run(file, &examined, Log::new(Some(found), prefix)).await?;
+    let (before, hopeless) = (walk.log.report, walk.faults.hopeless);
     if repair == Repair::Nothing || before == CheckReport::default() {
         return Ok(before);
     }
-    if let Some(why) = unmendable(file, &examined, &before) {
+    let why = unmendable(file, &examined, &before);
+    if let Some(why) = why.or(hopeless.then_some("the directory is where it cannot be")) {
         log.repaired(|| format!("nothing: {why}"));
         return Ok(before);
     }

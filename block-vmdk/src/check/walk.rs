@@ -33,6 +33,8 @@ pub(super) struct Faults {
     pub(super) entries: bool,
     /// Something was not followed, so that what it refers to looks like a leak.
     pub(super) unfollowed: bool,
+    /// A directory stands over something else: nothing can be written to it.
+    pub(super) hopeless: bool,
     /// Tables lack their redundant copy.
     pub(super) holes: bool,
     /// Markers of tables are missing.
@@ -149,6 +151,7 @@ impl<'a> Walk<'a> {
         for (what, start, count) in places {
             if count > 0 && !self.fixed.claim(start, count) {
                 self.faults.unfollowed = true;
+                self.faults.hopeless = true;
                 self.log.corruption(|| format!("{what} at sector {start:#x} overlaps others"));
             }
         }

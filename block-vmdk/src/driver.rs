@@ -143,6 +143,9 @@ impl VmdkDriver {
         for part in parts(&self.extents, inside) {
             part.extent.check_access(Access::ReadOnly)?;
         }
+        if let Some((extent, part)) = self.one(inside) {
+            return extent.read(part, iov.slice(0, len)).await;
+        }
         let mut reads = Vec::new();
         for part in parts(&self.extents, inside) {
             let iov = iov.slice(to_usize(part.skip), to_usize(part.range.len()));
@@ -154,6 +157,9 @@ impl VmdkDriver {
     async fn write_all(&self, range: ByteRange, iov: IoVec) -> Result<()> {
         let inside = self.inside(range);
         self.begin_change(inside).await?;
+        if let Some((extent, part)) = self.one(inside) {
+            return extent.write(part, iov.slice(0, to_usize(part.len()))).await;
+        }
         let mut writes = Vec::new();
         for part in parts(&self.extents, inside) {
             let iov = iov.slice(to_usize(part.skip), to_usize(part.range.len()));

@@ -25,7 +25,7 @@ use kit::{Complaint, Disks, Judged, Setup, World, judge, known, ops, setups, une
 /// A file in memory that grows, as tests want it: it tears what overlaps, and discards leave junk.
 fn file(bytes: &[u8], setup: &Setup) -> Arc<MemDisk> {
     let mut config = MemConfig::new(bytes.len() as u64);
-    if bytes.len() as u64 % setup.align == 0 {
+    if (bytes.len() as u64).is_multiple_of(setup.align) {
         config = config.aligned(setup.align);
     }
     config.step = Some(setup.shape.grain_size().max(2048) / 2);

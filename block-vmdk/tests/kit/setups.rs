@@ -27,6 +27,8 @@ pub struct Setup {
     pub backing: Option<u64>,
     /// Options for opening it.
     pub options: &'static [(&'static str, &'static str)],
+    /// Bytes that its tables may take in memory.
+    pub budget: Option<u64>,
     /// Request alignment of its files.
     pub align: u64,
     /// Longest request.
@@ -53,7 +55,16 @@ fn odd(total: u64) -> Vec<u64> {
 fn of(name: &'static str, grain_sectors: u64, size: u64) -> Setup {
     let shape = Shape { grain_sectors, ..Shape::new(size) };
     let max_request = (size / 3).min(1 << 18).max(2 * shape.grain_size()).min(size);
-    Setup { name, shape, filled: Filled::Empty, backing: None, options: &[], align: 1, max_request }
+    Setup {
+        name,
+        shape,
+        filled: Filled::Empty,
+        backing: None,
+        options: &[],
+        budget: None,
+        align: 1,
+        max_request,
+    }
 }
 
 impl Setup {
@@ -93,6 +104,12 @@ impl Setup {
         self
     }
 
+    /// With memory for a few small tables only.
+    fn tiny(mut self) -> Self {
+        self.budget = Some(64);
+        self
+    }
+
     fn by(mut self, align: u64) -> Self {
         self.align = align;
         self
@@ -127,6 +144,8 @@ fn hosted() -> Vec<Setup> {
         of("8k empty directory", 16, 400 << 10).tables(4, Kept, OnDemand).zeroed(),
         of("8k by sectors", 16, (500 << 10) + 512).tables(8, Kept, Preallocated).by(512).mixed(),
         of("16k holes by sectors", 32, 600 << 10).tables(4, Holes, OnDemand).by(512).zeroed(),
+        of("4k tiny", 8, 300 << 10).tables(2, Kept, Preallocated).tiny().mixed(),
+        of("4k tiny, empty directory", 8, 300 << 10).tables(1, Holes, OnDemand).tiny(),
         of("64k", 128, (1 << 20) + 1536).mixed(),
         of("64k zeroed by pages", 128, 1 << 20).zeroed().by(4096),
         of("64k by pages", 128, (1 << 20) + 512).by(4096).mixed(),
@@ -146,6 +165,7 @@ fn split() -> Vec<Setup> {
         of("split 4k", 8, 300 << 10).split().tables(8, Kept, Preallocated),
         of("split 4k zeroed", 8, 300 << 10).split().zeroed().mixed(),
         of("split 8k by sectors", 16, 400 << 10).split().by(512).mixed(),
+        of("split 4k tiny", 8, 300 << 10).split().tables(2, Kept, OnDemand).tiny().zeroed(),
         of("split 64k", 128, (1 << 20) + 512).split().mixed(),
         of("split 64k, holes", 128, 1 << 20).split().tables(2, Holes, OnDemand).zeroed(),
         of("split shorter backing", 8, 300 << 10).split().over(200 << 10).mixed(),

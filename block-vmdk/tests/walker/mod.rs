@@ -1,5 +1,7 @@
 //! A walker over streamOptimized images, from the format's description alone: it shares no code with the writer.
 
+#![allow(unreachable_pub, reason = "a module of a test")]
+
 use std::collections::BTreeMap;
 
 /// What was found.

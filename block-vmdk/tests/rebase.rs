@@ -81,7 +81,9 @@ fn check_shot(setup: &Setup, left: &Files, before: &[u8], below: &[u8]) -> Judge
 #[test]
 fn an_image_is_emptied_whatever_crashes() {
     let (mut shots_of_all, mut mixed) = (0, 0);
-    for (seed, setup) in (0..).zip(setups().into_iter().filter(|setup| !setup.is_flat())) {
+    for (seed, setup) in
+        (0..).zip(setups().into_iter().filter(|setup| !setup.is_flat() && setup.room.is_none()))
+    {
         let below = below(&setup);
         let disk = |bytes| CrashDisk::with(bytes, Discarded::Zeroes, Flushes::Kept);
         let disks = Disks::new(setup.make(), disk);

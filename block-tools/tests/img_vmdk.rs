@@ -232,6 +232,9 @@ fn what_is_converted_to_is_what_qemu_img_makes() {
         "-m 16 -W",
         "-t none",
         "-t writethrough",
+        "-o subformat=streamOptimized",
+        "-c -o subformat=streamOptimized",
+        "-o subformat=streamOptimized,adapter_type=lsilogic -m 4 -W",
         "-B base.vmdk -F vmdk",
         "-o subformat=twoGbMaxExtentSparse -B base.vmdk -F vmdk",
     ];
@@ -327,7 +330,7 @@ fn info_map_and_compare_say_what_qemu_img_says() {
 /// qemu-img cannot measure for VMDK.
 #[test]
 fn a_converted_image_takes_what_was_measured() {
-    for (name, options) in SHAPES.iter().filter(|(name, _)| *name != "stream.vmdk") {
+    for (name, options) in SHAPES {
         let dir = images();
         let args = ["measure", "--output=json", "-O", "vmdk", "-o", options, DISK];
         let measured: Value = serde_json::from_str(&succeed(&dir, &args)).unwrap();
@@ -339,6 +342,47 @@ fn a_converted_image_takes_what_was_measured() {
         let len: u64 = files.map(|path| std::fs::metadata(path).unwrap().len()).sum();
         assert!(len <= measured["required"].as_u64().unwrap(), "{name}: {len}, {measured}");
     }
+}
+
+#[test]
+fn check_finds_nothing_where_qemu_img_finds_nothing() {
+    let dir = images();
+    for image in SHAPES.iter().map(|(name, _)| *name).chain(CHAIN) {
+        for args in
+            [&["check", image][..], &["check", "-f", "vmdk", image], &["check", "-q", image]]
+        {
+            let ours = dir.run(BLOCK_IMG, args).unwrap();
+            let theirs = dir.run("qemu-img", args).unwrap();
+            let first = |output: &Output| text(&output.stdout).lines().next().map(str::to_owned);
+            assert_eq!(ours.status.code(), theirs.status.code(), "{args:?}: {ours:?}");
+            assert_eq!(first(&ours), first(&theirs), "{args:?}");
+        }
+        let report = succeed(&dir, &["check", "--output=json", image]);
+        let report: Value = serde_json::from_str(&report).unwrap();
+        assert_eq!(report["check-errors"], 0, "{report}");
+        assert_eq!(report["format"], "vmdk");
+        assert_eq!(report["filename"], image);
+    }
+}
+
+/// qemu-img sees nothing wrong with copies of a table that differ.
+#[test]
+fn check_finds_and_mends_what_qemu_img_does_not_look_for() {
+    let dir = images();
+    let mut bytes = dir.bytes("base.vmdk").unwrap();
+    // The redundant copy of the first table: the sector that the redundant directory names.
+    let word = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+    let directory = usize::try_from(word(&bytes, 48)).unwrap() * 512;
+    let table = usize::try_from(word(&bytes, directory)).unwrap() * 512;
+    assert_ne!(word(&bytes, table), 0);
+    bytes[table..table + 4].fill(0);
+    dir.write("base.vmdk", &bytes).unwrap();
+    assert_eq!(dir.check("base.vmdk").unwrap(), Verdict::Clean);
+    let before = contents(&dir, "base.vmdk");
+    assert_eq!(dir.run(BLOCK_IMG, &["check", "base.vmdk"]).unwrap().status.code(), Some(2));
+    succeed(&dir, &["check", "-r", "all", "base.vmdk"]);
+    succeed(&dir, &["check", "base.vmdk"]);
+    assert!(contents(&dir, "base.vmdk") == before);
 }
 
 #[test]
@@ -437,6 +481,22 @@ fn commit_moves_the_overlay_into_its_parent() {
         assert_eq!(map.contains("\"depth\": 0, \"present\": true"), keeps, "{args:?}: {map}");
     }
     run_script(&["commit base.vmdk", "commit -b missing top.vmdk", "commit flat.vmdk"]);
+}
+
+/// What is between top and base reads differently afterwards, but the top does not, and all of it opens.
+#[test]
+fn commit_over_an_image_in_between_leaves_a_chain_that_opens() {
+    let dir = images();
+    let before = contents(&dir, "top.vmdk");
+    succeed(&dir, &["commit", "-b", "base.vmdk", "top.vmdk"]);
+    assert_parent(&dir, "middle.vmdk", Some("base.vmdk"));
+    assert_parent(&dir, "top.vmdk", Some("middle.vmdk"));
+    assert!(contents(&dir, "top.vmdk") == before);
+    assert!(contents(&dir, "base.vmdk") == before);
+    for image in CHAIN {
+        assert_clean(&dir, image);
+        succeed(&dir, &["check", image]);
+    }
 }
 
 #[test]

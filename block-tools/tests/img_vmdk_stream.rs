@@ -44,7 +44,10 @@ fn mixed(dir: &ImageDir, name: &str, len: usize) -> Vec<u8> {
         match index % 4 {
             0 => {}
             1 => rng.fill(part),
-            _ => part.iter_mut().enumerate().for_each(|(n, byte)| *byte = (n / 91 % 7) as u8),
+            _ => part
+                .iter_mut()
+                .enumerate()
+                .for_each(|(n, byte)| *byte = (n / 91 % 7).to_le_bytes()[0]),
         }
     }
     dir.write(name, &bytes).unwrap();

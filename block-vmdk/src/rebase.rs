@@ -48,6 +48,10 @@ impl Rebase for VmdkDriver {
         identity.update(|descriptor| Ok(descriptor.set_parent(&hint, id)?)).await
     }
 
+    fn names_state(&self) -> bool {
+        true
+    }
+
     async fn make_empty(&self) -> Result<()> {
         if !self.extents.iter().all(|extent| matches!(extent.body, Body::Sparse(_))) {
             return Err(Error::Unsupported);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use block_core::{ByteRange, Options, RequestFlags};
 use block_testkit::naive::vmdk::Files;
 use block_testkit::naive::vmdk::make::{
-    Grain, GrainPlace, LineEnds, NAME, Placement, Redundant, Shape, Subformat, Tables, Tail,
+    Grain, GrainPlace, LineEnds, NAME, Placement, Redundant, SLACK, Shape, Subformat, Tables, Tail,
     ZeroedGrains,
 };
 use block_testkit::op::{Discards, OpSpace, Reopens, contents};
@@ -29,6 +29,8 @@ pub struct Setup {
     pub options: &'static [(&'static str, &'static str)],
     /// Bytes that its tables may take in memory.
     pub budget: Option<u64>,
+    /// Its only file is on a device, which has so much room behind what the file needs, and junk there.
+    pub room: Option<u64>,
     /// Request alignment of its files.
     pub align: u64,
     /// Longest request.
@@ -62,6 +64,7 @@ fn of(name: &'static str, grain_sectors: u64, size: u64) -> Setup {
         backing: None,
         options: &[],
         budget: None,
+        room: None,
         align: 1,
         max_request,
     }
@@ -110,6 +113,11 @@ impl Setup {
         self
     }
 
+    fn on_device(mut self, room: u64) -> Self {
+        self.room = Some(room);
+        self
+    }
+
     fn by(mut self, align: u64) -> Self {
         self.align = align;
         self
@@ -146,6 +154,8 @@ fn hosted() -> Vec<Setup> {
         of("16k holes by sectors", 32, 600 << 10).tables(4, Holes, OnDemand).by(512).zeroed(),
         of("4k tiny", 8, 300 << 10).tables(2, Kept, Preallocated).tiny().mixed(),
         of("4k tiny, empty directory", 8, 300 << 10).tables(1, Holes, OnDemand).tiny(),
+        of("4k on a device", 8, 200 << 10).tables(8, Kept, OnDemand).on_device(900 << 10).mixed(),
+        of("4k on a full device", 8, 300 << 10).on_device(100 << 10).zeroed().mixed(),
         of("64k", 128, (1 << 20) + 1536).mixed(),
         of("64k zeroed by pages", 128, 1 << 20).zeroed().by(4096),
         of("64k by pages", 128, (1 << 20) + 512).by(4096).mixed(),
@@ -252,7 +262,16 @@ impl Setup {
 
     /// Its files.
     pub fn make(&self) -> Files {
-        self.shape.make(&self.grains())
+        let mut files = self.shape.make(&self.grains());
+        if let (Some(room), Some(file)) = (self.room, files.get_mut(NAME)) {
+            file.resize(file.len() + super::index(room), SLACK);
+        }
+        files
+    }
+
+    /// Whether there may be no room for all grains.
+    pub fn may_fill(&self) -> bool {
+        self.room.is_some_and(|room| room < self.shape.size * 2)
     }
 
     /// Whether grains are allocated at all.

@@ -55,6 +55,7 @@ fn setup(shape: Shape) -> Setup {
         options: &[],
         align: 1,
         budget: None,
+        room: None,
         max_request,
     }
 }

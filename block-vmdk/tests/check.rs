@@ -266,7 +266,7 @@ fn sesparse_tables_are_checked() {
         ("directory entry of another kind", gd, 0x2000_0000_0000_0000, true),
         ("table beyond its area", gd, 0x1000_0000_0000_ffff, true),
         ("an entry of another kind", table, 5 << 60, true),
-        ("a grain beyond the end", table, 3 << 60 | 0xffff, true),
+        ("a grain beyond the end", table, (3 << 60) | 0xffff, true),
         ("a grain of another", table + 5 * 8, first, true),
         ("a grain over the header", 24 * 8, 0, false),
     ];

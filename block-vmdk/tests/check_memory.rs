@@ -110,7 +110,7 @@ fn no_extent_costs_more_than_the_cap() {
         ),
         (
             "far apart",
-            own(Hostile::new()).words(table.into(), (0..1 << 15).map(|n| 1 << 20 | n * 997)),
+            own(Hostile::new()).words(table.into(), (0..1 << 15).map(|n| (1 << 20) | (n * 997))),
         ),
         (
             "beyond the end",

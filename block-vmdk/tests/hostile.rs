@@ -7,17 +7,23 @@ mod counting;
 mod damaged;
 mod kit;
 
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use block_core::driver::BlockDriver;
 use block_core::options::OpenFlags;
+use block_core::proto::file::FileFactory;
 use block_core::proto::mem::MemDriver;
 use block_core::range::{to_u64, to_usize};
-use block_core::{Alignment, ByteRange, IoBuf, Node, OpenError, RequestFlags, graph};
+use block_core::registry::OpenContext;
+use block_core::{
+    Alignment, ByteRange, IoBuf, Node, OpenError, Options, Registry, RequestFlags, graph,
+};
 use block_testkit::naive::vmdk::Files;
 use block_testkit::naive::vmdk::make::{NAME, Redundant, Subformat};
 use block_testkit::op::{contents, io_vec};
+use block_vmdk::VmdkFactory;
 use counting::{HELD, MOST};
 use damaged::{Sample, samples};
 use futures::executor::block_on;
@@ -340,6 +346,33 @@ fn the_samples_themselves_are_served() {
         match outcome {
             Outcome::Served => assert!(!read_only, "{}", sample.setup.name),
             Outcome::Refused(error) => assert!(read_only, "{}: {error}", sample.setup.name),
+        }
+    }
+}
+
+/// Neither a pipe, at whose other end is nobody, nor a directory is waited for or taken for an extent.
+#[test]
+fn pipes_and_directories_are_no_extents() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    assert!(Command::new("mkfifo").arg(path("pipe")).status().unwrap().success());
+    std::fs::create_dir(path("directory")).unwrap();
+    let registry = Arc::new(Registry::new().with(VmdkFactory).with(FileFactory));
+    for name in ["pipe", "directory"] {
+        for kind in ["FLAT", "SPARSE"] {
+            let files = descriptor(&format!("RW 2048 {kind} \"{name}\" 0"));
+            std::fs::write(path(NAME), &files[NAME]).unwrap();
+            for flags in [OpenFlags::READ_ONLY, OpenFlags::READ_WRITE] {
+                let file = path(NAME).to_str().unwrap().to_owned();
+                let options = Options::new().with("driver", "vmdk").with("file.driver", "file");
+                let options = options.with("file.filename", file);
+                let opened = OpenContext::new(Arc::clone(&registry), flags).open(options);
+                match block_core::io::exec::block_on(opened) {
+                    Err(OpenError::Child { name: refused, .. }) => assert_eq!(refused, name),
+                    Err(OpenError::Text { .. }) if kind == "SPARSE" => {}
+                    other => panic!("{name} as {kind}: {:?}", other.map(|node| node.len())),
+                }
+            }
         }
     }
 }

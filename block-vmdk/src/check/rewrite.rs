@@ -183,22 +183,24 @@ impl Walk<'_> {
             *target = found;
         }
         let bytes = self.padded(&wanted);
-        let is_new = |n: usize| targets[n] != 0 && places[n] != Some(targets[n]);
-        for n in 0..2 {
-            if is_new(n) {
-                write_bytes(self.file, u64::from(targets[n]) * SECTOR, &bytes).await?;
+        let is_new = |target: u32, place: Option<u32>| target != 0 && place != Some(target);
+        for (target, place) in targets.into_iter().zip(places) {
+            if is_new(target, place) {
+                write_bytes(self.file, u64::from(target) * SECTOR, &bytes).await?;
             }
         }
         self.file.flush().await?;
         let mut changed = Changed::No;
-        for (n, old) in [primary, redundant].into_iter().enumerate() {
-            let which = if n == 0 { Which::Primary } else { Which::Redundant };
-            if targets[n] != 0 && !is_new(n) && !same(old.as_deref(), &wanted) {
-                write_bytes(self.file, u64::from(targets[n]) * SECTOR, &bytes).await?;
+        let copies = [(Which::Primary, primary), (Which::Redundant, redundant)];
+        for ((which, old), (target, place)) in
+            copies.into_iter().zip(targets.into_iter().zip(places))
+        {
+            if target != 0 && !is_new(target, place) && !same(old.as_deref(), &wanted) {
+                write_bytes(self.file, u64::from(target) * SECTOR, &bytes).await?;
                 self.log.repaired(|| format!("{} {number} was written anew", which.table_name()));
                 changed = Changed::Yes;
             }
-            if self.write_place(which, number, targets[n]).await? == Changed::Yes {
+            if self.write_place(which, number, target).await? == Changed::Yes {
                 changed = Changed::Yes;
             }
             self.file.flush().await?;

@@ -445,6 +445,8 @@ fn rebase_refuses_what_no_vmdk_can_be() {
         (&["-u", "-b", "missing", "-F", "vmdk", "top.vmdk"][..], "missing"),
         (&["-b", "missing", "-F", "vmdk", "top.vmdk"], "missing"),
         (&["-u", "-b", "disk.raw", "-F", "raw", "top.vmdk"], "another format"),
+        // Before anything is copied.
+        (&["-b", "disk.raw", "-F", "raw", "top.vmdk"], "another format"),
         (&["-u", "-b", "disk.raw", "-F", "vmdk", "top.vmdk"], "disk.raw"),
         (&["-u", "-b", "base.vmdk", "top.vmdk"], "backing format must be specified"),
         (&["-u", "-b", "base.vmdk", "-F", "vmdk", "flat.vmdk"], "not sparse"),

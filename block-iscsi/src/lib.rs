@@ -1,16 +1,16 @@
-//! The parts of an iSCSI initiator (RFC 7143) that need no session: basic header segments, SCSI
-//! commands and answers, target URLs, and the map of what a LUN is known to hold.
+//! The parts of an iSCSI initiator (RFC 7143) that need no session: PDUs, SCSI commands and answers,
+//! target URLs, and the map of what a LUN is known to hold.
 //!
 //! # What is here
 //! * [`pdu::bhs`]: the 48-byte header that every PDU starts with, as bytes and as a checked type.
+//! * [`pdu`]: every PDU of both directions as a checked type, and their digests.
+//! * [`serial`]: serial numbers that wrap around, and the window of commands.
 //! * [`scsi`]: the commands of disks as bytes, and what answers say, checked.
 //! * [`url`]: `iscsi://[user[%password]@]host[:port]/target/lun`, parsed and printed.
 //! * [`allocmap`]: which pages of a LUN are known to be zero, so that reading them costs nothing.
 //!
 //! # What is not here
-//! There is no initiator: no login, no session, no transport and no driver. The
-//! fields of a header that depend on its opcode stay bytes, and digests and data segments are not
-//! touched.
+//! There is no initiator: no login, no session, no transport and no driver.
 //!
 //! # Example
 //! ```
@@ -33,4 +33,5 @@
 pub mod allocmap;
 pub mod pdu;
 pub mod scsi;
+pub mod serial;
 pub mod url;

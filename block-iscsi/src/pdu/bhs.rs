@@ -11,6 +11,7 @@ use zerocopy::byteorder::big_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::PduError;
+use super::fields::{DataLen, Delivery};
 
 /// Length of the header in bytes.
 pub const BHS_LEN: usize = 48;
@@ -163,6 +164,18 @@ impl Bhs {
         Ok(self)
     }
 
+    pub(super) fn with_data(mut self, len: DataLen) -> Self {
+        self.data_len = len.bytes();
+        self
+    }
+
+    pub(super) fn with_delivery(self, delivery: Delivery) -> Self {
+        match delivery {
+            Delivery::Ordered => self,
+            Delivery::Immediate => self.immediate(),
+        }
+    }
+
     /// With `words` words of four bytes of additional header segments.
     #[must_use]
     pub fn with_ahs_words(mut self, words: u8) -> Self {
@@ -216,14 +229,27 @@ impl Bhs {
         self.immediate
     }
 
+    /// When it is delivered.
+    pub fn delivery(&self) -> Delivery {
+        if self.immediate { Delivery::Immediate } else { Delivery::Ordered }
+    }
+
     /// Length of the additional header segments in bytes.
     pub fn ahs_len(&self) -> u32 {
         u32::from(self.ahs_words) * 4
     }
 
+    pub(super) fn ahs_words(&self) -> u8 {
+        self.ahs_words
+    }
+
     /// Length of the data segment in bytes, padding not counted.
     pub fn data_len(&self) -> u32 {
         self.data_len
+    }
+
+    pub(super) fn data(&self) -> DataLen {
+        DataLen::new(self.data_len).unwrap_or(DataLen::MAX)
     }
 
     /// Length of the data segment on the wire: padded to words of four bytes.

@@ -1,7 +1,7 @@
 //! What a medium holds: blocks in chunks, of which only those exist that hold something.
 //!
-//! Invariants: a chunk that exists has a mapped block; blocks of a chunk that are not mapped are
-//! zeroes in its data; a chunk without data is zeroes.
+//! Invariants: a chunk that exists has a mapped block; a chunk without data is zeroes. What the data of
+//! a chunk says of blocks that are not mapped means nothing.
 
 use std::collections::BTreeMap;
 
@@ -118,15 +118,10 @@ impl Store {
             return;
         }
         let end = lba + count;
-        let len = self.block;
-        let there = self.chunks.range_mut(lba / CHUNK..end.div_ceil(CHUNK));
-        for (number, chunk) in there {
-            let first = lba.max(number * CHUNK);
-            let last = end.min((number + 1) * CHUNK);
-            let first_in = first - number * CHUNK;
-            let piece = Piece { chunk: *number, first: first_in, count: last - first };
-            chunk.mapped &= !piece.mask();
-            chunk.clear(piece, len);
+        for (number, chunk) in self.chunks.range_mut(lba / CHUNK..end.div_ceil(CHUNK)) {
+            let first = lba.max(number * CHUNK) - number * CHUNK;
+            let last = end.min((number + 1) * CHUNK) - number * CHUNK;
+            chunk.mapped &= !Piece { chunk: *number, first, count: last - first }.mask();
         }
         self.chunks.retain(|_, chunk| chunk.mapped != 0);
     }

@@ -29,6 +29,9 @@ use block_testkit::iscsi::{
     Access, Answer, Device, LunConfig, Provisioning, SenseFormat, Unmapped,
 };
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
 use crate::kit::{A, B, device, filled};
 
 const NO_CACHING: Caching = Caching::DEFAULT;
@@ -274,4 +277,41 @@ fn reservations_of_both_kinds() {
     out(ReserveOut::Release(kind), 8, 0);
     out(ReserveOut::Clear, 8, 0);
     assert_eq!(Keys::parse(&ask(&mut device, ReserveIn::Keys)).unwrap().keys, []);
+}
+
+#[test]
+fn both_sides_count_the_same_bytes_whatever_the_numbers() {
+    let seed = 7;
+    println!("seed {seed}");
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let (size, mut device) = (BlockSize::new(4096).unwrap(), Device::new(SenseFormat::Fixed));
+    device.add(0, LunConfig::thin(4096, 8)).unwrap();
+    let mut seen = 0;
+    for _ in 0..2000 {
+        let (lba, count): (u64, u32) = (rng.random(), rng.random());
+        let (lba10, count10) = (rng.random(), rng.random());
+        let caching = Caching { dpo: rng.random(), fua: rng.random() };
+        let deallocate = Deallocate::Unmap;
+        let (long, short) = (NonZeroU32::MAX, NonZeroU16::MAX);
+        let action = ReserveOut::Clear;
+        for cdb in [
+            Cdb::Write10 { lba: lba10, blocks: count10, caching },
+            Cdb::Write16 { lba, blocks: count, caching },
+            Cdb::WriteSame10 { lba: lba10, blocks: short, deallocate },
+            Cdb::WriteSame16 { lba, blocks: long, deallocate, data: SameData::Block },
+            Cdb::WriteSame16 { lba, blocks: long, deallocate, data: SameData::Zeroes },
+            Cdb::CompareAndWrite { lba, blocks: rng.random(), caching },
+            Cdb::Unmap { list_len: count10 },
+            Cdb::PersistentReserveOut { action },
+            Cdb::Read16 { lba, blocks: count, caching },
+        ] {
+            let len = match cdb.transfer(size) {
+                Transfer::Out(len) => len,
+                Transfer::In(_) | Transfer::None => 0,
+            };
+            assert_eq!(device.data_out_len(0, cdb.encode().as_slice()), len, "{cdb:?}");
+            seen += u64::from(len > u64::from(u32::MAX));
+        }
+    }
+    assert!(seen > 0);
 }

@@ -1,16 +1,18 @@
-//! The parts of an iSCSI initiator (RFC 7143) that need no session: PDUs, SCSI commands and answers,
-//! target URLs, and the map of what a LUN is known to hold.
+//! The parts of an iSCSI initiator (RFC 7143) that need no session: PDUs, the login, SCSI commands and
+//! answers, target URLs, and the map of what a LUN is known to hold.
 //!
 //! # What is here
-//! * [`pdu::bhs`]: the 48-byte header that every PDU starts with, as bytes and as a checked type.
-//! * [`pdu`]: every PDU of both directions as a checked type, and their digests.
+//! * [`pdu`]: every PDU of both directions, as bytes and as a checked type, and their digests.
 //! * [`serial`]: serial numbers that wrap around, and the window of commands.
+//! * [`keys`]: text keys, and what two sides make of what they offer.
+//! * [`chap`]: CHAP, one-way and mutual.
+//! * [`login`]: the initiator's login, bytes in and bytes out.
 //! * [`scsi`]: the commands of disks as bytes, and what answers say, checked.
 //! * [`url`]: `iscsi://[user[%password]@]host[:port]/target/lun`, parsed and printed.
 //! * [`allocmap`]: which pages of a LUN are known to be zero, so that reading them costs nothing.
 //!
 //! # What is not here
-//! There is no initiator: no login, no session, no transport and no driver.
+//! There is no initiator: no session, no transport and no driver.
 //!
 //! # Example
 //! ```
@@ -31,6 +33,9 @@
 #![forbid(unsafe_code)]
 
 pub mod allocmap;
+pub mod chap;
+pub mod keys;
+pub mod login;
 pub mod pdu;
 pub mod scsi;
 pub mod serial;

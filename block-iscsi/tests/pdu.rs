@@ -1,4 +1,9 @@
 //! Every PDU is parsed as it is printed, stands where RFC 7143 puts it, and refuses what cannot be.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking, and these helpers run in tests only"
+)]
 
 use block_iscsi::pdu::async_event::{AsyncEvent, AsyncMessage};
 use block_iscsi::pdu::bhs::{BHS_LEN, Opcode};
@@ -498,11 +503,16 @@ fn bytes_of(opcode: u8, flags: u8, places: &[(usize, &[u8])]) -> Vec<u8> {
     bytes
 }
 
+/// Bytes and where they stand.
+type Place = (usize, &'static [u8]);
+/// Opcode, byte 1 and other bytes of a header; the field that is refused, and its value.
+type Case = (u8, u8, &'static [Place], &'static str, u32);
+
 const NONE: &[u8] = &[0xff; 4];
 
 #[test]
 fn reserved_codes_and_bits_that_exclude_each_other_are_named() {
-    let requests: &[(u8, u8, &[(usize, &[u8])], &str, u32)] = &[
+    let requests: &[Case] = &[
         (0x40, 0x00, &[], "F", 0),
         (0x00, 0x80, &[(16, NONE)], "I", 0),
         (0x01, 0x00, &[], "F", 0),
@@ -533,7 +543,7 @@ fn reserved_codes_and_bits_that_exclude_each_other_are_named() {
         let bytes = [bytes_of(*opcode, *flags, places), vec![0; 4]].concat();
         assert_eq!(Request::parse(&bytes), Err(refused));
     }
-    let responses: &[(u8, u8, &[(usize, &[u8])], &str, u32)] = &[
+    let responses: &[Case] = &[
         (0x20, 0x00, &[], "F", 0),
         (0x21, 0x86, &[], "O and U", 6),
         (0x21, 0x98, &[], "o and u", 0x18),

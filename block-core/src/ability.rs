@@ -185,6 +185,18 @@ pub trait Rebase: Send + Sync {
         format: Option<&str>,
     ) -> Result<(), OpenError>;
 
+    /// Refuses what [`Rebase::change_backing`] would refuse, as far as that can be told beforehand; changes
+    /// nothing.
+    async fn check_backing(&self, _: Option<&str>, _: Option<&str>) -> Result<(), OpenError> {
+        Ok(())
+    }
+
+    /// Whether the image names a state of its backing file rather than a file: after the backing file was
+    /// changed on purpose, it must be named again.
+    fn names_state(&self) -> bool {
+        false
+    }
+
     /// Drops all of the image's own data, so that the backing file shows. Nothing else is lost:
     /// snapshots, bitmaps and unknown extensions stay.
     async fn make_empty(&self) -> Result<()>;

@@ -1,5 +1,5 @@
-//! The parts of an iSCSI initiator (RFC 7143) that need no session: PDUs, the login, target URLs,
-//! and the map of what a LUN is known to hold.
+//! The parts of an iSCSI initiator (RFC 7143) that need no session: PDUs, the login, SCSI commands
+//! and answers, target URLs, and the map of what a LUN is known to hold.
 //!
 //! # What is here
 //! * [`pdu`]: every PDU of both directions, as bytes and as a checked type, and their digests.
@@ -7,11 +7,12 @@
 //! * [`keys`]: text keys, and what two sides make of what they offer.
 //! * [`chap`]: CHAP, one-way and mutual.
 //! * [`login`]: the initiator's login, bytes in and bytes out.
+//! * [`scsi`]: the commands of disks as bytes, and what answers say, checked.
 //! * [`url`]: `iscsi://[user[%password]@]host[:port]/target/lun`, parsed and printed.
 //! * [`allocmap`]: which pages of a LUN are known to be zero, so that reading them costs nothing.
 //!
 //! # What is not here
-//! There is no initiator: no session, no SCSI commands, no transport and no driver.
+//! There is no initiator: no session, no transport and no driver.
 //!
 //! # Example
 //! ```
@@ -36,5 +37,6 @@ pub mod chap;
 pub mod keys;
 pub mod login;
 pub mod pdu;
+pub mod scsi;
 pub mod serial;
 pub mod url;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use block_core::ability::Rebase;
+use block_core::ability::{Check, Rebase};
 use block_core::driver::{BlockDriver, Child, ChildRole, Children};
 use block_core::driver::{NodeEvent, ReopenOptions, ReopenState};
 use block_core::info::DriverInfo;
@@ -21,6 +21,7 @@ use block_core::{
 };
 use futures::stream;
 
+use crate::check::chain::OpeningFaults;
 use crate::descriptor::Access;
 use crate::error::FORMAT;
 use crate::extent::sparse::{SparseExtent, WriteBack};
@@ -41,6 +42,8 @@ pub struct VmdkDriver {
     pub(crate) extents: Vec<DiskExtent>,
     pub(crate) backing: Option<Node>,
     pub(crate) context: OpenContext,
+    /// What a check has to say of the opening.
+    pub(crate) opening: OpeningFaults,
     len: u64,
     /// Opened for writing.
     writable: bool,
@@ -73,9 +76,15 @@ impl VmdkDriver {
             extents,
             backing,
             context,
+            opening: OpeningFaults::default(),
             read_only: AtomicBool::new(false),
             events: Events::default(),
         }
+    }
+
+    /// With what was met when it was opened for a check.
+    pub(crate) fn with_faults(self, opening: OpeningFaults) -> Self {
+        Self { opening, ..self }
     }
 
     /// The sparse extents.
@@ -134,6 +143,9 @@ impl VmdkDriver {
         for part in parts(&self.extents, inside) {
             part.extent.check_access(Access::ReadOnly)?;
         }
+        if let Some((extent, part)) = self.one(inside) {
+            return extent.read(part, iov.slice(0, len)).await;
+        }
         let mut reads = Vec::new();
         for part in parts(&self.extents, inside) {
             let iov = iov.slice(to_usize(part.skip), to_usize(part.range.len()));
@@ -145,6 +157,9 @@ impl VmdkDriver {
     async fn write_all(&self, range: ByteRange, iov: IoVec) -> Result<()> {
         let inside = self.inside(range);
         self.begin_change(inside).await?;
+        if let Some((extent, part)) = self.one(inside) {
+            return extent.write(part, iov.slice(0, to_usize(part.len()))).await;
+        }
         let mut writes = Vec::new();
         for part in parts(&self.extents, inside) {
             let iov = iov.slice(to_usize(part.skip), to_usize(part.range.len()));
@@ -382,6 +397,10 @@ impl BlockDriver for VmdkDriver {
 
     async fn invalidate_cache(self: Arc<Self>) -> Result<()> {
         Err(Error::Unsupported)
+    }
+
+    fn as_check(&self) -> Option<&dyn Check> {
+        Some(self)
     }
 
     fn set_event_sink(&self, sink: Arc<dyn Fn(NodeEvent) + Send + Sync>) {

@@ -3,7 +3,8 @@
 //! Order: the file, its descriptor, the extents that the descriptor names, the parent. **Invariants.**
 //! A name inside the image is a plain file in the descriptor's directory, unless the user allows others;
 //! a parent whose content id is not the one that the image was made on is refused; what cannot be
-//! written is refused when it is opened for writing.
+//! written is refused when it is opened for writing. Opened for a check, an image is refused only where there is
+//! nothing to check; what others would be refused for is kept for the report.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,13 +15,15 @@ use block_core::registry::{BACKING_FILE, OpenContext, ReferencePolicy};
 use block_core::{ByteRange, Node, OpenError, Options};
 use futures::future::BoxFuture;
 
+use crate::check::chain::{OpeningFaults, ParentFault};
+use crate::check::examine::examine;
 use crate::descriptor::{
     Access, DESCRIPTOR_BYTES_MAX, Descriptor, Extent, ExtentKind, PARENT_HINT,
 };
 use crate::driver::VmdkDriver;
 use crate::error::{FORMAT, bad_field};
 use crate::extent::file_io::read_bytes;
-use crate::extent::layout::{Header, SparseLayout};
+use crate::extent::layout::{BadTables, Header, SparseLayout};
 use crate::extent::sparse::{Discards, SparseExtent, SparseParts};
 use crate::extent::{Body, DiskExtent};
 use crate::identity::{Identity, Place};
@@ -97,26 +100,36 @@ async fn open_here(
     let mut references = ReferenceOptions::take(&mut options)?;
     let file = context.open_child(&mut options, "file").await?;
     options.finish()?;
-    let (identity, planned) = read_plan(&file).await?;
+    let (identity, planned) = read_plan(&context, &file).await?;
+    let mut faults = OpeningFaults::default();
     let backing = match &identity {
+        Some(identity) if context.flags.check => {
+            examine_backing(&context, &file, identity, &references, &mut faults).await
+        }
         Some(identity) => open_backing(&context, &file, identity, &references).await?,
         None => None,
     };
-    let extents = open_extents(&context, &file, planned, backing.as_ref(), &mut references).await?;
+    let mut opening = Opening { context: &context, own: &file, backing, faults };
+    let extents = opening.open_extents(planned, &mut references).await?;
+    let Opening { backing, faults, .. } = opening;
     if let Some((option, _)) = references.extents.iter().next() {
         let option = format!("extents.{option}");
         return Err(OpenError::Option { option, problem: Problem::Unknown });
     }
-    Ok(Arc::new(VmdkDriver::new(file, identity, extents, backing, context)))
+    let driver = VmdkDriver::new(file, identity, extents, backing, context);
+    Ok(Arc::new(driver.with_faults(faults)))
 }
 
 /// The descriptor, if there is one, and the extents.
-async fn read_plan(file: &Node) -> Result<(Option<Identity>, Vec<Planned>), OpenError> {
+async fn read_plan(
+    context: &OpenContext,
+    file: &Node,
+) -> Result<(Option<Identity>, Vec<Planned>), OpenError> {
     let failed = |error| OpenError::Request { what: "descriptor", error };
     let head = ByteRange::up_to(file.len().min(block_core::registry::PROBE_BYTES));
     let head = read_bytes(file, head).await.map_err(failed)?;
     if matches!(probe(&head), Some(FileKind::HostedSparse | FileKind::Cowd)) {
-        let layout = SparseLayout::read(file).await?;
+        let layout = read_layout(context, file).await?;
         let identity = read_embedded(file, &layout).await?;
         let sectors = SectorCount(layout.geometry.len() / 512);
         let source = Source::Own(Box::new(layout));
@@ -135,6 +148,14 @@ async fn read_plan(file: &Node) -> Result<(Option<Identity>, Vec<Planned>), Open
     }
     let planned = descriptor.extents().iter().map(plan_extent).collect::<Result<_, _>>()?;
     Ok((Some(Identity::new(file.clone(), Place::File, descriptor)), planned))
+}
+
+/// The layout of a sparse extent; for a check, as far as it can be told.
+async fn read_layout(context: &OpenContext, file: &Node) -> Result<SparseLayout, OpenError> {
+    match context.flags.check {
+        true => Ok(examine(file).await?.layout),
+        false => SparseLayout::read(file).await,
+    }
 }
 
 /// The descriptor inside of a sparse extent.
@@ -201,12 +222,49 @@ async fn open_backing(
     let opened = context.open_reference(BACKING_FILE, file, &name, Some(FORMAT), given).await?;
     if let (Some(parent), Some(found)) = (parent, content_id_of(&opened))
         && parent != found
-        && !flags.check
     {
         let problem = Problem::Contradicts("the content id of the parent, which was changed since");
         return Err(bad_field("parentCID", parent.0.into(), problem));
     }
     Ok(Some(opened))
+}
+
+/// Opens the parent for a check: what is wrong with it is noted. Where only metadata is asked for, it is
+/// closed again, and its own parent is left alone.
+async fn examine_backing(
+    context: &OpenContext,
+    file: &Node,
+    identity: &Identity,
+    references: &ReferenceOptions,
+    faults: &mut OpeningFaults,
+) -> Option<Node> {
+    let given = references.backing.clone();
+    let (parent, hint) = identity.with(|descriptor| {
+        let hint = descriptor.value(PARENT_HINT).map(<[u8]>::to_vec);
+        (descriptor.parent_content_id(), hint)
+    });
+    if references.no_backing || (parent.is_none() && given.is_empty()) {
+        return None;
+    }
+    let stays = !(context.flags.no_io || context.flags.no_backing);
+    let mut context = context.clone();
+    context.flags.check = false;
+    context.flags.no_backing |= !stays;
+    let name = String::from_utf8_lossy(&hint.unwrap_or_default()).into_owned();
+    let opened = context.open_reference(BACKING_FILE, file, &name, Some(FORMAT), given).await;
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            faults.parent = Some(ParentFault::Missing(error.to_string()));
+            return None;
+        }
+    };
+    if let (Some(expected), Some(found)) = (parent, content_id_of(&opened))
+        && expected != found
+    {
+        faults.parent = Some(ParentFault::Changed { expected, found });
+    }
+    Some(opened).filter(|_| stays)
 }
 
 /// The content id of an open image, if it has one.
@@ -221,72 +279,110 @@ pub(crate) fn content_id_of(node: &Node) -> Option<ContentId> {
     })
 }
 
-async fn open_extents(
-    context: &OpenContext,
-    own: &Node,
-    planned: Vec<Planned>,
-    backing: Option<&Node>,
-    references: &mut ReferenceOptions,
-) -> Result<Vec<DiskExtent>, OpenError> {
-    let mut nodes: HashMap<String, Node> = HashMap::new();
-    let (mut extents, mut start) = (Vec::new(), 0u64);
-    for (number, plan) in planned.into_iter().enumerate() {
-        let too_large = || bad_field("sectors of an extent", plan.sectors.0, Problem::Unknown);
-        let len = plan.sectors.bytes().ok_or_else(too_large)?;
-        let range = ByteRange::new(start, len).map_err(|_| too_large())?;
-        let given = references.extents.take_sub(&number.to_string());
-        if len == 0 {
-            continue;
+/// An image that is being opened.
+struct Opening<'a> {
+    context: &'a OpenContext,
+    /// The image's own file.
+    own: &'a Node,
+    backing: Option<Node>,
+    faults: OpeningFaults,
+}
+
+impl Opening<'_> {
+    async fn open_extents(
+        &mut self,
+        planned: Vec<Planned>,
+        references: &mut ReferenceOptions,
+    ) -> Result<Vec<DiskExtent>, OpenError> {
+        let mut nodes: HashMap<String, Node> = HashMap::new();
+        let (mut extents, mut start) = (Vec::new(), 0u64);
+        for (number, plan) in planned.into_iter().enumerate() {
+            let too_large = || bad_field("sectors of an extent", plan.sectors.0, Problem::Unknown);
+            let len = plan.sectors.bytes().ok_or_else(too_large)?;
+            let mut range = ByteRange::new(start, len).map_err(|_| too_large())?;
+            let given = references.extents.take_sub(&number.to_string());
+            if len == 0 {
+                continue;
+            }
+            let access = plan.access;
+            let body = match plan.source {
+                Source::Zero => Body::Zero,
+                Source::Own(layout) => {
+                    self.open_sparse(self.own.clone(), *layout, start, access).await?
+                }
+                Source::File { name, kind, offset } => {
+                    let node = match nodes.get(&name) {
+                        Some(node) => node.clone(),
+                        None => {
+                            let (context, own) = (self.context, self.own);
+                            let outside = references.outside;
+                            let opened = open_file(context, own, &name, access, given, outside);
+                            let opened = opened.await?;
+                            nodes.insert(name, opened.clone());
+                            opened
+                        }
+                    };
+                    match kind {
+                        ExtentKind::Flat | ExtentKind::Vmfs => {
+                            let offset = offset.offset().ok_or_else(too_large)?;
+                            Body::Flat { node, offset }
+                        }
+                        _ => {
+                            let layout = read_layout(self.context, &node).await?;
+                            check_kind(kind, &layout)?;
+                            range = range.first(self.check_capacity(number, len, &layout)?);
+                            self.open_sparse(node, layout, start, access).await?
+                        }
+                    }
+                }
+            };
+            extents.push(DiskExtent { range, access, body });
+            start = range.end();
         }
-        let parts = |file, layout| SparseParts {
+        Ok(extents)
+    }
+
+    async fn open_sparse(
+        &self,
+        file: Node,
+        layout: SparseLayout,
+        start: u64,
+        access: Access,
+    ) -> Result<Body, OpenError> {
+        check_writable(self.context, access, &layout)?;
+        let parts = SparseParts {
             file,
             layout,
             start,
-            backing: backing.cloned(),
-            budget: Arc::clone(&context.budget),
-            writing: writing(context, plan.access),
+            backing: self.backing.clone(),
+            budget: Arc::clone(&self.context.budget),
+            writing: writing(self.context, access),
+            bad_tables: match self.context.flags.check {
+                true => BadTables::Unreadable,
+                false => BadTables::Refused,
+            },
         };
-        let body = match plan.source {
-            Source::Zero => Body::Zero,
-            Source::Own(layout) => {
-                check_writable(context, plan.access, &layout)?;
-                let parts = parts(own.clone(), *layout);
-                Body::Sparse(Arc::new(SparseExtent::open(parts).await?))
-            }
-            Source::File { name, kind, offset } => {
-                let node = match nodes.get(&name) {
-                    Some(node) => node.clone(),
-                    None => {
-                        let outside = references.outside;
-                        let opened = open_file(context, own, &name, plan.access, given, outside);
-                        let opened = opened.await?;
-                        nodes.insert(name, opened.clone());
-                        opened
-                    }
-                };
-                match kind {
-                    ExtentKind::Flat | ExtentKind::Vmfs => {
-                        let offset = offset.offset().ok_or_else(too_large)?;
-                        Body::Flat { node, offset }
-                    }
-                    _ => {
-                        let layout = SparseLayout::read(&node).await?;
-                        check_kind(kind, &layout)?;
-                        check_writable(context, plan.access, &layout)?;
-                        if layout.geometry.len() < len {
-                            let problem = Problem::Contradicts("the extent in the descriptor");
-                            let capacity = layout.geometry.len() / 512;
-                            return Err(bad_field("capacity", capacity, problem));
-                        }
-                        Body::Sparse(Arc::new(SparseExtent::open(parts(node, layout)).await?))
-                    }
-                }
-            }
-        };
-        extents.push(DiskExtent { range, access: plan.access, body });
-        start = range.end();
+        Ok(Body::Sparse(Arc::new(SparseExtent::open(parts).await?)))
     }
-    Ok(extents)
+
+    /// How many of the `len` bytes that the descriptor says an extent has.
+    fn check_capacity(
+        &mut self,
+        number: usize,
+        len: u64,
+        layout: &SparseLayout,
+    ) -> Result<u64, OpenError> {
+        let has = layout.geometry.len();
+        if has >= len {
+            return Ok(len);
+        }
+        if !self.context.flags.check {
+            let problem = Problem::Contradicts("the extent in the descriptor");
+            return Err(bad_field("capacity", has / 512, problem));
+        }
+        self.faults.short.push((number, has / 512, len / 512));
+        Ok(has)
+    }
 }
 
 /// Opens the file of an extent, which is never probed for a format.

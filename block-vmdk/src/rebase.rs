@@ -15,6 +15,7 @@ use crate::descriptor::{PARENT_HINT, Quoted};
 use crate::driver::VmdkDriver;
 use crate::error::FORMAT;
 use crate::extent::Body;
+use crate::identity::Identity;
 use crate::open::content_id_of;
 use crate::units::ContentId;
 
@@ -28,24 +29,26 @@ impl Rebase for VmdkDriver {
         if block_core::driver::BlockDriver::is_read_only(self) {
             return Err(OpenError::Request { what: BACKING_FILE, error: Error::ReadOnly });
         }
-        let Some(identity) = &self.identity else {
-            return Err(unsupported("a backing file of an image without a descriptor"));
+        let Some((identity, hint)) = self.parent_to_be(name, format)? else {
+            return self.identity()?.update(|descriptor| Ok(descriptor.remove_parent()?)).await;
         };
-        let Some(name) = name else {
-            return identity.update(|descriptor| Ok(descriptor.remove_parent()?)).await;
-        };
-        if format.is_some_and(|format| format != FORMAT) {
-            return Err(unsupported("a backing file of another format"));
-        }
-        if !self.extents.iter().all(|extent| matches!(extent.body, Body::Sparse(_))) {
-            return Err(unsupported("a backing file of an image that is not sparse"));
-        }
-        let hint = Quoted::new(name).ok_or_else(|| OpenError::Reference {
-            name: name.escape_default().to_string(),
-            problem: Problem::NotPlainName,
-        })?;
-        let id = self.content_id_of_file(name).await?;
+        let id = self.content_id_of_file(hint.as_str()).await?;
         identity.update(|descriptor| Ok(descriptor.set_parent(&hint, id)?)).await
+    }
+
+    async fn check_backing(
+        &self,
+        name: Option<&str>,
+        format: Option<&str>,
+    ) -> Result<(), OpenError> {
+        match self.parent_to_be(name, format)? {
+            Some((_, hint)) => self.content_id_of_file(hint.as_str()).await.map(drop),
+            None => self.identity().map(drop),
+        }
+    }
+
+    fn names_state(&self) -> bool {
+        true
     }
 
     async fn make_empty(&self) -> Result<()> {
@@ -61,6 +64,33 @@ impl Rebase for VmdkDriver {
 }
 
 impl VmdkDriver {
+    /// The descriptor, which there must be.
+    fn identity(&self) -> Result<&Identity, OpenError> {
+        let what = "a backing file of an image without a descriptor";
+        self.identity.as_ref().ok_or(unsupported(what))
+    }
+
+    /// The name of a parent as it can stand in the descriptor; `None` if there shall be none.
+    fn parent_to_be(
+        &self,
+        name: Option<&str>,
+        format: Option<&str>,
+    ) -> Result<Option<(&Identity, Quoted)>, OpenError> {
+        let identity = self.identity()?;
+        let Some(name) = name else { return Ok(None) };
+        if format.is_some_and(|format| format != FORMAT) {
+            return Err(unsupported("a backing file of another format"));
+        }
+        if !self.extents.iter().all(|extent| matches!(extent.body, Body::Sparse(_))) {
+            return Err(unsupported("a backing file of an image that is not sparse"));
+        }
+        let hint = Quoted::new(name).ok_or_else(|| OpenError::Reference {
+            name: name.escape_default().to_string(),
+            problem: Problem::NotPlainName,
+        })?;
+        Ok(Some((identity, hint)))
+    }
+
     /// The content id of the image `name`, seen from where this one is.
     async fn content_id_of_file(&self, name: &str) -> Result<ContentId, OpenError> {
         let mut context = self.context.clone();

@@ -47,7 +47,17 @@ struct Scene {
 
 fn setup(shape: Shape) -> Setup {
     let (filled, max_request) = (Filled::Empty, shape.size);
-    Setup { name: "", shape, filled, backing: None, options: &[], align: 1, max_request }
+    Setup {
+        name: "",
+        shape,
+        filled,
+        backing: None,
+        options: &[],
+        align: 1,
+        budget: None,
+        room: None,
+        max_request,
+    }
 }
 
 impl Scene {
@@ -146,7 +156,12 @@ fn a_new_grain_costs_one_write_and_the_tables_wait_for_the_flush() {
     scene.flush();
     let asked = scene.asked();
     assert_eq!((count(&asked, Kind::Write), count(&asked, Kind::FlushToDisk)), (2, 2), "{asked:?}");
-    scene.finish(&[(0, &bytes(1, 0, GRAIN))]);
+    // To where a grain is already, nothing but the data goes.
+    scene.write(2, 5 * GRAIN + 512, 4096).unwrap();
+    scene.flush();
+    let asked = scene.asked();
+    assert_eq!((count(&asked, Kind::Write), count(&asked, Kind::FlushToDisk)), (1, 1), "{asked:?}");
+    scene.finish(&[(0, &bytes(1, 0, GRAIN)), (5 * GRAIN + 512, &bytes(2, 5 * GRAIN + 512, 4096))]);
 }
 
 /// A large write is one request to the file, whatever the number of its grains.

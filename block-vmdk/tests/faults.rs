@@ -241,7 +241,8 @@ fn plans(told: &Told, rng: &mut ChaCha8Rng, count: usize) -> Vec<Plan> {
 
 /// The setups on which an operation does not take long.
 fn quick_setups() -> Vec<Setup> {
-    let quick = |setup: &Setup| setup.shape.size < 1 << 20 && setup.align == 1;
+    let quick =
+        |setup: &Setup| setup.shape.size < 1 << 20 && setup.align == 1 && setup.room.is_none();
     setups().into_iter().filter(quick).collect()
 }
 

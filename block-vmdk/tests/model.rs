@@ -7,6 +7,7 @@
 mod kit;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use block_core::graph;
 use block_testkit::campaign::{Campaign, Game};
@@ -25,11 +26,12 @@ use kit::{Complaint, Disks, Judged, Setup, World, judge, known, ops, setups, une
 /// A file in memory that grows, as tests want it: it tears what overlaps, and discards leave junk.
 fn file(bytes: &[u8], setup: &Setup) -> Arc<MemDisk> {
     let mut config = MemConfig::new(bytes.len() as u64);
-    if bytes.len() as u64 % setup.align == 0 {
+    if (bytes.len() as u64).is_multiple_of(setup.align) {
         config = config.aligned(setup.align);
     }
     config.step = Some(setup.shape.grain_size().max(2048) / 2);
-    config.capabilities = block_core::Capabilities { grows_on_write: true, ..all_capabilities() };
+    let grows_on_write = setup.room.is_none();
+    config.capabilities = block_core::Capabilities { grows_on_write, ..all_capabilities() };
     let disk = config.build();
     disk.load(0, bytes);
     disk
@@ -53,7 +55,7 @@ fn play(game: &Game<Setup>) -> Result<(Files, Judged), String> {
         let world = world(&seen, &setup);
         let node = world.open().await.unwrap_or_else(|error| panic!("open: {error}"));
         let model = DiskModel::new(setup.shape.size, known(&contents));
-        let again = heard.clone();
+        let (again, may_fill) = (heard.clone(), setup.may_fill());
         let player = Player::new(exec, node, model)
             .cutting()
             .discards_leave(setup.discarded())
@@ -63,7 +65,10 @@ fn play(game: &Game<Setup>) -> Result<(Files, Judged), String> {
                 world.open()
             });
         let played = player.play(&ops, depth).await;
-        let failed = unexpected(&ops, &played);
+        let mut failed = unexpected(&ops, &played);
+        let full = |text: &String| may_fill && text.contains(NO_SPACE);
+        FULL.fetch_add(failed.iter().filter(|text| full(text)).count(), Ordering::Relaxed);
+        failed.retain(|text| !full(text));
         heard.hear(if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) });
         player.check_all().await;
         let closed = graph::close(&player.node()).await;
@@ -82,7 +87,8 @@ fn play(game: &Game<Setup>) -> Result<(Files, Judged), String> {
     if game.ops.iter().any(kit::writes) && judged.cid == start.cid {
         return Err("the content id is still the old one".to_owned());
     }
-    if !game.ops.iter().any(kit::frees) && judged.report.leaks > 0 {
+    let tidy = game.setup.room.is_none() && !game.ops.iter().any(kit::frees);
+    if tidy && judged.report.leaks > 0 {
         return Err(format!("writes have leaked: {}", judged.report));
     }
     Ok((files, judged))
@@ -111,6 +117,11 @@ fn misread(setup: &Setup) -> Vec<std::ops::Range<usize>> {
     .collect()
 }
 
+/// How an operation ends that finds no place on a device.
+const NO_SPACE: &str = "Err(Os(28))";
+/// How often one did.
+static FULL: AtomicUsize = AtomicUsize::new(0);
+
 /// What the peer says of a disk.
 fn compare_with_peer(setup: &Setup, files: &Files, judged: &Judged) {
     let dir = ImageDir::new().unwrap();
@@ -135,7 +146,7 @@ fn the_disks_to_start_from_are_clean() {
         let files = setup.make();
         let judged = judge(&setup, &files).unwrap();
         judged.clean().unwrap();
-        assert_eq!(judged.report.leaks, 0, "{setup:?}");
+        assert_eq!(judged.report.leaks > 0, setup.room.is_some(), "{setup:?}");
         compare_with_peer(&setup, &files, &judged);
     }
 }
@@ -154,6 +165,10 @@ fn any_interleaving_on_any_disk_equals_the_flat_disk() {
             Ok(())
         },
     );
+    if campaign.seeds().count() >= 3 * setups.len() {
+        let full = FULL.load(Ordering::Relaxed);
+        assert!(full > 10, "a full device was met {full} times");
+    }
 }
 
 /// As many operations as `BLOCK_TARGET` says, in long lists.

@@ -62,6 +62,13 @@ fn child() -> Setup {
     setup
 }
 
+/// A COWD extent without any grain table.
+fn cowd() -> Setup {
+    let mut setup = empty_directory();
+    setup.shape.subformat = Subformat::Cowd(vec![64 * GRAIN / 512]);
+    setup
+}
+
 /// Two extents, the first of which ends inside of a grain.
 fn split() -> Setup {
     let mut setup = plain();
@@ -290,7 +297,7 @@ fn data(op: u32, grain: u64) -> (u64, Grain) {
 
 #[test]
 fn two_writes_into_one_unallocated_grain() {
-    for setup in [plain(), child(), empty_directory()] {
+    for setup in [plain(), child(), empty_directory(), cowd()] {
         race(&setup, &[], |scene| async move {
             scene.warm_up().await;
             scene.hold(Kind::Write);
@@ -313,7 +320,7 @@ fn two_writes_into_one_unallocated_grain() {
 
 #[test]
 fn writes_into_different_grains_wait_for_nothing() {
-    for setup in [plain(), child(), empty_directory()] {
+    for setup in [plain(), child(), empty_directory(), cowd()] {
         race(&setup, &[data(0, 9)], |scene| async move {
             scene.warm_up().await;
             scene.hold(Kind::Write);

@@ -40,7 +40,10 @@ fn disk(seed: u64, len: usize) -> Vec<u8> {
         let part = &mut bytes[at..at + run];
         match random.random_range(0..4) {
             0 => random.fill(part),
-            1 => part.iter_mut().enumerate().for_each(|(n, byte)| *byte = (n / 97 % 251) as u8),
+            1 => part
+                .iter_mut()
+                .enumerate()
+                .for_each(|(n, byte)| *byte = (n / 97 % 251).to_le_bytes()[0]),
             _ => {}
         }
         at += run;

@@ -13,9 +13,7 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use block_core::driver::BlockDriver;
 use block_core::job::copy::{Progress, TargetContents};
-use block_core::{
-    BlockLimits, ByteRange, Cancel, Capabilities, Error, IoVec, Node, RequestFlags, Result,
-};
+use block_core::{BlockLimits, ByteRange, Cancel, Capabilities, IoVec, Node, RequestFlags, Result};
 use block_vmdk::stream::{ReadError, ReadInto, StreamReader, StreamWriter};
 use counting::{HELD, MOST};
 use futures::executor::block_on;

@@ -5,12 +5,13 @@ use std::io::Write;
 use block_core::job::CopyError;
 use block_core::job::commit::{Afterwards, CommitError, CommitOptions, commit};
 use block_core::job::copy::{Copied, CopyOptions};
-use block_core::{Cancel, OpenFlags, RequestFlags, graph};
+use block_core::{Cancel, Node, OpenFlags, RequestFlags, graph};
 
-use crate::open::{CacheMode, ImageSpec, block_on};
+use crate::open::{CacheMode, ImageSpec, block_on, open};
 
-use super::backing::{beside, chain, find_in_chain};
+use super::backing::{beside, chain, find_in_chain, spec_of_path};
 use super::common::{cache_mode, one_image, open_image};
+use super::info::storage_name;
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
 use super::progress::{Outcome, Progress};
 use super::watch::{Rate, Watch};
@@ -129,7 +130,15 @@ async fn commit_to(
         Some(base) => commit(&top, &base, options, cancel, watch).await,
         None => Err(CommitError::NotInChain),
     };
+    // The top looks after itself.
+    let above = depth.checked_sub(2).and_then(|above| chain(&top).nth(above));
+    let stale = above.as_ref().and_then(Stale::of);
     let closed = graph::close(&top).await;
+    drop((top, above));
+    let named = match stale {
+        Some(stale) => stale.name_again(spec.cache).await,
+        None => Ok(()),
+    };
     let copied = result.map_err(|error| match error {
         CommitError::Copy(CopyError::Cancelled { .. }) => {
             Failure::new("interrupted").with_status(INTERRUPTED)
@@ -137,5 +146,50 @@ async fn commit_to(
         other => Failure::new(other),
     })?;
     closed.map_err(|error| Failure::new(format_args!("error while closing: {error}")))?;
-    Ok(copied)
+    named.map(|()| copied)
+}
+
+/// The image directly above the base, below the top, where it names a state of the base that is gone now.
+/// Without being told, it would not open, nor would the top.
+struct Stale {
+    path: String,
+    format: &'static str,
+    backing: String,
+    backing_format: Option<String>,
+}
+
+impl Stale {
+    /// `None` if the image can do without.
+    fn of(node: &Node) -> Option<Self> {
+        let driver = node.driver();
+        driver.as_rebase().filter(|rebase| rebase.names_state())?;
+        let info = driver.info();
+        Some(Self {
+            path: storage_name(node)?,
+            format: driver.name(),
+            backing: info.backing_filename?,
+            backing_format: info.backing_format,
+        })
+    }
+
+    async fn name_again(&self, cache: CacheMode) -> Result<(), Failure> {
+        let path = &self.path;
+        let failed = |error: &dyn std::fmt::Display| {
+            Failure::new(format_args!("Could not name the backing file of '{path}' again: {error}"))
+        };
+        let spec = ImageSpec {
+            flags: OpenFlags { no_backing: true, ..OpenFlags::READ_WRITE },
+            ..spec_of_path(path.clone(), Some(self.format), cache)
+        };
+        let node = open(&spec).await.map_err(|error| failed(&error))?;
+        let changed = match node.driver().as_rebase() {
+            Some(rebase) => {
+                rebase.change_backing(Some(&self.backing), self.backing_format.as_deref()).await
+            }
+            None => Ok(()),
+        };
+        let closed = graph::close(&node).await;
+        changed.map_err(|error| failed(&error))?;
+        closed.map_err(|error| failed(&error))
+    }
 }

@@ -9,6 +9,7 @@ use block_core::job::copy::{
 };
 use block_core::job::{CopyError, copy};
 use block_core::{Cancel, Node, OpenFlags, Options, RequestFlags, graph};
+use block_vmdk::stream::ReadInto;
 
 use crate::open::{CacheMode, ImageSpec, block_on, open};
 use crate::spec::image_opts;
@@ -19,10 +20,12 @@ use super::common::{SECTOR, cache_mode, cannot_open, open_image, sector_len, siz
 use super::compression;
 use super::create::format_of;
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
+use super::pipe_source::is_pipe;
 use super::progress::{Outcome, Progress};
 use super::source_snapshot;
 use super::stream;
 use super::target::Target;
+use super::vmdk_source::VmdkSource;
 use super::watch::{Rate, Watch};
 use super::{Failure, Output};
 
@@ -102,7 +105,8 @@ pub(super) struct Args {
     /// Leave out bitmaps that are inconsistent (needs --bitmaps).
     #[arg(long)]
     skip_broken_bitmaps: bool,
-    /// Source images, then the target ('-': standard output, for qcow2 and raw).
+    /// Source images ('-': standard input, for a streamOptimized vmdk with -f vmdk), then the target ('-': standard
+    /// output, for qcow2, raw and vmdk with -o subformat=streamOptimized).
     #[arg(value_name = "SRC_FILENAME... TGT_FILENAME")]
     files: Vec<String>,
 }
@@ -279,13 +283,29 @@ async fn convert(
     nodes: &mut Vec<Node>,
     out: &mut Output,
 ) -> Result<u8, Failure> {
-    let stream = (plan.target == stream::STDOUT).then(|| stream_target(args, plan));
+    if let Some(name) = piped_source(args, plan) {
+        return convert_piped(name, args, plan, cancel, rate, nodes, out).await;
+    }
+    let stream = stream_target(args, plan);
     if let Some(stream) = &stream {
         stream::check(stream, &unfit_for_streams(args), out)?;
     }
     let sources = open_sources(args, plan, nodes).await?;
-    if let Some(stream) = &stream {
-        return stream::write(stream, sources, cancel, rate).await;
+    match &stream {
+        Some(stream) if plan.target == stream::STDOUT => {
+            return stream::write(stream, sources, cancel, rate).await;
+        }
+        Some(stream) => {
+            let file = stream_file(plan, nodes).await?;
+            let mut progress = Progress::new(stream.progress, out);
+            let watch = Watch { progress: &mut progress, out, quiet: args.quiet, rate };
+            let flags = plan.copy.write_flags - RequestFlags::COMPRESSED;
+            let written = stream::write_file(stream, sources, &file, flags, cancel, watch).await;
+            let outcome = if written.is_ok() { Outcome::Done } else { Outcome::Stopped };
+            progress.finish(outcome, out);
+            return written.map(|()| 0);
+        }
+        None => {}
     }
     if let (Some(broken), Some(source)) = (plan.bitmaps, sources.first()) {
         bitmaps::check_source(&source.node, broken)?;
@@ -311,14 +331,83 @@ async fn convert(
     Ok(0)
 }
 
-/// The target that is standard output.
-fn stream_target<'a>(args: &'a Args, plan: &Plan<'_>) -> stream::Target<'a> {
-    stream::Target {
-        format: args.target_format.as_deref().unwrap_or("raw"),
+/// The name of the source, if it is a VMDK that comes from a pipe.
+fn piped_source<'a>(args: &Args, plan: &Plan<'a>) -> Option<&'a str> {
+    let is_vmdk = !args.image_opts && args.source_format.as_deref() == Some("vmdk");
+    plan.sources.iter().map(String::as_str).find(|name| is_vmdk && is_pipe(name))
+}
+
+/// Copies a VMDK that comes from a pipe; the target is made when its header was read.
+async fn convert_piped(
+    name: &str,
+    args: &Args,
+    plan: &Plan<'_>,
+    cancel: &Cancel,
+    rate: Option<Rate>,
+    nodes: &mut Vec<Node>,
+    out: &mut Output,
+) -> Result<u8, Failure> {
+    let Sparseness::Holes { min_bytes } = plan.copy.sparseness else {
+        return Err(Failure::new("-S 0 cannot be used when the source is a pipe"));
+    };
+    let unfit = unfit_for_piped_sources(args, plan);
+    let source = VmdkSource::open(name, &unfit, cancel).await?;
+    let (target, contents) = open_target(args, plan, source.disk_len(), nodes).await?;
+    let options = ReadInto {
+        target: contents,
+        min_zero_bytes: min_bytes,
+        write_flags: plan.copy.write_flags,
+    };
+    let mut progress = Progress::new(args.progress && !args.quiet, out);
+    let watch = Watch { progress: &mut progress, out, quiet: args.quiet, rate };
+    let written = source.write_to(&target, options, cancel, watch).await;
+    let outcome = if written.is_ok() { Outcome::Done } else { Outcome::Stopped };
+    progress.finish(outcome, out);
+    written.map(|()| 0)
+}
+
+/// What cannot be done with a source that is read from its first byte to its last, and whether it is wanted.
+fn unfit_for_piped_sources(args: &Args, plan: &Plan<'_>) -> [(&'static str, bool); 8] {
+    [
+        ("More than one source", plan.sources.len() > 1),
+        ("A target that is a pipe or streamOptimized", stream_target(args, plan).is_some()),
+        ("-T", args.source_cache.is_some()),
+        ("-l", args.source_snapshot.is_some()),
+        ("A backing file of the target", plan.backing.is_some()),
+        ("-C", args.copy_offload),
+        ("--salvage", args.salvage),
+        ("--bitmaps", args.bitmaps),
+    ]
+}
+
+/// The target, if it is one that is written from its first byte to its last.
+fn stream_target<'a>(args: &'a Args, plan: &Plan<'a>) -> Option<stream::Target<'a>> {
+    let format = args.target_format.as_deref().unwrap_or("raw");
+    if plan.target != stream::STDOUT && !stream::is_forward(format, &plan.options) {
+        return None;
+    }
+    Some(stream::Target {
+        name: plan.target,
+        format,
         options: plan.options.clone(),
         compress: args.compress.then(|| plan.open_options.clone()),
         progress: args.progress && !args.quiet,
         parallel: plan.copy.parallel,
+    })
+}
+
+/// Makes the file of a target that is written forward, into `nodes`; it is empty.
+async fn stream_file(plan: &Plan<'_>, nodes: &mut Vec<Node>) -> Result<Node, Failure> {
+    let file = Target::new(plan.target, "raw", &Options::new(), 0)?;
+    let node = file.make(plan.target_cache).await?;
+    nodes.push(node.clone());
+    match node.len() {
+        0 => Ok(node),
+        // Its end is not where the image ends.
+        _ => Err(Failure::new(format_args!(
+            "'{}': a streamOptimized image is written to a regular file or a pipe only",
+            plan.target
+        ))),
     }
 }
 
@@ -328,7 +417,10 @@ fn unfit_for_streams(args: &Args) -> [(&'static str, bool); 9] {
     [
         ("-n", args.no_create),
         ("--target-image-opts", args.target_image_opts),
-        ("-t", args.target_cache.is_some()),
+        (
+            "-t",
+            args.target_cache.is_some() && args.files.last().is_some_and(|f| f == stream::STDOUT),
+        ),
         ("-B", args.target_backing.is_some()),
         ("-F", args.backing_format.is_some()),
         ("-S", args.sparse_size.is_some()),

@@ -26,8 +26,10 @@ mod interrupt;
 mod json;
 mod map;
 mod measure;
+mod node_sink;
 mod output;
 mod pipe;
+mod pipe_source;
 mod progress;
 mod rebase;
 mod resize;
@@ -36,6 +38,7 @@ mod snapshot;
 mod source_snapshot;
 mod stream;
 mod target;
+mod vmdk_source;
 mod watch;
 
 pub use failure::Failure;

@@ -122,7 +122,7 @@ fn write_all(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Wakes once when it is cancelled, unless the sink has gone.
-fn wake_when_cancelled(cancel: &Cancel, waker: &Weak<AtomicWaker>) {
+pub(super) fn wake_when_cancelled(cancel: &Cancel, waker: &Weak<AtomicWaker>) {
     while let Some(waker) = waker.upgrade() {
         if cancel.is_cancelled() {
             waker.wake();

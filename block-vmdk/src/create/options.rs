@@ -159,6 +159,16 @@ impl CreateOptions {
         Self { backing: Some(Backing { name: name.into(), cid }), ..self }
     }
 
+    /// The options as texts, by the names that `create` has for them; `size` must be among them. The content id
+    /// of the backing file is not known yet.
+    ///
+    /// Fails on what is missing, unknown or has no such value.
+    pub fn from_options(mut options: Options) -> Result<Self, OpenError> {
+        let new = Self::take(&mut options)?;
+        options.finish()?;
+        Ok(new)
+    }
+
     /// Takes the options of [`OPTIONS`]. The content id of the backing file is not known yet.
     pub(crate) fn take(options: &mut Options) -> Result<Self, OpenError> {
         let missing = |option: &str| OpenError::Option {

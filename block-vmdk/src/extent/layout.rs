@@ -46,6 +46,15 @@ pub(crate) struct SparseLayout {
     pub(crate) descriptor: Option<SectorRange>,
 }
 
+/// What becomes of an entry of a directory that is not one of the format (seSparse).
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum BadTables {
+    /// The directory is refused.
+    Refused,
+    /// The table's place is one that no file has, so that requests for it fail.
+    Unreadable,
+}
+
 impl SparseLayout {
     /// Reads the header of the extent in `file`, and its footer if it has one.
     pub(crate) async fn read(file: &Node) -> Result<Self, OpenError> {
@@ -66,7 +75,7 @@ impl SparseLayout {
     }
 
     /// The footer is one sector, before the end-of-stream marker; its own marker stands before it.
-    async fn of_footer(header: &SparseHeader, file: &Node) -> Result<Self, OpenError> {
+    pub(crate) async fn of_footer(header: &SparseHeader, file: &Node) -> Result<Self, OpenError> {
         let failed = |error| OpenError::Request { what: "footer", error };
         let truncated = || bad_field("footer", file.len(), Problem::Truncated(file.len()));
         let start = file.len().checked_sub(3 * SECTOR).ok_or_else(truncated)?;
@@ -112,7 +121,11 @@ impl SparseLayout {
         Self::of_hosted(footer, gd, file)
     }
 
-    fn of_hosted(header: SparseHeader, gd: Sector, file: &Node) -> Result<Self, OpenError> {
+    pub(crate) fn of_hosted(
+        header: SparseHeader,
+        gd: Sector,
+        file: &Node,
+    ) -> Result<Self, OpenError> {
         header.check_file_len(file.len())?;
         let zeroed = match header.has_zeroed_grains() {
             true => ZeroedGrains::Known,
@@ -216,6 +229,7 @@ impl SparseLayout {
         &self,
         file: &Node,
         place: Sector,
+        bad: BadTables,
     ) -> Result<Vec<u32>, OpenError> {
         let what = "grain directory";
         let failed = |error| OpenError::Request { what, error };
@@ -236,7 +250,10 @@ impl SparseLayout {
             match &self.header {
                 Header::SeSparse(header) => {
                     for word in long_words(&chunk) {
-                        tables.push(se_table(header, word)?);
+                        tables.push(match (se_table(header, word), bad) {
+                            (Err(_), BadTables::Unreadable) => u32::MAX,
+                            (table, _) => table?,
+                        });
                     }
                 }
                 Header::Hosted(_) | Header::Cowd(_) => tables.extend(words(&chunk)),

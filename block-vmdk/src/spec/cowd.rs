@@ -32,6 +32,9 @@ pub const GTES_PER_GT: u32 = 4096;
 /// Most entries of a grain directory: what the longest extent needs with the smallest grain.
 pub const GD_ENTRIES_MAX: u32 = 1 << 20;
 
+/// Where in the header the number of 32 bits stands that says that the file was not closed; beyond what is read here.
+pub const UNCLEAN_SHUTDOWN_AT: usize = 1648;
+
 const VERSION: u32 = 1;
 /// The flags that every known writer sets.
 const FLAGS_NEW: u32 = 3;

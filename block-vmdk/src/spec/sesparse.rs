@@ -230,6 +230,11 @@ impl SeSparseHeader {
         self.areas[GRAINS]
     }
 
+    /// All areas that the header names, with the names of the fields.
+    pub fn areas(&self) -> impl Iterator<Item = (&'static str, SectorRange)> + '_ {
+        AREA_NAMES.iter().zip(self.areas).map(|((name, _), area)| (*name, area))
+    }
+
     /// Where the grain table of this index is; `None` if it would end beyond the area of tables.
     pub fn grain_table(&self, index: u32) -> Option<Sector> {
         let (tables, index) = (self.grain_tables(), u64::from(index));

@@ -31,7 +31,8 @@ use futures::io::AsyncWrite;
 
 use crate::compress::Level;
 use crate::create::{
-    CreateOptions, GRAIN_SECTORS, NAMELESS, embedded_descriptor, new_content_id, stream_header,
+    CreateOptions, GRAIN_SECTORS, NAMELESS, Plan, embedded_descriptor, new_content_id,
+    stream_header,
 };
 use crate::descriptor::CreateType;
 use crate::spec::sparse::GrainDirectory;
@@ -179,8 +180,7 @@ struct Head {
 impl Head {
     fn new(writer: &StreamWriter) -> Result<Self, OpenError> {
         let options = CreateOptions { size: writer.disk.len(), ..writer.options.clone() };
-        check_options(&options)?;
-        let plan = options.plan()?;
+        let plan = checked(&options)?;
         let cid = match writer.cid {
             Some(cid) => cid,
             None => new_content_id()?,
@@ -192,8 +192,13 @@ impl Head {
     }
 }
 
+/// Whether an image with these options can be written as a stream.
+pub fn check_options(options: &CreateOptions) -> Result<(), OpenError> {
+    checked(options).map(drop)
+}
+
 /// Refuses options of an image that is not written forward, or not alone.
-fn check_options(options: &CreateOptions) -> Result<(), OpenError> {
+fn checked(options: &CreateOptions) -> Result<Plan, OpenError> {
     let refuse = |option, value: &str| {
         let problem = Problem::Contradicts("an image that is written as a stream");
         Err(OpenError::OptionValue { option, value: value.to_owned(), problem })
@@ -203,6 +208,6 @@ fn check_options(options: &CreateOptions) -> Result<(), OpenError> {
     }
     match &options.backing {
         Some(backing) => refuse("backing_file", &backing.name),
-        None => Ok(()),
+        None => options.plan(),
     }
 }

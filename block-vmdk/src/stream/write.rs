@@ -138,7 +138,24 @@ impl<'a, S: AsyncWrite + Unpin + Send> Image<'a, S> {
 
     /// The sector that is written next, as an entry of a table; `lba` is the grain that is to be found by it.
     fn entry(&self, lba: Sector) -> Result<u32, WriteError> {
-        u32::try_from(self.out.at() / SECTOR_SIZE)
-            .map_err(|_| WriteError::TooLong { offset: lba.0 * SECTOR_SIZE })
+        entry_at(self.out.at(), lba)
+    }
+}
+
+/// The sector at byte `at` of the file, as an entry of a table.
+fn entry_at(at: u64, lba: Sector) -> Result<u32, WriteError> {
+    u32::try_from(at / SECTOR_SIZE).map_err(|_| WriteError::TooLong { offset: lba.0 * SECTOR_SIZE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_have_32_bits() {
+        let last = u64::from(u32::MAX) * SECTOR_SIZE;
+        assert!(matches!(entry_at(last, Sector(0)), Ok(u32::MAX)));
+        let beyond = entry_at(last + SECTOR_SIZE, Sector(256));
+        assert!(matches!(beyond, Err(WriteError::TooLong { offset: 0x2_0000 })));
     }
 }

@@ -11,6 +11,7 @@ pub mod setups;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use block_core::budget::MemoryBudget;
 use block_core::driver::BlockDriver;
 use block_core::options::OpenFlags;
 use block_core::proto::mem::MemDriver;
@@ -74,6 +75,7 @@ pub struct World {
     pub files: Vec<Arc<dyn BlockDriver>>,
     pub base: Option<Arc<dyn BlockDriver>>,
     options: Options,
+    budget: Option<u64>,
 }
 
 impl World {
@@ -81,7 +83,7 @@ impl World {
     pub fn new(setup: &Setup, files: Vec<Arc<dyn BlockDriver>>) -> Self {
         assert!(files.len() <= GIVEN.len(), "{} files", files.len());
         let base = setup.base().map(|bytes| memory(&bytes));
-        Self { files, base, options: setup.open_options() }
+        Self { files, base, options: setup.open_options(), budget: setup.budget }
     }
 
     /// Opens the disk for writing, discards passed down.
@@ -107,7 +109,11 @@ impl World {
             options.set("backing.driver", "vmdk");
             options.set("backing.file.driver", "given-base");
         }
-        OpenContext::new(Arc::new(registry), flags).open(options)
+        let mut context = OpenContext::new(Arc::new(registry), flags);
+        if let Some(budget) = self.budget {
+            context.budget = MemoryBudget::new(budget);
+        }
+        context.open(options)
     }
 }
 

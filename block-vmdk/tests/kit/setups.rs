@@ -6,7 +6,7 @@ use std::sync::Arc;
 use block_core::{ByteRange, Options, RequestFlags};
 use block_testkit::naive::vmdk::Files;
 use block_testkit::naive::vmdk::make::{
-    Grain, GrainPlace, LineEnds, NAME, Placement, Redundant, Shape, Subformat, Tables, Tail,
+    Grain, GrainPlace, LineEnds, NAME, Placement, Redundant, SLACK, Shape, Subformat, Tables, Tail,
     ZeroedGrains,
 };
 use block_testkit::op::{Discards, OpSpace, Reopens, contents};
@@ -27,6 +27,10 @@ pub struct Setup {
     pub backing: Option<u64>,
     /// Options for opening it.
     pub options: &'static [(&'static str, &'static str)],
+    /// Bytes that its tables may take in memory.
+    pub budget: Option<u64>,
+    /// Its only file is on a device, which has so much room behind what the file needs, and junk there.
+    pub room: Option<u64>,
     /// Request alignment of its files.
     pub align: u64,
     /// Longest request.
@@ -53,7 +57,17 @@ fn odd(total: u64) -> Vec<u64> {
 fn of(name: &'static str, grain_sectors: u64, size: u64) -> Setup {
     let shape = Shape { grain_sectors, ..Shape::new(size) };
     let max_request = (size / 3).min(1 << 18).max(2 * shape.grain_size()).min(size);
-    Setup { name, shape, filled: Filled::Empty, backing: None, options: &[], align: 1, max_request }
+    Setup {
+        name,
+        shape,
+        filled: Filled::Empty,
+        backing: None,
+        options: &[],
+        budget: None,
+        room: None,
+        align: 1,
+        max_request,
+    }
 }
 
 impl Setup {
@@ -93,6 +107,17 @@ impl Setup {
         self
     }
 
+    /// With memory for a few small tables only.
+    fn tiny(mut self) -> Self {
+        self.budget = Some(64);
+        self
+    }
+
+    fn on_device(mut self, room: u64) -> Self {
+        self.room = Some(room);
+        self
+    }
+
     fn by(mut self, align: u64) -> Self {
         self.align = align;
         self
@@ -127,6 +152,10 @@ fn hosted() -> Vec<Setup> {
         of("8k empty directory", 16, 400 << 10).tables(4, Kept, OnDemand).zeroed(),
         of("8k by sectors", 16, (500 << 10) + 512).tables(8, Kept, Preallocated).by(512).mixed(),
         of("16k holes by sectors", 32, 600 << 10).tables(4, Holes, OnDemand).by(512).zeroed(),
+        of("4k tiny", 8, 300 << 10).tables(2, Kept, Preallocated).tiny().mixed(),
+        of("4k tiny, empty directory", 8, 300 << 10).tables(1, Holes, OnDemand).tiny(),
+        of("4k on a device", 8, 200 << 10).tables(8, Kept, OnDemand).on_device(900 << 10).mixed(),
+        of("4k on a full device", 8, 300 << 10).on_device(100 << 10).zeroed().mixed(),
         of("64k", 128, (1 << 20) + 1536).mixed(),
         of("64k zeroed by pages", 128, 1 << 20).zeroed().by(4096),
         of("64k by pages", 128, (1 << 20) + 512).by(4096).mixed(),
@@ -146,6 +175,7 @@ fn split() -> Vec<Setup> {
         of("split 4k", 8, 300 << 10).split().tables(8, Kept, Preallocated),
         of("split 4k zeroed", 8, 300 << 10).split().zeroed().mixed(),
         of("split 8k by sectors", 16, 400 << 10).split().by(512).mixed(),
+        of("split 4k tiny", 8, 300 << 10).split().tables(2, Kept, OnDemand).tiny().zeroed(),
         of("split 64k", 128, (1 << 20) + 512).split().mixed(),
         of("split 64k, holes", 128, 1 << 20).split().tables(2, Holes, OnDemand).zeroed(),
         of("split shorter backing", 8, 300 << 10).split().over(200 << 10).mixed(),
@@ -232,7 +262,16 @@ impl Setup {
 
     /// Its files.
     pub fn make(&self) -> Files {
-        self.shape.make(&self.grains())
+        let mut files = self.shape.make(&self.grains());
+        if let (Some(room), Some(file)) = (self.room, files.get_mut(NAME)) {
+            file.resize(file.len() + super::index(room), SLACK);
+        }
+        files
+    }
+
+    /// Whether there may be no room for all grains.
+    pub fn may_fill(&self) -> bool {
+        self.room.is_some_and(|room| room < self.shape.size * 2)
     }
 
     /// Whether grains are allocated at all.

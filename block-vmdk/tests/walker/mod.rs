@@ -1,13 +1,15 @@
 //! A walker over streamOptimized images, from the format's description alone: it shares no code with the writer.
 
+#![allow(unreachable_pub, reason = "a module of a test")]
+
 use std::collections::BTreeMap;
 
 /// What was found.
-pub struct Walked {
+pub(crate) struct Walked {
     /// The contents of the disk.
-    pub disk: Vec<u8>,
+    pub(crate) disk: Vec<u8>,
     /// How many grains are stored.
-    pub grains: usize,
+    pub(crate) grains: usize,
     head: Vec<u8>,
     /// The bytes of each grain, with its marker.
     stored: Vec<Vec<u8>>,
@@ -31,7 +33,7 @@ fn inflate(stream: &[u8]) -> Vec<u8> {
 }
 
 /// Walks an image: header, descriptor, (grains, table)*, directory, footer, end. Panics where it is not one.
-pub fn walk(file: &[u8]) -> Walked {
+pub(crate) fn walk(file: &[u8]) -> Walked {
     assert_eq!(file.len() % 512, 0);
     assert_eq!(&file[..4], b"KDMV");
     assert_eq!((word(file, 4), word(file, 8)), (3, 0x3_0001));
@@ -105,7 +107,7 @@ pub fn walk(file: &[u8]) -> Walked {
 
 impl Walked {
     /// The image of a disk of one table with its grains changed, and everything behind them made to fit.
-    pub fn rebuild(&self, change: impl FnOnce(&mut Vec<Vec<u8>>)) -> Vec<u8> {
+    pub(crate) fn rebuild(&self, change: impl FnOnce(&mut Vec<Vec<u8>>)) -> Vec<u8> {
         let mut stored = self.stored.clone();
         change(&mut stored);
         let mut file = self.head.clone();

@@ -238,7 +238,7 @@ fn bench_command(program: &Path, requests: &Requests) -> Command {
 }
 
 /// The seconds of `Run completed in 1.234 seconds.`
-fn run_completed(value: &Value) -> Result<f64> {
+pub(super) fn run_completed(value: &Value) -> Result<f64> {
     let text = value["stdout"].as_str().unwrap_or_default();
     let after = text.split("Run completed in ").nth(1).unwrap_or_default();
     let seconds = after.split_whitespace().next().unwrap_or_default();

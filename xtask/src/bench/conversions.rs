@@ -1,4 +1,4 @@
-//! Conversions of a disk with a real file system, to raw and to qcow2.
+//! Conversions of a disk with a real file system: to raw and qcow2, to raw and VMDK.
 //!
 //! What ours made last is compared with the disk it comes from, once per row.
 
@@ -12,7 +12,19 @@ use crate::failure::{Failure, Result};
 use crate::run;
 use crate::scratch::Scratch;
 
-/// A row of the table.
+/// A table.
+pub(super) struct Table {
+    heading: &'static str,
+    rows: &'static [Row],
+}
+
+/// qcow2 and raw.
+pub(super) const QCOW2: Table = Table { heading: "Conversions", rows: ROWS };
+
+/// VMDK and raw.
+pub(super) const VMDK: Table = Table { heading: "VMDK: conversions", rows: VMDK_ROWS };
+
+/// A row of a table.
 struct Row {
     name: &'static str,
     source: Source,
@@ -31,6 +43,8 @@ enum Source {
     Raw,
     /// What `qemu-img convert` with these flags makes of it.
     Qcow2(&'static [&'static str]),
+    /// The same.
+    Vmdk(&'static [&'static str]),
 }
 
 /// What the system can give.
@@ -48,6 +62,8 @@ enum Counted {
     UserCpu,
     /// Our wall clock over the limit's.
     Limit,
+    /// The length of our file over that of qemu-img's.
+    Length,
 }
 
 /// The flags that make qemu-img fastest, mostly.
@@ -101,6 +117,39 @@ const ROWS: &[Row] = &[
     },
 ];
 
+const STREAM: &[&str] = &["-o", "subformat=streamOptimized"];
+
+const VMDK_ROWS: &[Row] = &[
+    Row {
+        name: "raw -> monolithicSparse",
+        target: "vmdk",
+        theirs: &[&[], MANY],
+        ours: &[],
+        goals: &[Goal::at_least(1.5, Counted::Speed)],
+        ..TO_RAW
+    },
+    Row {
+        name: "raw -> streamOptimized",
+        target: "vmdk",
+        theirs: &[STREAM],
+        ours: STREAM,
+        goals: &[Goal::at_least(4.0, Counted::Speed), Goal::at_most(1.0, Counted::Length)],
+        ..TO_RAW
+    },
+    Row {
+        name: "monolithicSparse -> raw",
+        source: Source::Vmdk(&[]),
+        goals: &[Goal::at_least(1.3, Counted::Speed)],
+        ..TO_RAW
+    },
+    Row {
+        name: "streamOptimized -> raw",
+        source: Source::Vmdk(STREAM),
+        goals: &[Goal::at_least(2.0, Counted::Speed)],
+        ..TO_RAW
+    },
+];
+
 /// One conversion, or the medians of several.
 #[derive(Copy, Clone, Debug, Default)]
 struct Sample {
@@ -108,27 +157,31 @@ struct Sample {
     user_seconds: f64,
     system_seconds: f64,
     peak_kib: f64,
+    /// Of the target, in bytes.
+    len: f64,
 }
 
-/// Makes the disk and measures all rows whose name contains `only`.
+/// Makes the disk and measures all rows of a table whose name contains `only`.
 pub(super) fn measure(
     programs: &Programs,
     scratch: &Scratch,
     scale: Scale,
+    table: &Table,
     only: &str,
 ) -> Result<String> {
     let (disk, files) = (scale.choose(2400 << 20, 200 << 20), scale.choose(1490 << 20, 100 << 20));
     let raw = sources::file_system(scratch, "disk.raw", disk, files)?;
     let mut text = format!(
-        "\n## Conversions\n\n{} MiB disk with an ext4 that holds {} MiB of files of the machine's \
+        "\n## {}\n\n{} MiB disk with an ext4 that holds {} MiB of files of the machine's \
          /usr. Seconds; user and system CPU seconds and peak memory in brackets. The target is new \
          each time, what was written before is on the disk (`sync`), the source is in the page cache.\n\n\
          | work | limit | qemu-img | block-img | to reach | |\n|---|---|---|---|---|---|\n",
+        table.heading,
         disk >> 20,
         files >> 20
     );
     let mut commands = String::new();
-    for row in ROWS.iter().filter(|row| row.name.contains(only)) {
+    for row in table.rows.iter().filter(|row| row.name.contains(only)) {
         eprintln!("bench: {}", row.name);
         let source = row.make_source(scratch, &raw)?;
         disks::read_whole(&source)?;
@@ -158,14 +211,25 @@ enum Who {
     Ours,
 }
 
+impl Source {
+    fn format(&self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2(_) => "qcow2",
+            Self::Vmdk(_) => "vmdk",
+        }
+    }
+}
+
 impl Row {
     fn make_source(&self, scratch: &Scratch, raw: &Path) -> Result<PathBuf> {
-        let Source::Qcow2(flags) = self.source else {
+        let (Source::Qcow2(flags) | Source::Vmdk(flags)) = self.source else {
             return Ok(raw.to_path_buf());
         };
-        let source = scratch.file("source.qcow2");
+        let format = self.source.format();
+        let source = scratch.file(&format!("source.{format}"));
         let mut make = run::command("qemu-img");
-        make.args(["convert", "-m", "8", "-W", "-f", "raw", "-O", "qcow2"]);
+        make.args(["convert", "-m", "8", "-W", "-f", "raw", "-O", format]);
         run::succeed(make.args(flags).arg(raw).arg(&source))?;
         Ok(source)
     }
@@ -191,10 +255,7 @@ impl Row {
     }
 
     fn convert(&self, program: &Path, flags: &[&str], source: &Path) -> Command {
-        let from = match self.source {
-            Source::Raw => "raw",
-            Source::Qcow2(_) => "qcow2",
-        };
+        let from = self.source.format();
         let mut command = run::command(program);
         command.arg("convert").args(flags).args(["-f", from, "-O", self.target]).arg(source);
         command
@@ -206,9 +267,9 @@ impl Row {
             let mut compare = run::command("qemu-img");
             compare.args(["compare", "-q", "-f", "raw", "-F", self.target]);
             run::succeed(compare.arg(raw).arg(&ours.target))?;
-            if self.target == "qcow2" {
+            if self.target != "raw" {
                 let mut check = run::command("qemu-img");
-                run::succeed(check.args(["check", "-q", "-f", "qcow2"]).arg(&ours.target))?;
+                run::succeed(check.args(["check", "-q", "-f", self.target]).arg(&ours.target))?;
             }
         }
         Ok(())
@@ -232,6 +293,7 @@ impl Row {
                 Counted::Speed => ("times the speed", ratio(theirs, ours, |s| s.seconds)),
                 Counted::UserCpu => ("of the user CPU", ratio(ours, theirs, |s| s.user_seconds)),
                 Counted::Limit => ("times the limit's time", ratio(ours, limit, |s| s.seconds)),
+                Counted::Length => ("of the length", ratio(ours, theirs, |s| s.len)),
             };
             let cells = if index == 0 {
                 format!("| {} | {} | {} | {} ", self.name, cell(limit), cell(theirs), cell(ours))
@@ -269,11 +331,13 @@ fn convert_once(programs: &Programs, contender: &Contender) -> Result<Sample> {
     run::succeed(&mut run::command("sync"))?;
     eprintln!("  {}", report::short_line(&contender.command));
     let value = programs.measure(&contender.command, &run::root())?;
+    let target = fs::metadata(&contender.target).map_err(Failure::io("look at a target"))?;
     Ok(Sample {
         seconds: number(&value, "seconds")?,
         user_seconds: number(&value, "user_seconds")?,
         system_seconds: number(&value, "system_seconds")?,
         peak_kib: number(&value, "peak_kib")?,
+        len: bytes(target.len()),
     })
 }
 
@@ -288,7 +352,14 @@ fn medians(samples: &[Sample]) -> Sample {
         user_seconds: of(|sample| sample.user_seconds),
         system_seconds: of(|sample| sample.system_seconds),
         peak_kib: of(|sample| sample.peak_kib),
+        len: of(|sample| sample.len),
     }
+}
+
+/// Below 2^53, which floating point holds exactly.
+#[allow(clippy::cast_precision_loss, reason = "file lengths")]
+fn bytes(len: u64) -> f64 {
+    len as f64
 }
 
 impl Sample {
@@ -327,10 +398,12 @@ mod tests {
 
     #[test]
     fn each_row_has_a_goal_and_a_name_of_its_own() {
-        let mut names: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), ROWS.len());
-        assert!(ROWS.iter().all(|row| !row.goals.is_empty()));
+        for rows in [ROWS, VMDK_ROWS] {
+            let mut names: Vec<&str> = rows.iter().map(|row| row.name).collect();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), rows.len());
+            assert!(rows.iter().all(|row| !row.goals.is_empty()));
+        }
     }
 }

@@ -14,7 +14,9 @@ mod layer;
 mod report;
 mod requests;
 mod rows;
+mod slow_truncate;
 mod sources;
+mod vmdk;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,6 +61,7 @@ enum Part {
     Conversions,
     Compressed,
     Codecs,
+    Vmdk,
     Layer,
 }
 
@@ -105,10 +108,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     if wanted(Part::Conversions) {
-        text += &conversions::measure(&programs, &scratch, scale, &arguments.row)?;
+        text +=
+            &conversions::measure(&programs, &scratch, scale, &conversions::QCOW2, &arguments.row)?;
     }
     if wanted(Part::Compressed) {
         text += &compressed::measure(&programs, &scratch, scale, &arguments.row)?;
+    }
+    if wanted(Part::Vmdk) {
+        text += &vmdk::measure(&programs, &scratch, scale, &arguments.row)?;
     }
     if wanted(Part::Codecs) {
         text += &codecs::measure(&programs, &scratch, scale)?;

@@ -27,7 +27,7 @@ pub(super) struct Case {
     pub(super) commands: Vec<String>,
     /// The guest disk that it must hold, where that is one.
     pub(super) holds: Option<&'static str>,
-    /// `qemu-img check` must find nothing.
+    /// `check` of either program must find nothing.
     pub(super) checked: bool,
     /// libvmdk must read it, too.
     pub(super) libvmdk: bool,

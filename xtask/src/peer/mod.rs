@@ -190,7 +190,9 @@ fn compare(ours: &Path, directory: &Path, case: &Case, finding: &mut Finding) ->
         attempt(&mut tool(qemu_img, &same), finding)?;
     }
     if case.checked {
-        attempt(&mut tool(qemu_img, &["check", "-f", case.format, &image]), finding)?;
+        for program in [qemu_img, ours] {
+            attempt(&mut tool(program, &["check", "-f", case.format, &image]), finding)?;
+        }
     }
 
     let map = ["map", "--output", "json", "-f", case.format, &image];

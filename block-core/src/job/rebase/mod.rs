@@ -176,10 +176,11 @@ pub async fn rebase(
     {
         return Err(RebaseError::NoCompression { driver: driver.name() });
     }
+    let (name, format) = (backing.name.as_deref(), backing.format.as_deref());
+    header.check_backing(name, format).await.map_err(RebaseError::Header)?;
     let rebased = copy_differences(overlay, backing, options, cancel, &mut progress).await?;
     overlay.flush().await.map_err(RebaseError::Flush)?;
-    let changed = header.change_backing(backing.name.as_deref(), backing.format.as_deref()).await;
-    changed.map_err(RebaseError::Header)?;
+    header.change_backing(name, format).await.map_err(RebaseError::Header)?;
     overlay.flush().await.map_err(RebaseError::Flush)?;
     Ok(rebased)
 }

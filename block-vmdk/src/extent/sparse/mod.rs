@@ -21,14 +21,14 @@ use std::sync::Arc;
 
 use block_core::budget::MemoryBudget;
 use block_core::metadata::cache::{Cache, CacheSize};
-use block_core::metadata::gate::{Gate, Pass};
+use block_core::metadata::gate::{Exclusive, Gate, Pass};
 use block_core::metadata::inflight::Allocations;
 use block_core::range::to_usize;
 use block_core::{Error, Node, OpenError, OwnedBuf, Result};
 use parking_lot::RwLock;
 
 use super::geometry::Geometry;
-use super::layout::SparseLayout;
+use super::layout::{BadTables, SparseLayout};
 use crate::compress::GrainReader;
 use crate::error::bad_field;
 
@@ -76,14 +76,15 @@ pub(crate) struct SparseParts {
     pub(crate) budget: Arc<MemoryBudget>,
     /// For an extent that is written to.
     pub(crate) writing: Option<Discards>,
+    pub(crate) bad_tables: BadTables,
 }
 
 impl SparseExtent {
     /// Reads the directories.
     pub(crate) async fn open(parts: SparseParts) -> Result<Self, OpenError> {
-        let SparseParts { file, layout, start, backing, budget, writing } = parts;
+        let SparseParts { file, layout, start, backing, budget, writing, bad_tables } = parts;
         let geometry = layout.geometry;
-        let gd = layout.read_directory(&file, layout.gd).await?;
+        let gd = layout.read_directory(&file, layout.gd, bad_tables).await?;
         let writer = match writing {
             Some(discards) => Some(Writer::open(&file, &layout, &gd, discards).await?),
             None => None,
@@ -138,6 +139,11 @@ impl SparseExtent {
             Some(_) => Some(self.gate.enter().await),
             None => None,
         }
+    }
+
+    /// Waits until no request is inside; while it lives, none enters.
+    pub(crate) async fn exclusive(&self) -> Exclusive<'_> {
+        self.gate.exclusive().await
     }
 
     /// Enters the gate, if that takes no waiting.

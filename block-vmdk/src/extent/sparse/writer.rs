@@ -14,7 +14,7 @@ use super::scan::SharedGrains;
 use super::space::{Place, Space};
 use crate::error::bad_field;
 use crate::extent::geometry::SECTOR;
-use crate::extent::layout::SparseLayout;
+use crate::extent::layout::{BadTables, SparseLayout};
 
 /// Whether the space of grains that are not needed any more is given back to the file.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -85,7 +85,7 @@ impl Writer {
         discards: Discards,
     ) -> Result<Self, OpenError> {
         let redundant = match layout.redundant_gd {
-            Some(place) => Some(layout.read_directory(file, place).await?),
+            Some(place) => Some(layout.read_directory(file, place, BadTables::Refused).await?),
             None => None,
         };
         let metadata = metadata_of(layout, gd, redundant.as_deref())?;

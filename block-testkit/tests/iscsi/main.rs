@@ -1,0 +1,14 @@
+//! The SCSI side of the target in memory: each command right and wrong, reservations, random commands
+//! against a flat model, and the initiator's encoders and decoders against it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking, and these helpers run in tests only"
+)]
+
+mod agree;
+mod commands;
+mod kit;
+mod model;
+mod nexus;
+mod reservations;

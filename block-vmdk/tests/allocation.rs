@@ -273,6 +273,32 @@ fn a_device_is_used_to_its_end() {
     ]);
 }
 
+/// What was let go is used after the next opening too: a device has no other room.
+#[test]
+fn a_device_is_used_between_its_grains() {
+    let setup = setup(Shape::new(16 << 20));
+    let grains = (0..4).map(|n| (n, Grain::Data(vec![7; index(GRAIN)])));
+    let mut files = setup.shape.make(&grains.collect());
+    let file = files.get_mut(NAME).unwrap();
+    file.resize(file.len().next_multiple_of(index(GRAIN)), 0);
+    let scene = Scene::of(setup.clone(), files, Growth::Fixed);
+    assert_eq!(scene.write(1, 8 * GRAIN, GRAIN), Err(Error::NO_SPACE));
+    scene.zero(GRAIN, 2 * GRAIN, RequestFlags::MAY_UNMAP).unwrap();
+    let files = scene.finish(&[(GRAIN, &[0; 131_072]), (3 * GRAIN, &[7; 65536])]);
+    let scene = Scene::of(setup, files, Growth::Fixed);
+    scene.write(2, 8 * GRAIN, GRAIN).unwrap();
+    scene.write(3, 9 * GRAIN, 512).unwrap();
+    assert_eq!(scene.write(4, 10 * GRAIN, 512), Err(Error::NO_SPACE));
+    scene.finish(&[
+        (0, &[7; 65536]),
+        (GRAIN, &[0; 131_072]),
+        (3 * GRAIN, &[7; 65536]),
+        (8 * GRAIN, &bytes(2, 8 * GRAIN, GRAIN)),
+        (9 * GRAIN, &bytes(3, 9 * GRAIN, 512)),
+        (9 * GRAIN + 512, &[0; 4096]),
+    ]);
+}
+
 /// A file may end anywhere, after a crash: new grains are whole sectors, and what is there stays.
 #[test]
 fn a_file_that_ends_inside_of_a_sector_is_no_trouble() {

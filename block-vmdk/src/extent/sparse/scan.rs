@@ -25,6 +25,9 @@ use crate::spec::sparse;
 /// Most bytes of tables that are read at once.
 const CHUNK: u64 = 1 << 20;
 
+/// Most grains between others that are looked for, as they take memory.
+const MOST_HOLES: u32 = 1 << 16;
+
 /// What all tables together say.
 struct Survey {
     /// The sector behind the highest grain.
@@ -126,12 +129,40 @@ impl SparseExtent {
         let overhead = self.layout.hosted().map_or(0, |header| header.overhead().0);
         let next = survey.end.max(writer.metadata_end()).max(overhead).max(meta.free_sector);
         let len = self.file.len();
-        let limit = match self.file.capabilities().grows_on_write {
-            true => SECTORS_MAX,
-            false => len / SECTOR,
-        };
-        meta.space = Some(Space::new(grain, next, len.div_ceil(SECTOR), limit));
+        let grows = self.file.capabilities().grows_on_write;
+        let limit = if grows { SECTORS_MAX } else { len / SECTOR };
+        let mut space = Space::new(grain, next, len.div_ceil(SECTOR), limit);
+        if !grows {
+            // There is no more where this is used up: what earlier openings let go counts.
+            self.find_holes(&survey.used, &shared, overhead, &mut space)?;
+        }
+        meta.space = Some(space);
         meta.shared = shared;
+        Ok(())
+    }
+
+    /// Gives to `space` the slots before its end that hold no grain and no metadata.
+    fn find_holes(
+        &self,
+        used: &RoaringBitmap,
+        slots: &SharedGrains,
+        overhead: u64,
+        space: &mut Space,
+    ) -> Result<()> {
+        let (writer, grain) = (self.writer()?, self.grain_sectors());
+        let count = space.end().saturating_sub(slots.phase) / grain;
+        let mut found = 0;
+        for slot in 0..u32::try_from(count).unwrap_or(u32::MAX) {
+            let sector = slots.phase + u64::from(slot) * grain;
+            if used.contains(slot) || sector < overhead || !writer.is_free(sector, grain) {
+                continue;
+            }
+            space.give_back(sector, grain);
+            found += 1;
+            if found == MOST_HOLES {
+                break;
+            }
+        }
         Ok(())
     }
 
@@ -198,7 +229,8 @@ impl Survey {
         let corrupt = Error::Corrupt { what: "grain table entry", value: sector };
         let end = sector.checked_add(grain).filter(|end| *end <= SECTORS_MAX).ok_or(corrupt)?;
         self.end = self.end.max(end);
-        let Some((first, last)) = slots.slots_of(sector) else { return Ok(()) };
+        // One that starts before the first slot may reach into it.
+        let (first, last) = slots.slots_of(sector).unwrap_or((0, 1));
         for slot in first..=last {
             if !self.used.insert(slot) || first != last {
                 self.shared.insert(slot);

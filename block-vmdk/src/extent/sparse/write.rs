@@ -26,6 +26,9 @@ use crate::extent::geometry::SECTOR;
 /// Most steps of one write in flight.
 const AT_ONCE: usize = 8;
 
+/// How often a write is tried again when grains that were let go are free again.
+const RETRIES: usize = 8;
+
 /// A step that was planned, with all that it needs.
 pub(super) enum Work {
     /// Write where the grains are.
@@ -74,13 +77,17 @@ impl SparseExtent {
         }
         // Boxed, so that the future of the short way above stays small.
         let steps: BoxFuture<'_, _> = Box::pin(self.write_steps(range, iov.clone()));
-        let written = steps.await;
+        let mut written = steps.await;
         drop(pass);
-        if written != Err(Error::NO_SPACE) || !self.reclaim().await? {
-            return written;
+        // Others may take what is free again before this one comes to it.
+        for _ in 0..RETRIES {
+            if written != Err(Error::NO_SPACE) || !self.reclaim().await? {
+                break;
+            }
+            let _pass = self.enter().await;
+            written = self.write_steps(range, iov.clone()).await;
         }
-        let _pass = self.enter().await;
-        self.write_steps(range, iov).await
+        written
     }
 
     /// Waits until grains that were let go are free again, if there are any; says whether there were.

@@ -126,6 +126,15 @@ impl Writer {
         }
     }
 
+    /// Whether no metadata stands in these sectors.
+    pub(super) fn is_free(&self, sector: u64, sectors: u64) -> bool {
+        let last = sector.saturating_add(sectors).saturating_sub(1);
+        match (u32::try_from(sector), u32::try_from(last)) {
+            (Ok(first), Ok(last)) => self.metadata.read().range_cardinality(first..=last) == 0,
+            _ => false,
+        }
+    }
+
     /// Notes a new table.
     pub(super) fn note_table(&self, sector: u32, sectors: u64) {
         let end = u64::from(sector) + sectors;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use block_core::metadata::inflight::{Blocker, Running};
 use block_core::metadata::steps;
-use block_core::range::to_usize;
+use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Error, IoVec, RequestFlags, Result};
 use futures::future::BoxFuture;
 use futures::stream;
@@ -21,6 +21,7 @@ use super::space::Place;
 use super::writeback::WriteBack;
 use super::writer::{Meta, directory_sector};
 use super::{SparseExtent, Table};
+use crate::extent::file_io::write_bytes;
 use crate::extent::geometry::SECTOR;
 
 /// Most steps of one write in flight.
@@ -252,12 +253,9 @@ impl SparseExtent {
 
     /// Writes tables back before more of them are dirty than the cache should hold.
     pub(super) async fn relieve(&self) -> Result<()> {
-        if self.writer()?.meta.lock().await.is_hoarding() {
-            self.write_back(WriteBack::Reclaim).await
-        } else if self.tables.is_crowded() {
-            self.write_back(WriteBack::Flush).await
-        } else {
-            Ok(())
+        match self.tables.is_crowded() {
+            true => self.write_back(WriteBack::Flush).await,
+            false => Ok(()),
         }
     }
 
@@ -276,8 +274,8 @@ impl SparseExtent {
         let wanted = end.saturating_add(step).next_multiple_of(PAGE);
         let zeroes = [0; 4096];
         // If this fails, so will the write, or it makes the file longer itself.
-        let at = wanted - block_core::range::to_u64(zeroes.len());
-        if crate::extent::file_io::write_bytes(&self.file, at, &zeroes).await.is_ok() {
+        let at = wanted - to_u64(zeroes.len());
+        if write_bytes(&self.file, at, &zeroes).await.is_ok() {
             meta.grown_to = Some(wanted);
         }
     }

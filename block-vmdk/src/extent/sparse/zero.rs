@@ -14,6 +14,7 @@ use block_core::range::to_usize;
 use block_core::{ByteRange, Error, RequestFlags, Result};
 
 use super::SparseExtent;
+use super::writeback::WriteBack;
 use super::writer::Meta;
 use crate::extent::geometry::{Entry, EntryFormat, SECTOR, UNALLOCATED, ZEROED, ZeroedGrains};
 
@@ -103,6 +104,11 @@ impl SparseExtent {
         while !rest.is_empty() {
             self.relieve().await?;
             let mut meta = self.writer()?.meta.lock().await;
+            if meta.is_hoarding() {
+                drop(meta);
+                self.write_back(WriteBack::Reclaim).await?;
+                continue;
+            }
             let done = self.retarget_some(&mut meta, rest, target).await?;
             drop(meta);
             match done {

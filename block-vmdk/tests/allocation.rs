@@ -299,6 +299,30 @@ fn a_device_is_used_between_its_grains() {
     ]);
 }
 
+/// Grains that were let go wait for the tables to be written, in lists that take memory: before these are too
+/// long, the tables are written without a flush of the guest.
+#[test]
+fn what_waits_to_be_free_is_bounded() {
+    const WAITING: u64 = 64 << 10;
+    let len = 2 * (WAITING + 64) * 512;
+    let subformat = Subformat::Cowd(vec![len / 512]);
+    let scene = Scene::open(setup(Shape { subformat, grain_sectors: 1, ..Shape::new(len) }));
+    scene.write(1, 0, len).unwrap();
+    scene.flush();
+    scene.asked();
+    // Every second one, so that no two adjoin.
+    for n in 0..WAITING {
+        block_on(scene.node.discard(ByteRange::new(n * 1024, 512).unwrap())).unwrap();
+    }
+    assert_eq!(count(&scene.asked(), Kind::Write), 0, "they wait");
+    for n in WAITING..WAITING + 2 {
+        block_on(scene.node.discard(ByteRange::new(n * 1024, 512).unwrap())).unwrap();
+    }
+    let asked = scene.asked();
+    assert!(count(&asked, Kind::Write) > 0 && count(&asked, Kind::FlushToDisk) > 0, "{asked:?}");
+    scene.finish(&[(0, &[0; 512]), (512, &bytes(1, 0, len)[512..1024])]);
+}
+
 /// A file may end anywhere, after a crash: new grains are whole sectors, and what is there stays.
 #[test]
 fn a_file_that_ends_inside_of_a_sector_is_no_trouble() {

@@ -1,10 +1,13 @@
 //! A logical unit: what it is like, what it holds, who has reserved it, who must be told what.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::check::Check;
+use super::copy::Copied;
 use super::device::Nexus;
+use super::mode::Mode;
 use super::reserve::Reservations;
+use super::sanitize::Sanitizing;
 use super::store::Store;
 
 /// What blocks that are not mapped read as.
@@ -74,6 +77,8 @@ pub struct LunConfig {
     pub max_unmap_blocks: u32,
     /// Most descriptors of one UNMAP.
     pub max_unmap_descriptors: u32,
+    /// How many commands are refused before a SANITIZE has ended. With zero it ends when it begins.
+    pub sanitize_steps: u32,
 }
 
 /// Why a unit cannot be like this.
@@ -118,6 +123,7 @@ impl LunConfig {
             max_write_same: 1 << 22,
             max_unmap_blocks: u32::MAX,
             max_unmap_descriptors: 256,
+            sanitize_steps: 0,
         }
     }
 
@@ -165,12 +171,20 @@ pub(super) struct Lun {
     pub(super) reservations: Reservations,
     /// Whether the medium is in.
     pub(super) medium_present: bool,
-    /// What each nexus has not been told yet.
+    /// Who prevents that it is taken out.
+    pub(super) preventing: BTreeSet<Nexus>,
+    pub(super) mode: Mode,
+    /// The mode after a reset.
+    pub(super) default_mode: Mode,
+    pub(super) sanitizing: Sanitizing,
+    /// How copies ended, by their list identifiers.
+    pub(super) copies: BTreeMap<(Nexus, u8), Copied>,
+    /// What each nexus that is connected has not been told yet.
     attentions: BTreeMap<Nexus, VecDeque<(u8, u8)>>,
 }
 
 impl Lun {
-    pub(super) fn new(config: LunConfig) -> Result<Self, ConfigError> {
+    pub(super) fn new(config: LunConfig, mode: Mode) -> Result<Self, ConfigError> {
         config.check()?;
         let store = Store::new(config.block_size);
         Ok(Self {
@@ -178,6 +192,11 @@ impl Lun {
             store,
             reservations: Reservations::default(),
             medium_present: true,
+            preventing: BTreeSet::new(),
+            mode,
+            default_mode: mode,
+            sanitizing: Sanitizing::default(),
+            copies: BTreeMap::new(),
             attentions: BTreeMap::new(),
         })
     }
@@ -211,8 +230,27 @@ impl Lun {
         self.attentions.get_mut(&nexus)?.pop_front().map(Check::attention)
     }
 
-    /// Forgets what `nexus` was to be told.
+    /// Tells all that are connected but `nexus`.
+    pub(super) fn tell_others(&mut self, nexus: Nexus, code: (u8, u8)) {
+        let others: Vec<_> =
+            self.attentions.keys().copied().filter(|other| *other != nexus).collect();
+        for other in others {
+            self.tell(other, code);
+        }
+    }
+
+    /// Forgets what `nexus` was to be told, and what ends with its session.
     pub(super) fn forget(&mut self, nexus: Nexus) {
         self.attentions.remove(&nexus);
+        self.preventing.remove(&nexus);
+        self.copies.retain(|(owner, _), _| *owner != nexus);
+    }
+
+    /// The unit was reset. Registrations stay, and a SANITIZE goes on.
+    pub(super) fn reset(&mut self) {
+        self.reservations.reset();
+        self.preventing.clear();
+        self.mode = self.default_mode;
+        self.copies.clear();
     }
 }

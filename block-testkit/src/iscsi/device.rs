@@ -58,7 +58,7 @@ impl Answer {
 /// What was asked so far.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
-    commands: BTreeMap<u8, u64>,
+    pub(super) commands: BTreeMap<u8, u64>,
     /// Bytes of answers.
     pub data_in: u64,
     /// Bytes that came with commands.
@@ -84,7 +84,7 @@ pub struct Device {
     nexuses: BTreeSet<Nexus>,
     /// The names of initiator ports, also of sessions that have ended.
     names: BTreeMap<Nexus, String>,
-    counters: Counters,
+    pub(super) counters: Counters,
     format: SenseFormat,
 }
 
@@ -223,6 +223,11 @@ impl Device {
     /// Begins to count anew.
     pub fn reset_counters(&mut self) {
         self.counters = Counters::default();
+    }
+
+    /// The numbers of all units.
+    pub fn numbers(&self) -> Vec<u16> {
+        self.luns.keys().copied().collect()
     }
 
     /// Bytes of memory that the contents of all units take.

@@ -230,6 +230,11 @@ impl Lun {
         self.attentions.get_mut(&nexus)?.pop_front().map(Check::attention)
     }
 
+    /// Whether there is something that `nexus` must be told.
+    pub(super) fn has_attention(&self, nexus: Nexus) -> bool {
+        self.attentions.get(&nexus).is_some_and(|waiting| !waiting.is_empty())
+    }
+
     /// Tells all that are connected but `nexus`.
     pub(super) fn tell_others(&mut self, nexus: Nexus, code: (u8, u8)) {
         let others: Vec<_> =

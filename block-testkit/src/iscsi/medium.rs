@@ -63,6 +63,17 @@ impl Lun {
         Ok(self.store.read(blocks.lba, blocks.count, self.unmapped_byte()))
     }
 
+    /// The first byte of a READ and how many it wants, if it can be answered.
+    pub(super) fn readable(&self, op: Op, cdb: Cdb) -> Option<(u64, u64)> {
+        if op != Op::Read {
+            return None;
+        }
+        let blocks = Blocks::of(cdb);
+        blocks.at_most(self.config.max_transfer).ok()?;
+        self.check_range(blocks.lba, blocks.count).ok()?;
+        Some((blocks.lba * self.block(), blocks.count * self.block()))
+    }
+
     /// Writes the whole blocks that came; fewer than the CDB says are a residual, not an error.
     fn write(&mut self, blocks: Blocks, data: &[u8]) -> Result<(), Check> {
         blocks.at_most(self.config.max_transfer)?;

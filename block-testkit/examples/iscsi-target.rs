@@ -14,7 +14,7 @@ use block_iscsi::keys::DigestKind;
 use block_testkit::iscsi::serve::{Mischief, Server};
 use block_testkit::iscsi::target::{Account, Admission, Moved, Target, TargetConfig};
 use block_testkit::iscsi::{
-    Access, Device, LunConfig, Medium, Provisioning, SenseFormat, Unmapped,
+    Access, Device, LunConfig, Medium, NoBlocks, Provisioning, SenseFormat, Unmapped,
 };
 use clap::Parser;
 
@@ -27,7 +27,7 @@ struct Arguments {
     /// A unit, numbered from 0: `thin:SIZE` or `thick:SIZE`, then any of `,wp`, `,removable`,
     /// `,bs=512|4096`, `,lbprz=on|off`, `,granularity=BLOCKS`, `,alignment=BLOCKS`, `,serial=TEXT`,
     /// `,max-transfer=BLOCKS`, `,max-write-same=BLOCKS`, `,max-unmap=BLOCKS`, `,max-descriptors=COUNT`,
-    /// `,sanitize-steps=COUNT`.
+    /// `,sanitize-steps=COUNT`, `,physical=EXPONENT` (of blocks), `,write-same-zero` (to the end).
     #[arg(long, required = true, value_parser = parse_lun)]
     lun: Vec<LunConfig>,
     /// The target's name.
@@ -189,6 +189,11 @@ fn apply(lun: &mut LunConfig, key: &str, value: &str) -> Result<(), String> {
         "max-write-same" => lun.max_write_same = number()?,
         "max-unmap" => lun.max_unmap_blocks = number()?,
         "max-descriptors" => lun.max_unmap_descriptors = number()?,
+        "write-same-zero" => lun.no_blocks = NoBlocks::ToTheEnd,
+        "physical" => {
+            lun.physical_exponent =
+                value.parse().map_err(|_| format!("{key} cannot be {value:?}"))?;
+        }
         "sanitize-steps" => lun.sanitize_steps = number()?,
         "bs" => {
             let bytes = u64::from(lun.max_transfer) * u64::from(lun.block_size);

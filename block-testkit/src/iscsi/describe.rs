@@ -5,7 +5,7 @@ use block_core::range::to_usize;
 
 use super::check::Check;
 use super::command::{Cdb, Entry, Op};
-use super::lun::{Lun, Medium, Provisioning};
+use super::lun::{Lun, Medium, NoBlocks, Provisioning};
 use super::table::COMMANDS;
 
 const VENDOR: &[u8; 8] = b"TESTKIT ";
@@ -96,8 +96,10 @@ impl Lun {
     /// SBC-3 6.6.4.
     fn block_limits(&self) -> Vec<u8> {
         let config = &self.config;
-        // WSNZ; COMPARE AND WRITE of up to 255 blocks.
-        let mut out = vec![1, 255, 0, 1];
+        let wsnz = u8::from(config.no_blocks == NoBlocks::Refused);
+        // COMPARE AND WRITE of up to 255 blocks; the optimal granularity is a physical block.
+        let [.., high, low] = (1u32 << config.physical_exponent).to_be_bytes();
+        let mut out = vec![wsnz, 255, high, low];
         let best = config.max_transfer.min((1 << 20) / config.block_size);
         let (unmap, granule) = match config.provisioning {
             Provisioning::Thick => ([0, 0], [0, 0]),

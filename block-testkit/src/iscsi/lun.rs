@@ -54,6 +54,15 @@ pub enum Medium {
     Removable,
 }
 
+/// What WRITE SAME does if it names no blocks.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum NoBlocks {
+    /// It is refused (WSNZ is 1).
+    Refused,
+    /// It writes to the end of the unit.
+    ToTheEnd,
+}
+
 /// What a logical unit is like. Lengths are in blocks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LunConfig {
@@ -61,6 +70,8 @@ pub struct LunConfig {
     pub block_size: u32,
     /// How many blocks; at least one.
     pub blocks: u64,
+    /// How many blocks are a physical block, as an exponent of two; at most 15.
+    pub physical_exponent: u8,
     /// How blocks get their places.
     pub provisioning: Provisioning,
     /// Whether it can be written.
@@ -73,6 +84,8 @@ pub struct LunConfig {
     pub max_transfer: u32,
     /// Longest WRITE SAME.
     pub max_write_same: u32,
+    /// What a WRITE SAME of no blocks is.
+    pub no_blocks: NoBlocks,
     /// Most blocks of one UNMAP.
     pub max_unmap_blocks: u32,
     /// Most descriptors of one UNMAP.
@@ -90,6 +103,9 @@ pub enum ConfigError {
     /// No blocks, or more than `i64::MAX` bytes.
     #[error("a unit of {0} blocks")]
     Blocks(u64),
+    /// More than four bits can say.
+    #[error("a physical block of 2^{0} blocks")]
+    Physical(u8),
     /// A granularity of zero, or an alignment that is not less.
     #[error("a granularity of {granularity} blocks with an alignment of {alignment}")]
     Granularity {
@@ -115,12 +131,14 @@ impl LunConfig {
         Self {
             block_size,
             blocks,
+            physical_exponent: 0,
             provisioning: Provisioning::Thick,
             access: Access::ReadWrite,
             medium: Medium::Fixed,
             serial: "testkit-1".to_owned(),
             max_transfer: (16 << 20) / block_size.max(1),
             max_write_same: 1 << 22,
+            no_blocks: NoBlocks::Refused,
             max_unmap_blocks: u32::MAX,
             max_unmap_descriptors: 256,
             sanitize_steps: 0,
@@ -139,6 +157,9 @@ impl LunConfig {
             return Err(ConfigError::BlockSize(self.block_size));
         }
         self.check_blocks(self.blocks)?;
+        if self.physical_exponent > 15 {
+            return Err(ConfigError::Physical(self.physical_exponent));
+        }
         if let Provisioning::Thin { granularity, alignment, .. } = self.provisioning
             && alignment >= granularity
         {

@@ -4,7 +4,7 @@ use block_core::range::{to_u64, to_usize};
 
 use super::check::Check;
 use super::command::{Blocks, Cdb, NO_DATA_OUT, Op};
-use super::lun::{Lun, Provisioning};
+use super::lun::{Lun, NoBlocks, Provisioning};
 
 /// What blocks that are not mapped read as where that is not zeroes.
 const JUNK: u8 = 0xa5;
@@ -110,7 +110,12 @@ impl Lun {
         Ok(())
     }
 
-    fn write_same(&mut self, blocks: Blocks, cdb: Cdb, data: Option<&[u8]>) -> Result<(), Check> {
+    fn write_same(
+        &mut self,
+        mut blocks: Blocks,
+        cdb: Cdb,
+        data: Option<&[u8]>,
+    ) -> Result<(), Check> {
         let (unmap, anchor) = (cdb.has(1, 0x08), cdb.has(1, 0x10));
         if anchor {
             // ANC_SUP is 0.
@@ -120,14 +125,18 @@ impl Lun {
             return Err(Check::field(1, 3));
         }
         if blocks.count == 0 {
-            // WSNZ is 1.
-            return Err(blocks.bad_count());
+            match self.config.no_blocks {
+                NoBlocks::Refused => return Err(blocks.bad_count()),
+                NoBlocks::ToTheEnd => blocks.count = self.config.blocks.saturating_sub(blocks.lba),
+            }
         }
         blocks.at_most(self.config.max_write_same)?;
         self.check_range(blocks.lba, blocks.count)?;
         let len = to_usize(self.block());
         let zeroes = vec![0; len];
         let block = match data {
+            // What is meant by more than a block, nobody knows.
+            Some(data) if data.len() > len => return Err(blocks.bad_count()),
             Some(data) => data.get(..len).ok_or(Check::TOO_LITTLE_DATA)?,
             None => &zeroes,
         };
@@ -234,7 +243,7 @@ impl Lun {
         out.extend(self.config.block_size.to_be_bytes());
         let managed = if self.is_thin() { 0x80 } else { 0 };
         let zeroes = if self.reads_zeroes() { 0x40 } else { 0 };
-        out.extend([0, 0, managed | zeroes, 0]);
+        out.extend([0, self.config.physical_exponent, managed | zeroes, 0]);
         out.resize(32, 0);
         out.truncate(to_usize(allocation.into()));
         out

@@ -29,5 +29,5 @@ mod verify;
 
 pub use check::SenseFormat;
 pub use device::{Answer, Counters, Device, Nexus, Residual};
-pub use lun::{Access, ConfigError, LunConfig, Medium, Provisioning, Unmapped};
+pub use lun::{Access, ConfigError, LunConfig, Medium, NoBlocks, Provisioning, Unmapped};
 pub use read::Blocks;

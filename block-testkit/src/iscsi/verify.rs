@@ -52,18 +52,18 @@ impl Lun {
         Ok(())
     }
 
-    /// Refuses data for no blocks, which a count of 256 would be in eight bits.
+    /// Data must be as long as the count says: 256 blocks are not none, though eight bits say so.
     pub(super) fn compare_and_write(&mut self, cdb: Cdb, data: &[u8]) -> Result<(), Check> {
         let blocks = Blocks::of(cdb);
-        if blocks.count == 0 && !data.is_empty() {
-            return Err(blocks.bad_count());
-        }
         self.check_range(blocks.lba, blocks.count)?;
         let len = to_usize(blocks.count * self.block());
-        let (expected, new) = match data.get(..2 * len) {
-            Some(data) => data.split_at(len),
-            None => return Err(Check::TOO_LITTLE_DATA),
-        };
+        if data.len() < 2 * len {
+            return Err(Check::TOO_LITTLE_DATA);
+        }
+        if data.len() > 2 * len {
+            return Err(blocks.bad_count());
+        }
+        let (expected, new) = data.split_at(len);
         let found = self.store.read(blocks.lba, blocks.count, self.unmapped_byte());
         if let Some(offset) = difference(&found, expected) {
             return Err(Check::miscompare(offset));

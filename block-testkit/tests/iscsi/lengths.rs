@@ -1,6 +1,6 @@
 //! READ and WRITE of every length, and what else moves blocks.
 
-use block_testkit::iscsi::{Device, LunConfig};
+use block_testkit::iscsi::{ConfigError, Device, LunConfig, NoBlocks};
 
 use crate::kit::*;
 
@@ -93,4 +93,30 @@ fn there_are_no_defects() {
     let long = cdb(12, 0xb7, [(1, &[0x0d]), (9, &[32])]);
     assert_eq!(good(run(&mut device, &long, &[])), [0, 0x0d, 0, 0, 0, 0, 0, 0]);
     assert_eq!(good(run(&mut device, &cdb(10, 0x37, [(8, &[2])]), &[])), [0, 0]);
+}
+
+#[test]
+fn write_same_of_no_blocks_may_go_to_the_end() {
+    let config = LunConfig { no_blocks: NoBlocks::ToTheEnd, ..LunConfig::thin(512, 1000) };
+    let mut device = device(LunConfig { max_write_same: 10, ..config });
+    good(run(&mut device, &range10(0x41, 0, 990, 0), &filled(1, 3)));
+    good(run(&mut device, &range16(0x93, 0x09, 995, 0), &[]));
+    let found = [989, 990, 995, 999].map(|lba| block(&mut device, lba));
+    assert_eq!(found, [0, 3, 0, 0].map(|byte| filled(1, byte)));
+    assert_eq!(bad_field(&run(&mut device, &range16(0x93, 0, 989, 0), &filled(1, 3))), (10, 7));
+    assert_eq!(sense(&run(&mut device, &range10(0x41, 0, 1001, 0), &filled(1, 3))), OUT_OF_RANGE);
+    assert_eq!(good(run(&mut device, &[0x12, 1, 0xb0, 0, 255, 0], &[]))[4], 0);
+    // Data for two blocks is not taken for data for one.
+    assert_eq!(bad_field(&run(&mut device, &range10(0x41, 0, 0, 1), &filled(2, 3))), (7, 7));
+}
+
+#[test]
+fn a_physical_block_is_of_several_blocks() {
+    let config = LunConfig { physical_exponent: 3, ..LunConfig::thin(512, 1000) };
+    let mut device = device(config.clone());
+    let capacity = good(run(&mut device, &cdb(16, 0x9e, [(1, &[0x10]), (13, &[32])]), &[]));
+    let limits = good(run(&mut device, &[0x12, 1, 0xb0, 0, 255, 0], &[]));
+    assert_eq!((capacity[13], &limits[6..8]), (3, &[0, 8][..]));
+    let refused = device.add(1, LunConfig { physical_exponent: 16, ..config });
+    assert_eq!(refused, Err(ConfigError::Physical(16)));
 }

@@ -92,4 +92,7 @@ fn compare_and_write_of_256_blocks_is_not_taken_for_none() {
     let compare = cdb(16, 0x89, [(9, &[5])]);
     good(run(&mut device, &compare, &[]));
     assert_eq!(bad_field(&run(&mut device, &compare, &filled(2, 1))), (13, 7));
+    let one = cdb(16, 0x89, [(9, &[5]), (13, &[1])]);
+    assert_eq!(bad_field(&run(&mut device, &one, &filled(4, 1))), (13, 7));
+    assert_eq!(sense(&run(&mut device, &one, &filled(1, 1))), (5, 0x0e, 3));
 }

@@ -13,7 +13,7 @@ use super::fields::{
 use super::{Pdu, PduError};
 use crate::serial::Serial;
 
-/// Longest CDB in bytes (SPC-4, clause 4.2.3: a variable length CDB).
+/// Longest CDB in bytes (SPC-4: a variable length CDB).
 pub const CDB_LEN_MAX: usize = 260;
 
 const CDB_HEAD_LEN: usize = 16;

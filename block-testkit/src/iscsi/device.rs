@@ -316,7 +316,7 @@ impl Device {
         }
     }
 
-    /// REQUEST SENSE (SPC-4 6.39): what the nexus must be told, as data.
+    /// REQUEST SENSE (SPC-4): what the nexus must be told, as data.
     fn request_sense(&mut self, nexus: Nexus, number: u16, cdb: Cdb) -> Vec<u8> {
         let check = match self.luns.get_mut(&number) {
             None => Check::NO_LUN,

@@ -296,7 +296,6 @@ fn message(vecs: &mut [libc::iovec]) -> libc::msghdr {
     // SAFETY: all of its fields are numbers and addresses, for which zero is a value.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = vecs.as_mut_ptr();
-    // The type of the field is the system's choice; there are at most `IOV_MAX`.
-    message.msg_iovlen = vecs.len().try_into().unwrap_or_default();
+    message.msg_iovlen = vecs.len();
     message
 }

@@ -40,5 +40,6 @@ pub mod nexus;
 pub mod pdu;
 pub mod scsi;
 pub mod serial;
+pub mod session;
 pub mod transport;
 pub mod url;

@@ -50,6 +50,11 @@ impl Cdb {
         Ok(Self { head, rest: rest.to_vec() })
     }
 
+    /// A block of at most 16 bytes, with zeroes behind them.
+    pub fn short(head: [u8; CDB_HEAD_LEN]) -> Self {
+        Self { head, rest: Vec::new() }
+    }
+
     /// Its first 16 bytes.
     pub fn head(&self) -> &[u8; CDB_HEAD_LEN] {
         &self.head

@@ -34,6 +34,7 @@
 
 pub mod allocmap;
 pub mod chap;
+pub mod initiator;
 pub mod keys;
 pub mod login;
 pub mod nexus;

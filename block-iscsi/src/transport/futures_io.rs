@@ -11,7 +11,6 @@
 //! stream is polled; a byte is copied to the buffer for sending only to be offered to the stream at once, and one
 //! that the stream did not take is offered again from where it came.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

@@ -35,6 +35,7 @@
 pub mod allocmap;
 pub mod chap;
 pub mod driver;
+pub mod initiator;
 pub mod keys;
 pub mod login;
 pub mod nexus;

@@ -44,6 +44,8 @@ pub struct Socket {
     watched: Option<Async<Arc<OwnedFd>>>,
     /// The last receive took all that was there: the next one would be in vain.
     drained: bool,
+    /// The last send filled all the room that was there.
+    full: bool,
 }
 
 impl Socket {
@@ -100,7 +102,8 @@ impl Socket {
         sockopt::set_tcp_nodelay(&fd, true)?;
         sockopt::set_socket_keepalive(&fd, true)?;
         let fd = Arc::new(fd);
-        Ok(Self { fd, engine, readable: None, writable: None, watched: None, drained: false })
+        let (readable, writable, watched) = (None, None, None);
+        Ok(Self { fd, engine, readable, writable, watched, drained: false, full: false })
     }
 
     /// Receives what is there: first into `direct`, all of it, then into `staging`. Returns how many
@@ -133,19 +136,26 @@ impl Socket {
         &self,
         pieces: impl IntoIterator<Item = Piece<'a>>,
     ) -> io::Result<Option<usize>> {
-        let mut vecs: SmallVec<[libc::iovec; 16]> =
-            pieces.into_iter().take(IOV_MAX).map(of_piece).collect();
+        // SAFETY: the addresses are those of memory that the pieces borrow, or that is kept alive by
+        // buffers that they borrow.
+        unsafe { self.send(&mut pieces.into_iter().take(IOV_MAX).map(of_piece).collect()) }
+    }
+
+    /// One call to send.
+    ///
+    /// # Safety
+    /// The memory of `vecs` is readable until this returns.
+    unsafe fn send(&self, vecs: &mut SmallVec<[libc::iovec; 16]>) -> io::Result<Option<usize>> {
         // A connection that is gone is an error here and no signal.
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         transfer(|| match vecs.as_slice() {
             [only] => {
-                // SAFETY: the memory of the piece is borrowed, or kept alive by a buffer that is; the
-                // kernel only reads it.
+                // SAFETY: by the caller's promise; the kernel only reads the memory.
                 unsafe { libc::send(self.raw(), only.iov_base, only.iov_len, flags) }
             }
             _ => {
-                let message = message(&mut vecs);
-                // SAFETY: the message has nothing but `vecs`, whose memory is as above.
+                let message = message(vecs);
+                // SAFETY: the message has nothing but `vecs`, and the rest is as above.
                 unsafe { libc::sendmsg(self.raw(), &raw const message, flags) }
             }
         })
@@ -194,10 +204,19 @@ impl Socket {
     pub fn poll_send<'a>(
         &mut self,
         cx: &mut Context<'_>,
-        pieces: impl IntoIterator<Item = Piece<'a>> + Clone,
+        pieces: impl IntoIterator<Item = Piece<'a>>,
     ) -> Poll<io::Result<usize>> {
+        if self.full {
+            ready!(self.poll_writable(cx))?;
+            self.full = false;
+        }
+        let mut vecs = pieces.into_iter().take(IOV_MAX).map(of_piece).collect();
         loop {
-            if let Some(n) = self.try_send(pieces.clone())? {
+            // SAFETY: as in `try_send`: the pieces borrow the memory for longer than this call.
+            let sent = unsafe { self.send(&mut vecs) }?;
+            let len = vecs.iter().map(|vec| vec.iov_len).fold(0, usize::saturating_add);
+            self.full = sent.is_none_or(|n| n < len);
+            if let Some(n) = sent {
                 return Poll::Ready(Ok(n));
             }
             ready!(self.poll_writable(cx))?;

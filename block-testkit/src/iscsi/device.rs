@@ -57,7 +57,7 @@ impl Answer {
 /// What was asked so far.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
-    commands: BTreeMap<u8, u64>,
+    pub(super) commands: BTreeMap<u8, u64>,
     /// Bytes of answers.
     pub data_in: u64,
     /// Bytes that came with commands.
@@ -79,9 +79,9 @@ impl Counters {
 /// A target with its logical units.
 #[derive(Debug, Default)]
 pub struct Device {
-    luns: BTreeMap<u16, Lun>,
+    pub(super) luns: BTreeMap<u16, Lun>,
     nexuses: BTreeSet<Nexus>,
-    counters: Counters,
+    pub(super) counters: Counters,
     format: SenseFormat,
 }
 
@@ -206,6 +206,11 @@ impl Device {
     /// Begins to count anew.
     pub fn reset_counters(&mut self) {
         self.counters = Counters::default();
+    }
+
+    /// The numbers of all units.
+    pub fn numbers(&self) -> Vec<u16> {
+        self.luns.keys().copied().collect()
     }
 
     /// Bytes of memory that the contents of all units take.

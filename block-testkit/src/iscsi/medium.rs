@@ -73,7 +73,7 @@ impl Lun {
         Ok(())
     }
 
-    fn unmapped_byte(&self) -> u8 {
+    pub(super) fn unmapped_byte(&self) -> u8 {
         if self.is_thin() && !self.reads_zeroes() { JUNK } else { 0 }
     }
 
@@ -81,6 +81,18 @@ impl Lun {
         blocks.at_most(self.config.max_transfer)?;
         self.check_range(blocks.lba, blocks.count)?;
         Ok(self.store.read(blocks.lba, blocks.count, self.unmapped_byte()))
+    }
+
+    /// The first byte of a READ and how many it wants, if it can be answered.
+    pub(super) fn readable(&self, op: Op, cdb: Cdb) -> Option<(u64, u64)> {
+        let blocks = match op {
+            Op::Read10 => Blocks::of10(cdb),
+            Op::Read16 => Blocks::of16(cdb),
+            _ => return None,
+        };
+        blocks.at_most(self.config.max_transfer).ok()?;
+        self.check_range(blocks.lba, blocks.count).ok()?;
+        Some((blocks.lba * self.block(), blocks.count * self.block()))
     }
 
     /// Writes the whole blocks that came; fewer than the CDB says are a residual, not an error.

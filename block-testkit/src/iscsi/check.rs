@@ -19,7 +19,7 @@ struct Pointer {
     bit: u8,
 }
 
-/// What is specific to a sense key (SPC-4 4.5.2.4).
+/// What is specific to a sense key (SPC-4).
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 enum Specific {
     Field(Pointer),
@@ -129,7 +129,7 @@ impl Check {
         [flags, high, low]
     }
 
-    /// SPC-4 4.5.3. INFORMATION of more than 32 bits is not valid there.
+    /// Fixed format (SPC-4 4.5.3). INFORMATION of more than 32 bits is not valid there.
     fn fixed(&self) -> Vec<u8> {
         let mut bytes = vec![0; 18];
         bytes[0] = 0x70;
@@ -146,7 +146,7 @@ impl Check {
         bytes
     }
 
-    /// SPC-4 4.5.2.
+    /// Descriptor format (SPC-4 4.5.2).
     fn descriptors(&self) -> Vec<u8> {
         let mut bytes = vec![0x72, self.key, self.code.0, self.code.1, 0, 0, 0, 0];
         if let Some(information) = self.information {

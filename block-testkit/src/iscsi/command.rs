@@ -56,7 +56,7 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// As the group of the operation code places them (SPC-4 4.2.5.1).
+    /// As the group of the operation code places them (SPC-4).
     pub(super) fn of(cdb: Cdb) -> Self {
         let long = |count: u64, field| Self { lba: cdb.u64(2), count, field };
         match (cdb.u8(0), cdb.u8(0) >> 5) {
@@ -126,7 +126,7 @@ pub(super) enum Op {
     ReportOpcodes,
 }
 
-/// What reservations of somebody else do to a command (SPC-4 table 66, SBC-3 table 13).
+/// What reservations of somebody else do to a command (the tables of SPC-4 and SBC-3).
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(super) enum Use {
     /// Nothing.
@@ -224,7 +224,7 @@ impl Entry {
         }
     }
 
-    /// Whether a unit attention waits for the next command (SAM-5 5.14).
+    /// Whether a unit attention waits for the next command (SAM-5).
     pub(super) fn ignores_attention(&self) -> bool {
         matches!(self.op, Op::RequestSense | Op::Inquiry | Op::ReportLuns)
     }

@@ -76,7 +76,7 @@ impl Lun {
         })
     }
 
-    /// SPC-4 7.8.6: a T10 designator and a locally assigned NAA, both of the serial number.
+    /// Page 83: a T10 designator and a locally assigned NAA, both of the serial number.
     fn designators(&self) -> Vec<u8> {
         let [named, naa] = self.names();
         let len = |name: &[u8]| u8::try_from(name.len()).unwrap_or(u8::MAX);
@@ -93,7 +93,7 @@ impl Lun {
         [[VENDOR, serial].concat(), (hash >> 4 | 3 << 60).to_be_bytes().to_vec()]
     }
 
-    /// SBC-3 6.6.4.
+    /// Page B0.
     fn block_limits(&self) -> Vec<u8> {
         let config = &self.config;
         let wsnz = u8::from(config.no_blocks == NoBlocks::Refused);
@@ -180,7 +180,7 @@ impl Lun {
     }
 }
 
-/// READ DEFECT DATA (SBC-3 5.17, 5.18): the lists that were asked for are there, and empty.
+/// READ DEFECT DATA (10) and (12) (SBC-3): the lists that were asked for are there, and empty.
 pub(super) fn defects(op: Op, cdb: Cdb) -> Vec<u8> {
     match op {
         Op::ReadDefects10 => cut(vec![0, cdb.u8(2), 0, 0], cdb.u16(7)),
@@ -188,12 +188,12 @@ pub(super) fn defects(op: Op, cdb: Cdb) -> Vec<u8> {
     }
 }
 
-/// A command timeouts descriptor that tells nothing (SPC-4 6.35.4).
+/// A command timeouts descriptor that tells nothing (SPC-4 6.35).
 fn timeout(wanted: bool) -> &'static [u8] {
     if wanted { &[0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] } else { &[] }
 }
 
-/// REPORT LUNS (SPC-4 6.33). There are no well known logical units.
+/// REPORT LUNS (SPC-4). There are no well known logical units.
 pub(super) fn report_luns(numbers: impl Iterator<Item = u16>, cdb: Cdb) -> Result<Vec<u8>, Check> {
     let luns: Vec<u8> = match cdb.u8(2) {
         0 | 2 => numbers.flat_map(address).collect(),
@@ -204,7 +204,7 @@ pub(super) fn report_luns(numbers: impl Iterator<Item = u16>, cdb: Cdb) -> Resul
     Ok(cut([len.to_be_bytes().as_slice(), &[0; 4], &luns].concat(), cdb.u32(6)))
 }
 
-/// SAM-5 4.7.7: the peripheral device method up to 255, flat addressing beyond.
+/// SAM-5 4.7: the peripheral device method up to 255, flat addressing beyond.
 fn address(number: u16) -> [u8; 8] {
     let [high, low] = number.to_be_bytes();
     let method = if high == 0 { 0 } else { 0x40 };

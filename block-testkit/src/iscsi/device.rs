@@ -312,7 +312,7 @@ impl Device {
             Op::ReserveIn if cdb.u8(1) == FULL_STATUS => {
                 let unnamed = |nexus: Nexus| format!("iqn.2000-01.invalid:nexus-{}", nexus.0);
                 let name = |nexus| self.names.get(&nexus).cloned().unwrap_or(unnamed(nexus));
-                Ok(describe::cut(lun.reservations.full_status(name), cdb.u16(7)))
+                Ok(describe::cut(lun.reservations.full_status(name)?, cdb.u16(7)))
             }
             Op::ExtendedCopy => self.copy(nexus, number, cdb, data).map(|()| Vec::new()),
             _ => Self::run_on(lun, entry, nexus, cdb, data),
@@ -339,7 +339,7 @@ impl Device {
             Op::StartStop => lun.start_stop(nexus, cdb)?,
             Op::PreventRemoval => lun.prevent_removal(nexus, cdb),
             Op::ReserveIn => {
-                return Ok(describe::cut(lun.reservations.answer(cdb.u8(1)), cdb.u16(7)));
+                return Ok(describe::cut(lun.reservations.answer(cdb.u8(1))?, cdb.u16(7)));
             }
             Op::ModeSense6 | Op::ModeSense10 => return Ok(lun.mode_sense(entry.op, cdb)?),
             Op::ReportOpcodes => return Ok(lun.report_opcodes(cdb)?),
@@ -351,7 +351,7 @@ impl Device {
         Ok(Vec::new())
     }
 
-    /// REQUEST SENSE (SPC-4 6.39): what the nexus must be told, as data.
+    /// REQUEST SENSE (SPC-4): what the nexus must be told, as data.
     fn request_sense(&mut self, nexus: Nexus, number: u16, cdb: Cdb) -> Vec<u8> {
         let check = match self.luns.get_mut(&number) {
             None => Check::NO_LUN,

@@ -1,5 +1,4 @@
-//! Mode pages: MODE SENSE and MODE SELECT (SPC-4 6.11 to 6.14), the pages caching (SBC-3 6.5.5) and
-//! control (SPC-4 7.5.8).
+//! Mode pages: MODE SENSE and MODE SELECT (SPC-4), the pages caching (SBC-3) and control (SPC-4).
 //!
 //! Invariant: a MODE SELECT that is refused changes nothing. There are no saved pages.
 
@@ -93,7 +92,7 @@ impl Lun {
         Ok(())
     }
 
-    /// MODE SENSE (SPC-4 6.13, 6.14).
+    /// MODE SENSE (6) and (10) (SPC-4).
     pub(super) fn mode_sense(&self, op: Op, cdb: Cdb) -> Result<Vec<u8>, Check> {
         let control = cdb.u8(2) >> 6;
         if control == 3 {
@@ -120,13 +119,13 @@ impl Lun {
         Ok(cut([&head, content.as_slice()].concat(), cdb.u16(7)))
     }
 
-    /// SBC-3 6.5.2.2.
+    /// The short LBA mode parameter block descriptor (SBC-3).
     fn block_descriptor(&self) -> Vec<u8> {
         let blocks = u32::try_from(self.config.blocks).unwrap_or(u32::MAX);
         [blocks.to_be_bytes(), self.config.block_size.to_be_bytes()].concat()
     }
 
-    /// MODE SELECT (SPC-4 6.11, 6.12). The others are told if anything changed.
+    /// MODE SELECT (6) and (10) (SPC-4). The others are told if anything changed.
     pub(super) fn mode_select(
         &mut self,
         nexus: Nexus,

@@ -1,4 +1,4 @@
-//! SANITIZE (SBC-3 4.11, 5.24): everything that a unit holds is gone.
+//! SANITIZE (SBC-3): everything that a unit holds is gone.
 //!
 //! There is no clock: an operation that goes on for a while (`LunConfig::sanitize_steps`) makes a step
 //! whenever a command is refused because of it, whether IMMED was set or not. What the unit holds
@@ -54,7 +54,7 @@ impl Lun {
         Ok(())
     }
 
-    /// What each block holds after the last pass (SBC-3 5.24.2.2).
+    /// What each block holds after the last pass (the parameter list of OVERWRITE, SBC-3).
     fn overwriting_block(&self, cdb: Cdb, data: &[u8]) -> Result<Vec<u8>, Check> {
         let (len, block) = (usize::from(cdb.u16(7)), to_usize(self.block()));
         if len < 5 || len > block + 4 {

@@ -34,7 +34,9 @@
 
 pub mod allocmap;
 pub mod chap;
+pub mod config;
 pub mod driver;
+pub mod factory;
 pub mod initiator;
 pub mod keys;
 pub mod login;

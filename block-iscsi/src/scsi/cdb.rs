@@ -301,6 +301,13 @@ impl CdbBytes {
         Self { bytes, len }
     }
 
+    /// A command that somebody else has made, of 6 to 16 bytes; `None` if it has another length.
+    pub fn raw(command: &[u8]) -> Option<Self> {
+        let mut bytes = [0; CDB_LEN_MAX];
+        bytes.get_mut(..command.len()).filter(|_| command.len() >= 6)?.copy_from_slice(command);
+        Some(Self { bytes, len: command.len() })
+    }
+
     /// With `value` from byte `at` on.
     fn with<const N: usize>(mut self, at: usize, value: [u8; N]) -> Self {
         self.bytes[at..at + N].copy_from_slice(&value);

@@ -309,7 +309,7 @@ impl Device {
         match entry.op {
             Op::Reserve6 => lun.reservations.reserve6(nexus).map(|()| Vec::new()),
             Op::Release6 => lun.reservations.release6(nexus).map(|()| Vec::new()),
-            Op::ReserveIn => Ok(describe::cut(lun.reservations.answer(cdb.u8(1)), cdb.u16(7))),
+            Op::ReserveIn => Ok(describe::cut(lun.reservations.answer(cdb.u8(1))?, cdb.u16(7))),
             Op::ModeSense6 | Op::ModeSense10 => Ok(lun.mode_sense(entry.op, cdb, format)?),
             Op::ReportOpcodes => Ok(lun.report_opcodes(cdb)?),
             op => Ok(lun.run_medium(op, cdb, data)?),

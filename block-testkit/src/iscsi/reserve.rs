@@ -98,7 +98,7 @@ impl Reservations {
         })
     }
 
-    /// RESERVE (6). With registrations it is a conflict (CRH is 0).
+    /// RESERVE (6). With registrations it is a conflict (SPC-2 5.5.1; CRH is 0).
     pub(super) fn reserve6(&mut self, nexus: Nexus) -> Result<(), Refusal> {
         if !self.keys.is_empty() || self.simple.is_some_and(|holder| holder != nexus) {
             return Err(Refusal::ReservationConflict);
@@ -126,11 +126,14 @@ impl Reservations {
         self.simple = None;
     }
 
-    /// PERSISTENT RESERVE IN (SPC-4).
-    pub(super) fn answer(&self, action: u8) -> Vec<u8> {
+    /// PERSISTENT RESERVE IN (SPC-4). With RESERVE (6) it is a conflict, whoever asks (SPC-2 5.5.1).
+    pub(super) fn answer(&self, action: u8) -> Result<Vec<u8>, Refusal> {
+        if self.simple.is_some() {
+            return Err(Refusal::ReservationConflict);
+        }
         if action == 2 {
             // TMV, no commands allowed that the standard leaves open; all types.
-            return vec![0, 8, 0, 0x80, 0xea, 0x01, 0, 0];
+            return Ok(vec![0, 8, 0, 0x80, 0xea, 0x01, 0, 0]);
         }
         let mut list = Vec::new();
         match (action, self.held) {
@@ -144,16 +147,14 @@ impl Reservations {
             (_, None) => {}
         }
         let len = u32::try_from(list.len()).unwrap_or(u32::MAX);
-        [self.generation.to_be_bytes(), len.to_be_bytes()]
-            .concat()
-            .into_iter()
-            .chain(list)
-            .collect()
+        let head = [self.generation.to_be_bytes(), len.to_be_bytes()].concat();
+        Ok([head, list].concat())
     }
 
-    /// PERSISTENT RESERVE OUT (SPC-4); tells who must be told what.
+    /// PERSISTENT RESERVE OUT (SPC-4); tells who must be told what. With RESERVE (6) it is a conflict,
+    /// whoever it comes from (SPC-2 5.5.1).
     pub(super) fn change(&mut self, nexus: Nexus, cdb: Cdb, data: &[u8]) -> Result<News, Refusal> {
-        if self.simple.is_some_and(|holder| holder != nexus) {
+        if self.simple.is_some() {
             return Err(Refusal::ReservationConflict);
         }
         if cdb.u32(5) != 24 {
@@ -192,7 +193,6 @@ impl Reservations {
         }
         self.generation = self.generation.wrapping_add(1);
         if keys.action != 0 {
-            self.simple = None;
             self.keys.insert(nexus, keys.action);
             return Ok(News::new());
         }

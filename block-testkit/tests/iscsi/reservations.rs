@@ -75,7 +75,12 @@ fn reserve_6_keeps_everybody_else_out() {
     assert_eq!((status(&mut device, A, 0x16), status(&mut device, A, 0x16)), (0, 0));
     assert_eq!(status(&mut device, B, 0x16), CONFLICT);
     assert_eq!((can(&mut device, A), can(&mut device, B)), ([true; 3], [false; 3]));
-    assert_eq!(out(&mut device, B, IGNORE, 0, 0, 1), CONFLICT);
+    // With it there is nothing persistent, not even for the holder.
+    for nexus in [A, B] {
+        assert_eq!(out(&mut device, nexus, IGNORE, 0, 0, 1), CONFLICT);
+        let asked = device.execute(nexus, 0, &cdb(10, 0x5e, [(8, &[8])]), &[]);
+        assert_eq!(asked.status, CONFLICT);
+    }
     good(device.execute(B, 0, &[0x12, 0, 0, 0, 36, 0], &[]));
     // Somebody else's release is good and releases nothing.
     assert_eq!((status(&mut device, B, 0x17), can(&mut device, B)), (0, [false; 3]));

@@ -2,7 +2,7 @@
 //! any network, and helpers to open a unit behind it.
 //!
 //! Every command may be held before the device runs it or before its answer is told, and may end in
-//! another way than the device says. With an executor, answers come after a random number of turns.
+//! another way than the device says. Answers may take random times.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests")]
@@ -22,7 +22,7 @@ use block_iscsi::pdu::fields::Residual;
 use block_iscsi::scsi::luns::Lun;
 use block_iscsi::scsi::sense::Status;
 use block_iscsi::unit::{Retries, Sleep};
-use block_testkit::exec::{Exec, yield_now};
+use block_testkit::exec::Exec;
 use block_testkit::iscsi::{self, Device, LunConfig, Provisioning, SenseFormat, Unmapped};
 use futures::channel::oneshot;
 use parking_lot::{Mutex, MutexGuard};
@@ -148,7 +148,7 @@ struct State {
 /// See the module.
 pub struct MemoryNexus {
     exec: Exec,
-    /// Whether answers take a random number of turns.
+    /// Whether answers take random times.
     dawdles: bool,
     state: Mutex<State>,
 }
@@ -204,6 +204,11 @@ impl MemoryNexus {
         self.state().injections.push(injection);
     }
 
+    /// Whether everything that was injected has been met.
+    pub fn has_met_all(&self) -> bool {
+        self.state().injections.is_empty()
+    }
+
     /// The commands since the last call.
     pub fn take_log(&self) -> Vec<Sent> {
         std::mem::take(&mut self.state().log)
@@ -249,6 +254,15 @@ impl MemoryNexus {
         assert_eq!(self.theirs(&cdb, bytes).status, 0);
     }
 
+    /// Somebody else maps whole blocks, which hold zeroes then.
+    pub fn they_map(&self, block_size: u64, offset: u64, len: u64) {
+        let mut cdb = vec![SAME16, 0];
+        cdb.extend((offset / block_size).to_be_bytes());
+        cdb.extend(u32::try_from(len / block_size).unwrap().to_be_bytes());
+        cdb.extend([0, 0]);
+        assert_eq!(self.theirs(&cdb, &vec![0; to_usize(block_size)]).status, 0);
+    }
+
     fn find_rule(&self, point: Point, sent: &Sent) -> Option<Rule> {
         let mut state = self.state();
         let found = |rule: &Rule| rule.point == point && (rule.matches)(sent);
@@ -262,9 +276,7 @@ impl MemoryNexus {
             rule.released.await.ok();
         }
         if self.dawdles {
-            for _ in 0..self.exec.random(5) {
-                yield_now().await;
-            }
+            self.exec.sleep(Duration::from_micros(self.exec.random(5) * 100)).await;
         }
     }
 

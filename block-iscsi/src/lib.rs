@@ -34,13 +34,17 @@
 
 pub mod allocmap;
 pub mod chap;
+pub mod config;
 pub mod driver;
+pub mod factory;
+pub mod initiator;
 pub mod keys;
 pub mod login;
 pub mod nexus;
 pub mod pdu;
 pub mod scsi;
 pub mod serial;
+pub mod session;
 pub mod transport;
 pub mod unit;
 pub mod url;

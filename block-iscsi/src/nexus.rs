@@ -11,8 +11,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use block_core::IoVec;
 
+use crate::keys::KeyError;
 use crate::pdu::fields::Residual;
 use crate::pdu::reject::RejectReason;
+use crate::pdu::task_mgmt::TaskResult;
 use crate::scsi::cdb::{CdbBytes, Replay};
 use crate::scsi::luns::Lun;
 use crate::scsi::sense::Status;
@@ -75,6 +77,12 @@ pub enum TaskError {
     /// The connection was lost; whether the command ran is not known, and it must not run twice.
     #[error("the connection was lost, and whether the command ran is not known")]
     Unknown,
+    /// Each time it was sent, the connection was lost.
+    #[error("the connection was lost {times} times while the target had the command")]
+    Lost {
+        /// How often.
+        times: u32,
+    },
     /// The target did not answer in time. The command has been aborted.
     #[error("the target did not answer in time")]
     TimedOut,
@@ -98,6 +106,37 @@ pub enum TaskError {
     TooLong {
         /// Its length in bytes.
         len: usize,
+    },
+    /// The target gives a SCSI status that does not exist.
+    #[error("the SCSI status {status:#04x} does not exist")]
+    Status {
+        /// The status.
+        status: u8,
+    },
+    /// There are too many tasks already.
+    #[error("there are more than {limit} tasks at a time")]
+    TooMany {
+        /// How many there can be.
+        limit: usize,
+    },
+    /// The target says that a read has succeeded, and has sent less than it says.
+    #[error(
+        "{received} of {expected} bytes came, and the target does not say that some are missing"
+    )]
+    Short {
+        /// How many bytes came.
+        received: usize,
+        /// How many had to come.
+        expected: usize,
+    },
+    /// A text that cannot be understood.
+    #[error(transparent)]
+    Text(#[from] KeyError),
+    /// The target answers a task management request so.
+    #[error("the target answers a task management request with {result:?}")]
+    TaskManagement {
+        /// The answer.
+        result: TaskResult,
     },
     /// The session has ended and will not come back. The reason is with whoever opened it.
     #[error("the session has ended")]

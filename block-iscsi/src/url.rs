@@ -215,7 +215,7 @@ impl fmt::Display for Host {
     }
 }
 
-fn parse_portal(text: &str) -> Result<(Host, u16), UrlError> {
+pub(crate) fn parse_portal(text: &str) -> Result<(Host, u16), UrlError> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let no_host = || UrlError::Host(text.to_owned());

@@ -94,8 +94,14 @@ fn of_task(error: &TaskError) -> Error {
     match error {
         TaskError::TimedOut => Error::Os(libc::ETIMEDOUT),
         TaskError::Aborted => Error::Os(libc::ECONNABORTED),
-        TaskError::Unknown => Error::Os(libc::ECONNRESET),
-        TaskError::TargetFailure { .. } | TaskError::Rejected { .. } => Error::IO,
+        TaskError::Unknown | TaskError::Lost { .. } => Error::Os(libc::ECONNRESET),
+        TaskError::TargetFailure { .. }
+        | TaskError::Rejected { .. }
+        | TaskError::Status { .. }
+        | TaskError::Short { .. }
+        | TaskError::Text(_)
+        | TaskError::TaskManagement { .. } => Error::IO,
+        TaskError::TooMany { .. } => Error::Busy,
         TaskError::TooLong { .. } => Error::Invalid,
         TaskError::Ended => Error::Closed,
     }

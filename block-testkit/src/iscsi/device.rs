@@ -57,7 +57,7 @@ impl Answer {
 /// What was asked so far.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
-    commands: BTreeMap<u8, u64>,
+    pub(super) commands: BTreeMap<u8, u64>,
     /// Bytes of answers.
     pub data_in: u64,
     /// Bytes that came with commands.
@@ -79,9 +79,9 @@ impl Counters {
 /// A target with its logical units.
 #[derive(Debug, Default)]
 pub struct Device {
-    luns: BTreeMap<u16, Lun>,
+    pub(super) luns: BTreeMap<u16, Lun>,
     nexuses: BTreeSet<Nexus>,
-    counters: Counters,
+    pub(super) counters: Counters,
     format: SenseFormat,
 }
 
@@ -208,6 +208,11 @@ impl Device {
         self.counters = Counters::default();
     }
 
+    /// The numbers of all units.
+    pub fn numbers(&self) -> Vec<u16> {
+        self.luns.keys().copied().collect()
+    }
+
     /// Bytes of memory that the contents of all units take.
     pub fn memory(&self) -> u64 {
         self.luns.values().map(|lun| lun.store.memory()).sum()
@@ -304,14 +309,14 @@ impl Device {
         match entry.op {
             Op::Reserve6 => lun.reservations.reserve6(nexus).map(|()| Vec::new()),
             Op::Release6 => lun.reservations.release6(nexus).map(|()| Vec::new()),
-            Op::ReserveIn => Ok(describe::cut(lun.reservations.answer(cdb.u8(1)), cdb.u16(7))),
+            Op::ReserveIn => Ok(describe::cut(lun.reservations.answer(cdb.u8(1))?, cdb.u16(7))),
             Op::ModeSense6 | Op::ModeSense10 => Ok(lun.mode_sense(entry.op, cdb, format)?),
             Op::ReportOpcodes => Ok(lun.report_opcodes(cdb)?),
             op => Ok(lun.run_medium(op, cdb, data)?),
         }
     }
 
-    /// REQUEST SENSE (SPC-4 6.39): what the nexus must be told, as data.
+    /// REQUEST SENSE (SPC-4): what the nexus must be told, as data.
     fn request_sense(&mut self, nexus: Nexus, number: u16, cdb: Cdb) -> Vec<u8> {
         let check = match self.luns.get_mut(&number) {
             None => Check::NO_LUN,

@@ -211,6 +211,11 @@ impl Lun {
         self.attentions.get_mut(&nexus)?.pop_front().map(Check::attention)
     }
 
+    /// Whether there is something that `nexus` must be told.
+    pub(super) fn has_attention(&self, nexus: Nexus) -> bool {
+        self.attentions.get(&nexus).is_some_and(|waiting| !waiting.is_empty())
+    }
+
     /// Forgets what `nexus` was to be told.
     pub(super) fn forget(&mut self, nexus: Nexus) {
         self.attentions.remove(&nexus);

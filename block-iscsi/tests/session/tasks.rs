@@ -1,0 +1,205 @@
+//! Aborts, resets, texts, pings of the target, rejects.
+
+use block_iscsi::keys::Pair;
+use block_iscsi::keys::text::encode;
+use block_iscsi::nexus::{NexusEvent, TaskError};
+use block_iscsi::pdu::Request;
+use block_iscsi::pdu::fields::{DataLen, Delivery};
+use block_iscsi::pdu::nop::NopIn;
+use block_iscsi::pdu::reject::{Reject, RejectReason};
+use block_iscsi::pdu::task_mgmt::{TaskFunction, TaskManagementResponse, TaskResult};
+use block_iscsi::pdu::text::{TextReply, TextResponse};
+use block_iscsi::scsi::luns::Lun;
+use block_iscsi::serial::Serial;
+use block_iscsi::session::{
+    Answer, Awaited, Patience, SessionConfig, SessionError, SessionEvent, TaskId,
+};
+
+use crate::peer::{KEYS, Peer, SECOND, buffer, config, pairs, pattern, read, write};
+
+fn say_managed(peer: &mut Peer, task_tag: u32, result: TaskResult) {
+    let serials = peer.next_status();
+    peer.say(TaskManagementResponse { result, task_tag, serials }, &[]);
+}
+
+/// Has the time of a command run out; the abort's tag and the command's number.
+fn timed_out(peer: &mut Peer) -> (TaskId, u32, u32) {
+    let id = peer.submit(write(&pattern(512)));
+    let (sent, _) = peer.hear_command();
+    peer.wait(SECOND);
+    let (Request::TaskManagement(abort), _) = peer.hear() else { panic!("no abort") };
+    let function = TaskFunction::AbortTask { task_tag: sent.task_tag, cmd_sn: sent.serials.cmd_sn };
+    assert_eq!((abort.function, abort.delivery), (function, Delivery::Immediate));
+    assert_eq!(abort.lun, sent.lun);
+    (id, abort.task_tag, sent.task_tag)
+}
+
+fn impatient() -> SessionConfig {
+    let command = Some(SECOND);
+    SessionConfig { patience: Patience { command, ..Patience::default() }, ..config() }
+}
+
+#[test]
+fn a_command_that_takes_too_long_is_aborted() {
+    let mut peer = Peer::up(impatient(), KEYS);
+    let (id, abort, _) = timed_out(&mut peer);
+    assert_eq!(peer.events(), []);
+    say_managed(&mut peer, abort, TaskResult::Complete);
+    assert_eq!(peer.events(), [SessionEvent::Done(id)]);
+    assert_eq!(peer.result(id), Some(Err(TaskError::TimedOut)));
+}
+
+#[test]
+fn a_command_that_ends_before_its_abort_has_ended_well() {
+    let mut peer = Peer::up(impatient(), KEYS);
+    let (id, abort, tag) = timed_out(&mut peer);
+    peer.say_status(tag, 0, &[]);
+    assert_eq!(peer.events(), [SessionEvent::Done(id)]);
+    assert!(matches!(peer.result(id), Some(Ok(Answer::Scsi(_)))));
+    say_managed(&mut peer, abort, TaskResult::NoSuchTask);
+    assert_eq!(peer.events(), []);
+}
+
+#[test]
+fn an_abort_without_an_answer_ends_the_connection() {
+    let mut peer = Peer::up(impatient(), KEYS);
+    let (id, _, _) = timed_out(&mut peer);
+    // It answers pings, so that only the abort is overdue.
+    peer.now += SECOND * 4;
+    peer.say_bytes(&[]);
+    peer.wait(SECOND * 2);
+    let down = SessionEvent::Down(SessionError::TimedOut(Awaited::TaskManagement));
+    assert_eq!(peer.events(), [SessionEvent::Done(id), down]);
+    assert_eq!(peer.result(id), Some(Err(TaskError::TimedOut)));
+}
+
+#[test]
+fn a_command_that_was_never_sent_just_ends() {
+    let mut peer = Peer::up(impatient(), KEYS);
+    peer.session.handle_disconnected(block_iscsi::session::ConnectionError::Closed, peer.now);
+    let id = peer.submit(write(&pattern(512)));
+    peer.session.abort(id, peer.now);
+    assert_eq!(peer.result(id), Some(Err(TaskError::Aborted)));
+}
+
+#[test]
+fn a_reset_ends_the_tasks_of_its_unit() {
+    let mut peer = Peer::up(config(), KEYS);
+    let here = peer.submit(write(&pattern(512)));
+    let other = Lun::from_number(6).unwrap();
+    let there = peer.submit(block_iscsi::nexus::Command { lun: other, ..write(&pattern(512)) });
+    peer.hear_command();
+    let tag = peer.hear_command().0.task_tag;
+    let lun = Lun::from_number(5).unwrap();
+    let reset = peer.session.submit_reset(lun, peer.now).unwrap();
+    let (Request::TaskManagement(request), _) = peer.hear() else { panic!("no reset") };
+    assert_eq!((request.function, request.lun), (TaskFunction::LogicalUnitReset, lun.0));
+    say_managed(&mut peer, request.task_tag, TaskResult::Complete);
+    let event = SessionEvent::Nexus(NexusEvent::Reset { lun: Some(lun) });
+    let expected = [SessionEvent::Done(here), event, SessionEvent::Done(reset)];
+    assert_eq!(peer.events(), expected);
+    assert_eq!(peer.result(here), Some(Err(TaskError::Aborted)));
+    assert_eq!(peer.result(reset), Some(Ok(Answer::Reset)));
+    peer.say_status(tag, 0, &[]);
+    assert!(matches!(peer.result(there), Some(Ok(Answer::Scsi(_)))));
+}
+
+/// In three parts, the second of which ends within a key.
+#[test]
+fn a_text_is_put_together_from_its_parts() {
+    let mut peer = Peer::up(config(), KEYS);
+    let all = Pair::new("SendTargets", "All");
+    let id = peer.session.submit_text(std::slice::from_ref(&all), peer.now).unwrap();
+    let found =
+        vec![Pair::new("TargetName", "iqn.a:b"), Pair::new("TargetAddress", "[::1]:3260,1")];
+    let text = encode(&found);
+    let parts = [&text[..3], &text[3..25], &text[25..]];
+    for (number, part) in parts.into_iter().enumerate() {
+        let (Request::Text(request), data) = peer.hear() else { panic!("no text") };
+        peer.exp_cmd_sn = peer.exp_cmd_sn.next();
+        let expected = if number == 0 { vec![all.clone()] } else { Vec::new() };
+        assert_eq!(pairs(&data), expected);
+        let tag = if number == 0 { None } else { Some(44) };
+        assert_eq!(request.target_tag, tag);
+        let last = number == 2;
+        let response = TextResponse {
+            reply: if last { TextReply::Final } else { TextReply::Partial { target_tag: 44 } },
+            lun: [0; 8],
+            task_tag: request.task_tag,
+            serials: peer.next_status(),
+            data_len: DataLen::of(part).unwrap(),
+        };
+        peer.say(response, part);
+    }
+    assert_eq!(peer.events(), [SessionEvent::Done(id)]);
+    assert_eq!(peer.result(id), Some(Ok(Answer::Text(found))));
+}
+
+#[test]
+fn a_ping_of_the_target_is_answered_with_its_data() {
+    let mut peer = Peer::up(config(), KEYS);
+    let ping = NopIn {
+        lun: [1; 8],
+        task_tag: None,
+        target_tag: Some(77),
+        serials: peer.serials(),
+        data_len: DataLen::new(3).unwrap(),
+    };
+    peer.say(ping, b"abc");
+    let (Request::NopOut(pong), data) = peer.hear() else { panic!("no answer") };
+    assert_eq!((pong.target_tag, pong.task_tag, pong.lun), (Some(77), None, [1; 8]));
+    assert_eq!((pong.serials.exp_stat_sn, data), (peer.stat_sn, b"abc".to_vec()));
+}
+
+#[test]
+fn a_rejected_command_fails_alone() {
+    let mut peer = Peer::up(config(), KEYS);
+    let buf = buffer(512);
+    let ids = [peer.submit(read(&buf)), peer.submit(write(&pattern(512)))];
+    let (first, _) = peer.hear_command();
+    let (second, _) = peer.hear_command();
+    let refused = first.to_bhs().to_bytes();
+    let reject = Reject {
+        reason: RejectReason::InvalidField,
+        serials: peer.next_status(),
+        data_sn: Serial::new(0),
+        data_len: DataLen::of(&refused).unwrap(),
+    };
+    peer.say(reject, &refused);
+    let reason = RejectReason::InvalidField;
+    assert_eq!(peer.result(ids[0]), Some(Err(TaskError::Rejected { reason })));
+    peer.say_status(second.task_tag, 0, &[]);
+    assert!(matches!(peer.result(ids[1]), Some(Ok(_))));
+}
+
+#[test]
+fn a_task_that_nobody_waits_for_runs_to_its_end() {
+    let mut peer = Peer::up(config(), KEYS);
+    let id = peer.submit(write(&pattern(512)));
+    let (sent, _) = peer.hear_command();
+    peer.session.abandon(id);
+    peer.say_status(sent.task_tag, 0, &[]);
+    assert_eq!(peer.events(), []);
+    assert_eq!(peer.result(id), None);
+}
+
+/// With as many commands under way as there may be, and more that wait.
+#[test]
+fn a_reset_waits_for_nothing() {
+    let mut peer = Peer::up(SessionConfig { depth: 1, ..config() }, KEYS);
+    let first = peer.submit(write(&pattern(512)));
+    peer.submit(write(&pattern(512)));
+    peer.hear_command();
+    peer.hear_nothing();
+    let lun = Lun::from_number(5).unwrap();
+    let reset = peer.session.submit_reset(lun, peer.now).unwrap();
+    let (Request::TaskManagement(_), _) = peer.hear() else { panic!("no reset") };
+    // It survives a lost connection, too, and still comes before what waits.
+    peer.session.handle_disconnected(block_iscsi::session::ConnectionError::Closed, peer.now);
+    peer.reconnect();
+    peer.log_in(KEYS);
+    let (Request::TaskManagement(request), _) = peer.hear() else { panic!("no reset") };
+    say_managed(&mut peer, request.task_tag, TaskResult::Complete);
+    assert_eq!(peer.result(reset), Some(Ok(Answer::Reset)));
+    assert_eq!(peer.result(first), None, "it was not sent again before the reset");
+}

@@ -44,6 +44,7 @@ pub mod keys;
 pub mod login;
 pub mod nexus;
 pub mod pdu;
+pub mod redact;
 pub mod scsi;
 pub mod serial;
 pub mod session;

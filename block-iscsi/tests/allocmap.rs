@@ -7,7 +7,9 @@
 
 use block_core::ByteRange;
 use block_core::range::to_u64;
-use block_iscsi::allocmap::{AllocMap, Answer, Contents, MapError, PageState, Trust};
+use block_iscsi::allocmap::{
+    AllocMap, Answer, Contents, MapError, PageGrid, PageState, Trust,
+};
 use block_testkit::naive::allocmap::{ByteMap, Known};
 use proptest::prelude::*;
 
@@ -32,7 +34,7 @@ fn show(map: &AllocMap) -> String {
 
 /// A map in which `range` was updated to `contents` first.
 fn starting(range: ByteRange, contents: Contents) -> AllocMap {
-    let mut map = AllocMap::new(LEN, PAGE, Trust::Cached).unwrap();
+    let mut map = AllocMap::new(LEN, PageGrid::new(PAGE), Trust::Cached).unwrap();
     map.update(range, contents);
     map
 }
@@ -67,7 +69,7 @@ fn updates_claim_whole_pages_only() {
 fn a_range_inside_a_page_changes_no_other_page() {
     // Bit tricks on a count of minus one pages set 63 bits here once.
     for page in [0, 1, 63, 64, 65, 127, 128] {
-        let mut map = AllocMap::new(200 * PAGE, PAGE, Trust::Cached).unwrap();
+        let mut map = AllocMap::new(200 * PAGE, PageGrid::new(PAGE), Trust::Cached).unwrap();
         let inside = sectors(page * 8 + 1, page * 8 + 2);
         map.update(inside, Contents::Zero);
         assert_eq!(show(&map), "?".repeat(200));
@@ -92,7 +94,7 @@ fn reads_are_answered_from_known_pages() {
 
 #[test]
 fn an_untrusted_map_never_says_zeroes() {
-    let mut map = AllocMap::new(LEN, PAGE, Trust::Never).unwrap();
+    let mut map = AllocMap::new(LEN, PageGrid::new(PAGE), Trust::Never).unwrap();
     map.update(sectors(0, 36), Contents::Zero);
     assert_eq!(map.answer(sectors(0, 36)), Answer::Ask);
     map.set_trust(Trust::Cached);
@@ -107,14 +109,15 @@ fn an_untrusted_map_never_says_zeroes() {
 
 #[test]
 fn sizes_without_a_map_are_refused() {
-    let new = |len, page| AllocMap::new(len, page, Trust::Cached).map(|map| map.pages());
+    let new =
+        |len, page| AllocMap::new(len, PageGrid::new(page), Trust::Cached).map(|map| map.pages());
     for page in [0, 512, 4095, (16 << 20) + 1] {
         assert_eq!(new(1 << 30, page), Err(MapError::Page { page }));
     }
     assert_eq!(new((1 << 44) - 4096, 4096), Ok((1 << 32) - 1));
     let (len, page) = (1 << 44, 4096);
     assert_eq!(new(len, page), Err(MapError::TooLong { len, page }));
-    let mut map = AllocMap::new(LEN, PAGE, Trust::Cached).unwrap();
+    let mut map = AllocMap::new(LEN, PageGrid::new(PAGE), Trust::Cached).unwrap();
     assert_eq!(map.resize(len), Err(MapError::TooLong { len, page }));
     assert_eq!(map.len(), LEN);
 }
@@ -122,7 +125,7 @@ fn sizes_without_a_map_are_refused() {
 #[test]
 fn the_largest_map_is_small_while_it_is_uniform() {
     let len = (1 << 44) - 4096;
-    let mut map = AllocMap::new(len, 4096, Trust::Cached).unwrap();
+    let mut map = AllocMap::new(len, PageGrid::new(4096), Trust::Cached).unwrap();
     let all = ByteRange::up_to(len);
     map.update(all, Contents::Zero);
     assert_eq!(map.answer(all), Answer::Zeroes);
@@ -196,7 +199,7 @@ proptest! {
         } else {
             (Trust::Never, ByteMap::untrusted(short, page))
         };
-        let mut map = AllocMap::new(len, ODD_PAGE, trust).unwrap();
+        let mut map = AllocMap::new(len, PageGrid::new(ODD_PAGE), trust).unwrap();
         for step in steps {
             match step {
                 Step::Update(range, contents) => {

@@ -15,6 +15,8 @@ use block_core::proto::mem::MemFactory;
 use block_core::proto::null::NullFactory;
 use block_core::registry::OpenContext;
 use block_core::{Node, OpenFlags, Options, Registry};
+use block_iscsi::factory::IscsiFactory;
+use block_iscsi::transport::tcp::TcpConnector;
 use block_qcow2::Qcow2Factory;
 use block_vmdk::VmdkFactory;
 
@@ -27,6 +29,7 @@ pub fn registry() -> Arc<Registry> {
         .with(CompressFactory)
         .with(FileFactory)
         .with(HostDeviceFactory)
+        .with(IscsiFactory::new(Arc::new(TcpConnector::new())))
         .with(MemFactory)
         .with(NullFactory)
         .with(Qcow2Factory)

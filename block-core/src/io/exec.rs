@@ -5,6 +5,8 @@
 //! has gone away runs to its end: on the thread's current spawner ([`enter`]), else on one background
 //! thread shared by all.
 //!
+//! A task that wakes itself gives way to the future of [`block_on`] and to all tasks that are ready.
+//!
 //! Invariants: a task is in at most one queue; a task given to [`spawn_detached`] is polled until it
 //! is done, whatever becomes of the executor that took it; there is at most one background thread.
 //!
@@ -138,16 +140,17 @@ impl Executor {
         self.parker.unpark();
     }
 
-    /// Polls tasks that are ready; whether there was any.
+    /// Polls the tasks that are ready now, each once; whether there was any.
     fn run_ready(&self) -> bool {
-        for done in 0..BATCH {
+        let ready = self.queue.lock().ready.len().min(BATCH);
+        for done in 0..ready {
             let task = self.queue.lock().ready.pop_front();
             match task {
                 Some(task) => task.run(),
                 None => return done > 0,
             }
         }
-        true
+        ready > 0
     }
 
     /// Sends what is ready, now and later, to the background thread.

@@ -284,7 +284,7 @@ impl Up {
 }
 
 /// How much of the data of a write goes with the command, and how much behind it without being asked
-/// for (section 4.2.4.2 and the keys ImmediateData, InitialR2T and FirstBurstLength).
+/// for (section 4.2.5.2 and the keys ImmediateData, InitialR2T and FirstBurstLength).
 fn unasked(agreed: &Negotiated, expected: usize) -> (usize, usize) {
     let first = to_usize(agreed.first_burst_len.into()).min(expected);
     let segment = to_usize(agreed.max_send_data_segment_len.into());

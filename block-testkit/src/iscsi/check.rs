@@ -95,7 +95,7 @@ impl Check {
         [0x80 | place | 0x08 | pointer.bit, high, low]
     }
 
-    /// SPC-4 4.5.3. INFORMATION of more than 32 bits is not valid there.
+    /// Fixed format (SPC-4 4.5.3). INFORMATION of more than 32 bits is not valid there.
     fn fixed(&self) -> Vec<u8> {
         let mut bytes = vec![0; 18];
         bytes[0] = 0x70;
@@ -112,7 +112,7 @@ impl Check {
         bytes
     }
 
-    /// SPC-4 4.5.2.
+    /// Descriptor format (SPC-4 4.5.2).
     fn descriptors(&self) -> Vec<u8> {
         let mut bytes = vec![0x72, self.key, self.code.0, self.code.1, 0, 0, 0, 0];
         if let Some(information) = self.information {

@@ -1,4 +1,4 @@
-//! The commands that are known, and which bits of them are (SPC-4 6.35.3: the usage data).
+//! The commands that are known, and which bits of them are (SPC-4 6.35: the usage data).
 //!
 //! A bit that is set in a CDB and not in the usage data is an invalid field.
 
@@ -66,7 +66,7 @@ pub(super) enum Op {
     ReportOpcodes,
 }
 
-/// What reservations of somebody else do to a command (SPC-4 table 66, SBC-3 table 13).
+/// What reservations of somebody else do to a command (the tables of SPC-4 and SBC-3).
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(super) enum Use {
     /// Nothing.
@@ -130,7 +130,7 @@ impl Entry {
         )
     }
 
-    /// Whether a unit attention waits for the next command (SAM-5 5.14).
+    /// Whether a unit attention waits for the next command (SAM-5).
     pub(super) fn ignores_attention(&self) -> bool {
         matches!(self.op, Op::RequestSense | Op::Inquiry | Op::ReportLuns)
     }
@@ -179,7 +179,7 @@ pub(super) const COMMANDS: &[Entry] = &[
     action(Op::ReadCapacity16, Use::Ask, &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]),
     action(Op::GetLbaStatus, Use::Read, &[0x9e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
     plain(Op::ReportLuns, Use::Free, &[0xa0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]),
-    action(Op::ReportOpcodes, Use::Ask, &[0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
+    action(Op::ReportOpcodes, Use::Read, &[0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
 ];
 
 /// The command of a CDB; every bit that is not known is zero.

@@ -73,7 +73,7 @@ impl Lun {
         })
     }
 
-    /// SPC-4 7.8.6: a T10 designator and a locally assigned NAA, both of the serial number.
+    /// Page 83: a T10 designator and a locally assigned NAA, both of the serial number.
     fn designators(&self) -> Vec<u8> {
         let serial = self.config.serial.as_bytes();
         let len = u8::try_from(VENDOR.len() + serial.len()).unwrap_or(u8::MAX);
@@ -88,7 +88,7 @@ impl Lun {
         out
     }
 
-    /// SBC-3 6.6.4.
+    /// Page B0.
     fn block_limits(&self) -> Vec<u8> {
         let config = &self.config;
         // WSNZ; COMPARE AND WRITE of up to 255 blocks.
@@ -111,7 +111,7 @@ impl Lun {
         out
     }
 
-    /// MODE SENSE (SPC-4 6.13, 6.14).
+    /// MODE SENSE (6) and (10) (SPC-4).
     pub(super) fn mode_sense(
         &self,
         op: Op,
@@ -139,7 +139,7 @@ impl Lun {
         Ok(cut([&head, content.as_slice()].concat(), cdb.u16(7)))
     }
 
-    /// SBC-3 6.5.2.2.
+    /// The short LBA mode parameter block descriptor (SBC-3).
     fn block_descriptor(&self) -> Vec<u8> {
         let blocks = u32::try_from(self.config.blocks).unwrap_or(u32::MAX);
         [blocks.to_be_bytes(), self.config.block_size.to_be_bytes()].concat()
@@ -227,12 +227,12 @@ impl Lun {
     }
 }
 
-/// A command timeouts descriptor that tells nothing (SPC-4 6.35.4).
+/// A command timeouts descriptor that tells nothing (SPC-4 6.35).
 fn timeout(wanted: bool) -> &'static [u8] {
     if wanted { &[0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] } else { &[] }
 }
 
-/// REPORT LUNS (SPC-4 6.33). There are no well known logical units.
+/// REPORT LUNS (SPC-4). There are no well known logical units.
 pub(super) fn report_luns(numbers: impl Iterator<Item = u16>, cdb: Cdb) -> Result<Vec<u8>, Check> {
     let luns: Vec<u8> = match cdb.u8(2) {
         0 | 2 => numbers.flat_map(address).collect(),
@@ -243,7 +243,7 @@ pub(super) fn report_luns(numbers: impl Iterator<Item = u16>, cdb: Cdb) -> Resul
     Ok(cut([len.to_be_bytes().as_slice(), &[0; 4], &luns].concat(), cdb.u32(6)))
 }
 
-/// SAM-5 4.7.7: the peripheral device method up to 255, flat addressing beyond.
+/// SAM-5 4.7: the peripheral device method up to 255, flat addressing beyond.
 fn address(number: u16) -> [u8; 8] {
     let [high, low] = number.to_be_bytes();
     let method = if high == 0 { 0 } else { 0x40 };

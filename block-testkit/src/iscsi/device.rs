@@ -309,14 +309,14 @@ impl Device {
         match entry.op {
             Op::Reserve6 => lun.reservations.reserve6(nexus).map(|()| Vec::new()),
             Op::Release6 => lun.reservations.release6(nexus).map(|()| Vec::new()),
-            Op::ReserveIn => Ok(describe::cut(lun.reservations.answer(cdb.u8(1)), cdb.u16(7))),
+            Op::ReserveIn => Ok(describe::cut(lun.reservations.answer(cdb.u8(1))?, cdb.u16(7))),
             Op::ModeSense6 | Op::ModeSense10 => Ok(lun.mode_sense(entry.op, cdb, format)?),
             Op::ReportOpcodes => Ok(lun.report_opcodes(cdb)?),
             op => Ok(lun.run_medium(op, cdb, data)?),
         }
     }
 
-    /// REQUEST SENSE (SPC-4 6.39): what the nexus must be told, as data.
+    /// REQUEST SENSE (SPC-4): what the nexus must be told, as data.
     fn request_sense(&mut self, nexus: Nexus, number: u16, cdb: Cdb) -> Vec<u8> {
         let check = match self.luns.get_mut(&number) {
             None => Check::NO_LUN,

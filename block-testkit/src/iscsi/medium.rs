@@ -130,7 +130,7 @@ impl Lun {
             Some(data) => data.get(..len).ok_or(Check::TOO_LITTLE_DATA)?,
             None => &zeroes,
         };
-        // Blocks may be unmapped only if they read the same afterwards (SBC-3 4.7.3.4.4).
+        // Blocks may be unmapped only if they read the same afterwards (SBC-3 4.7.3.4.3).
         let freed = if unmap && self.reads_zeroes() && block == zeroes {
             self.granules(blocks.lba, blocks.count)
         } else {
@@ -177,7 +177,7 @@ impl Lun {
         Ok(Vec::new())
     }
 
-    /// SBC-3 5.25. Nothing is unmapped unless everything can be.
+    /// UNMAP (SBC-3 5.28). Nothing is unmapped unless everything can be.
     fn unmap(&mut self, cdb: Cdb, data: &[u8]) -> Result<Vec<u8>, Check> {
         if cdb.has(1, 1) {
             return Err(Check::field(1, 0));
@@ -213,7 +213,7 @@ impl Lun {
         Ok(Vec::new())
     }
 
-    /// SBC-3 5.6: as many descriptors as there is room for, but one at least.
+    /// GET LBA STATUS (SBC-3 5.4): as many descriptors as there is room for, but one at least.
     fn lba_status(&self, lba: u64, allocation: u32) -> Result<Vec<u8>, Check> {
         self.check_range(lba, 1)?;
         let room = u64::from(allocation).saturating_sub(8) / 16;
@@ -239,13 +239,13 @@ impl Lun {
         Ok(out)
     }
 
-    /// SBC-3 5.15.2.
+    /// The answer to READ CAPACITY (10) (SBC-3 5.15).
     fn capacity10(&self) -> Vec<u8> {
         let last = u32::try_from(self.config.blocks - 1).unwrap_or(u32::MAX);
         [last.to_be_bytes(), self.config.block_size.to_be_bytes()].concat()
     }
 
-    /// SBC-3 5.16.2.
+    /// The answer to READ CAPACITY (16) (SBC-3 5.16.2).
     fn capacity16(&self, allocation: u32) -> Vec<u8> {
         let mut out = (self.config.blocks - 1).to_be_bytes().to_vec();
         out.extend(self.config.block_size.to_be_bytes());

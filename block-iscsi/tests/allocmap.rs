@@ -7,9 +7,7 @@
 
 use block_core::ByteRange;
 use block_core::range::to_u64;
-use block_iscsi::allocmap::{
-    AllocMap, Answer, Contents, MapError, PageGrid, PageState, Trust,
-};
+use block_iscsi::allocmap::{AllocMap, Answer, Contents, MapError, PageGrid, PageState, Trust};
 use block_testkit::naive::allocmap::{ByteMap, Known};
 use proptest::prelude::*;
 

@@ -405,7 +405,7 @@ impl Session {
     fn run(&mut self, head: &Head, data: &[u8], out: &mut Output, core: &mut Core) {
         let [opcode, ..] = head.cdb;
         if core.held.contains(&opcode) {
-            let answer = core.device.execute(self.nexus, head.number, &head.cdb, data);
+            let answer = core.execute(self.nexus, head.number, &head.cdb, data);
             return self.tasks.hold(head.clone(), answer);
         }
         if head.expected_in > 0
@@ -413,7 +413,7 @@ impl Session {
         {
             return self.answer_read(head, Source::Blocks(blocks), out);
         }
-        let answer = core.device.execute(self.nexus, head.number, &head.cdb, data);
+        let answer = core.execute(self.nexus, head.number, &head.cdb, data);
         self.end_command(head, &answer, out);
     }
 

@@ -42,7 +42,7 @@ use output::Output;
 use session::{Fate, Session, Sweep};
 
 use super::script::Script;
-use super::{Device, Nexus};
+use super::{Answer, Device, Nexus};
 
 /// Bytes that may wait to be sent before no more requests are looked at.
 pub const OUTPUT_MAX: usize = 4 << 20;
@@ -67,6 +67,23 @@ pub struct Target {
     cut: Vec<Link>,
 }
 
+/// A command that the device has answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Who asked for it.
+    pub nexus: Nexus,
+    /// The unit.
+    pub unit: u16,
+    /// The command.
+    pub cdb: [u8; 16],
+    /// Its data from the initiator.
+    pub data: Vec<u8>,
+    /// How it ended.
+    pub status: u8,
+    /// Why, if it did not end with GOOD.
+    pub sense: Vec<u8>,
+}
+
 /// What all connections share.
 #[derive(Debug)]
 struct Core {
@@ -82,6 +99,8 @@ struct Core {
     held: BTreeSet<u8>,
     /// What goes wrong.
     script: Option<Script>,
+    /// Commands that were carried out, if they are noted.
+    journal: Option<Vec<Entry>>,
 }
 
 #[derive(Debug)]
@@ -124,6 +143,7 @@ impl Target {
                 sweeps: Vec::new(),
                 held: BTreeSet::new(),
                 script: None,
+                journal: None,
             },
             links: BTreeMap::new(),
             next_link: 0,
@@ -267,6 +287,16 @@ impl Target {
         }
     }
 
+    /// Notes from now on every command that is no read of blocks that succeeds.
+    pub fn keep_journal(&mut self) {
+        self.core.journal.get_or_insert_default();
+    }
+
+    /// What was noted.
+    pub fn journal(&self) -> &[Entry] {
+        self.core.journal.as_deref().unwrap_or_default()
+    }
+
     /// Does wrong what the script says, from now on.
     pub fn set_script(&mut self, script: Script) {
         self.core.script = Some(script);
@@ -340,6 +370,17 @@ impl Target {
 }
 
 impl Core {
+    /// Carries a command out.
+    fn execute(&mut self, nexus: Nexus, unit: u16, cdb: &[u8; 16], data: &[u8]) -> Answer {
+        let answer = self.device.execute(nexus, unit, cdb, data);
+        if let Some(journal) = &mut self.journal {
+            let (cdb, data) = (*cdb, data.to_vec());
+            let (status, sense) = (answer.status, answer.sense.clone());
+            journal.push(Entry { nexus, unit, cdb, data, status, sense });
+        }
+        answer
+    }
+
     /// The nexus of an initiator port; it finds its registrations again.
     fn nexus(&mut self, identity: &Identity) -> Option<Nexus> {
         let name = (identity.initiator.clone(), identity.isid, identity.target.clone());

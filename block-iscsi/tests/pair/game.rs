@@ -9,7 +9,7 @@ use std::num::NonZeroU32;
 use block_core::{IoBuf, IoVec};
 use block_iscsi::nexus::{Completion, Data, TaskError};
 use block_iscsi::scsi::cdb::{Caching, Cdb, Deallocate, SameData};
-use block_iscsi::scsi::reservation::{ReserveList, ReserveOut};
+use block_iscsi::scsi::reservation::{Persistence, ReserveList, ReserveOut};
 use block_iscsi::scsi::sense::Status;
 use block_iscsi::session::{SessionEvent, TaskId};
 use block_testkit::iscsi::pair::Network;
@@ -177,16 +177,21 @@ impl Game {
     }
 
     fn collect(&mut self) {
-        for event in events(&mut self.pair) {
+        let events = events(&mut self.pair);
+        // Why tells more than what came of it.
+        if let Some(SessionEvent::Ended(error)) = events.last() {
+            panic!("the session ended: {error}");
+        }
+        for event in events {
             match event {
                 SessionEvent::Done(id) => {
-                    let result = self.pair.initiator.session.take(id).unwrap();
+                    // Those at the end are waited for one by one.
+                    let Some(result) = self.pair.initiator.session.take(id) else { continue };
                     let (_, running) = self.running.remove(&id.index()).unwrap();
                     self.end(running, scsi(result));
                 }
                 SessionEvent::Down(_) => self.outcome.losses += 1,
-                SessionEvent::Up | SessionEvent::Nexus(_) => {}
-                SessionEvent::Ended(error) => panic!("the session ended: {error}"),
+                SessionEvent::Up | SessionEvent::Nexus(_) | SessionEvent::Ended(_) => {}
             }
         }
     }
@@ -304,13 +309,12 @@ fn writes(what: &What) -> Option<(u64, u64, u64)> {
 fn command(what: &What) -> (Cdb, Data) {
     match what {
         What::Write { lba, blocks, number } => {
-            let all: Vec<_> =
-                (*lba..lba + blocks).flat_map(|at| block_of(at, *number)).collect();
+            let all: Vec<_> = (*lba..lba + blocks).flat_map(|at| block_of(at, *number)).collect();
             write(*lba, &all)
         }
         What::Zero { lba, blocks } => {
             let blocks = NonZeroU32::new(u32::try_from(*blocks).unwrap()).unwrap();
-            let (deallocate, data) = (Deallocate::Allowed, SameData::Zeroes);
+            let (deallocate, data) = (Deallocate::Unmap, SameData::Zeroes);
             (Cdb::WriteSame16 { lba: *lba, blocks, deallocate, data }, Data::None)
         }
         What::Read { lba, to, .. } => read(*lba, to),
@@ -322,8 +326,9 @@ fn command(what: &What) -> (Cdb, Data) {
             (cdb, Data::Out(IoVec::from(filled(&both))))
         }
         What::Register { number } => {
-            let list = ReserveList { action_key: *number, ..ReserveList::default() };
-            let cdb = Cdb::PersistentReserveOut { action: ReserveOut::RegisterIgnoringKey };
+            let persistence = Persistence::UntilPowerLoss;
+            let list = ReserveList { key: 0, action_key: *number, persistence };
+            let cdb = Cdb::PersistentReserveOut { action: ReserveOut::RegisterAndIgnore };
             (cdb, Data::Out(IoVec::from(filled(&list.encode()))))
         }
     }

@@ -77,6 +77,9 @@ struct Arguments {
     /// Sends initiators to this `host:port`.
     #[arg(long)]
     redirect: Option<String>,
+    /// Prints how often each operation code was seen when it ends.
+    #[arg(long)]
+    count: bool,
     /// Cuts each connection after so many PDUs.
     #[arg(long)]
     drop_after: Option<u64>,
@@ -103,7 +106,7 @@ fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     for (number, lun) in (0..).zip(&arguments.lun) {
         device.add(number, lun.clone())?;
     }
-    let units = arguments.lun.len();
+    let (units, count) = (arguments.lun.len(), arguments.count);
     let (listen, mischief) = (arguments.listen.clone(), arguments.mischief());
     let config = arguments.config();
     let name = config.names.join(" ");
@@ -111,7 +114,12 @@ fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     println!("listening on {}: {name}, {units} units", server.addr());
     std::io::stdout().flush()?;
     let _ended = stopped.recv();
-    drop(server.stop());
+    let target = server.stop();
+    if count {
+        for (opcode, count) in target.device().counters().iter() {
+            println!("{opcode:#04x} {count}");
+        }
+    }
     Ok(())
 }
 

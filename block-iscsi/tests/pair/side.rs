@@ -98,7 +98,6 @@ impl Initiator for Side {
     }
 
     fn transmit(&mut self, bytes: &mut Vec<u8>, now: Duration) {
-        bytes.clear();
         let Some(link) = &mut self.link else { return };
         loop {
             self.session.fill(&mut link.outbound, now);

@@ -70,6 +70,11 @@ impl Counters {
         self.commands.get(&opcode).copied().unwrap_or(0)
     }
 
+    /// Operation codes that were seen, and how often.
+    pub fn iter(&self) -> impl Iterator<Item = (u8, u64)> {
+        self.commands.iter().map(|(opcode, count)| (*opcode, *count))
+    }
+
     /// All commands.
     pub fn total(&self) -> u64 {
         self.commands.values().sum()

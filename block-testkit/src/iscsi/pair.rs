@@ -41,7 +41,7 @@ pub trait Initiator {
     fn disconnected(&mut self, now: Duration);
     /// Takes bytes.
     fn receive(&mut self, bytes: &[u8], now: Duration);
-    /// Appends what is to be sent now.
+    /// Appends to `bytes`, which is empty, what is to be sent now.
     fn transmit(&mut self, bytes: &mut Vec<u8>, now: Duration);
     /// When [`Initiator::handle_timeout`] is due.
     fn poll_timeout(&self) -> Option<Duration>;
@@ -236,7 +236,6 @@ impl<I: Initiator> Pair<I> {
                 self.target.disconnect(ghost.link);
             }
         }
-        self.settle();
         true
     }
 
@@ -351,12 +350,16 @@ impl<I: Initiator> Pair<I> {
 
     fn deliver_to_target(&mut self) {
         let Some(wire) = &mut self.wire else { return };
-        let Some((_, piece)) = wire.to_target.pieces.pop_front() else { return };
+        let Some((due, mut piece)) = wire.to_target.pieces.pop_front() else { return };
         self.tally.pieces += 1;
         let link = wire.link;
         let cut = Self::arriving(wire, &piece);
-        let arrived = piece.get(..cut.unwrap_or(piece.len())).unwrap_or_default();
-        self.target.handle_bytes(link, arrived);
+        if let Some(len) = cut {
+            // The target may still hear the rest.
+            let rest = piece.split_off(len);
+            wire.to_target.pieces.push_front((due, rest));
+        }
+        self.target.handle_bytes(link, &piece);
         if cut.is_some() {
             self.lose();
         }

@@ -3,10 +3,10 @@
 //! **Invariant.** Extents follow one another without gaps, from the start of the disk to its end, and
 //! none is empty. A request that crosses the end of one is split there, whatever its grains.
 
-pub(crate) mod file_io;
 pub(crate) mod geometry;
 pub(crate) mod layout;
 pub(crate) mod sparse;
+pub(crate) mod words;
 
 use std::sync::Arc;
 

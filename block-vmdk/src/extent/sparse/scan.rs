@@ -9,6 +9,7 @@
 
 use std::sync::atomic::Ordering;
 
+use block_core::metadata::bytes::{read_inside, write_bytes};
 use block_core::range::{to_u64, to_usize};
 use block_core::{Error, Result};
 use roaring::RoaringBitmap;
@@ -17,7 +18,6 @@ use super::SparseExtent;
 use super::lookup::decode_table;
 use super::space::{SECTORS_MAX, Space};
 use super::writer::Meta;
-use crate::extent::file_io::{read_inside, write_bytes};
 use crate::extent::geometry::{Entry, SECTOR};
 use crate::extent::layout::Header;
 use crate::spec::sparse;
@@ -212,7 +212,7 @@ impl SparseExtent {
         let Some(sector) = place.copied().filter(|sector| *sector != 0) else { return Ok(()) };
         let (at, len) = (u64::from(sector) * SECTOR, to_u64(primary.len()));
         let redundant = read_inside(&self.file, "redundant grain table", at, len).await?;
-        if redundant == primary {
+        if *redundant == *primary {
             return Ok(());
         }
         write_bytes(&self.file, at, primary).await

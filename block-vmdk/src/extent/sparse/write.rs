@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use block_core::metadata::bytes::write_bytes;
 use block_core::metadata::inflight::{Blocker, Running};
 use block_core::metadata::steps;
 use block_core::range::{to_u64, to_usize};
@@ -21,7 +22,6 @@ use super::space::Place;
 use super::writeback::WriteBack;
 use super::writer::{Meta, directory_sector};
 use super::{SparseExtent, Table};
-use crate::extent::file_io::write_bytes;
 use crate::extent::geometry::SECTOR;
 
 /// Most steps of one write in flight.

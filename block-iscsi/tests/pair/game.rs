@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use block_core::{IoBuf, IoVec};
 use block_iscsi::nexus::{Completion, Data, TaskError};
@@ -31,6 +32,8 @@ pub(crate) struct Plan {
     /// Most commands at once.
     pub(crate) depth: usize,
     pub(crate) network: Network,
+    /// How often time jumps, in a hundred thousand steps.
+    pub(crate) jumps: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -70,6 +73,7 @@ pub(crate) struct Outcome {
     pub(crate) ghosts: u64,
     pub(crate) silent: u64,
     pub(crate) refused: u64,
+    pub(crate) jumps: u64,
 }
 
 pub(crate) struct Game {
@@ -108,6 +112,10 @@ impl Game {
         while game.issued < game.plan.commands || !game.running.is_empty() {
             while game.issued < game.plan.commands && game.running.len() < game.plan.depth {
                 game.begin();
+            }
+            if game.rng.random_range(0..100_000) < game.plan.jumps {
+                game.outcome.jumps += 1;
+                game.pair.jump(Duration::from_secs(game.rng.random_range(1..20)));
             }
             assert!(game.pair.step(), "nothing will happen any more");
             assert!(game.pair.now() < end, "{} commands do not end", game.running.len());

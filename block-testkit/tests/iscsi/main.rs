@@ -8,7 +8,13 @@
 
 mod agree;
 mod commands;
+mod copy;
 mod kit;
+mod lengths;
+mod mode;
 mod model;
 mod nexus;
+mod removable;
 mod reservations;
+mod sanitize;
+mod verify;

@@ -187,14 +187,9 @@ impl Session {
         Fate::Stays
     }
 
-    /// Forgets a request that waits for its turn; its number is taken up. Says whether there was one.
-    pub(super) fn forget_early(&mut self, cmd_sn: Serial) -> bool {
-        let kept = self.early.get_mut(&cmd_sn.value());
-        let found = kept.is_some();
-        if let Some(kept) = kept {
-            *kept = None;
-        }
-        found
+    /// Takes up a number of the window, and forgets the request that waits under it, if one does.
+    pub(super) fn forget(&mut self, cmd_sn: Serial) {
+        self.early.insert(cmd_sn.value(), None);
     }
 
     /// Whether an ordered request may be carried out now. If not, it is kept for its turn, or it is

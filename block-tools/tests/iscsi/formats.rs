@@ -141,8 +141,8 @@ fn a_unit_is_a_backing_file_that_the_command_line_names() {
 fn the_length_of_a_unit_is_its_targets_business() {
     let place = Place::new(&[thick(4), thick(16)]);
     let [raw, qcow2] = [0, 1].map(|lun| place.url(lun));
-    for args in [&["8M"][..], &["--shrink", "2M"]] {
-        let ended = place.run(&[&["resize", "-f", "raw", &raw], args].concat());
+    for args in [&[&raw, "8M"], &["--shrink", &raw, "2M"][..]] {
+        let ended = place.run(&[&["resize", "-f", "raw"], args].concat());
         assert_eq!(ended.status, 1, "{args:?}");
         assert!(ended.err.contains("Could not resize the image: "), "{ended:?}");
         assert!(ended.err.contains("not supported"), "{ended:?}");

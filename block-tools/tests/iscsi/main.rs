@@ -104,7 +104,7 @@ impl Place {
 
     /// Two images hold the same.
     fn same(&self, a: (&str, &str), b: (&str, &str)) {
-        self.img(&["compare", "-s", "-f", a.0, "-F", b.0, a.1, b.1]);
+        self.img(&["compare", "-f", a.0, "-F", b.0, a.1, b.1]);
     }
 
     /// What arrived at the target since the last time.

@@ -78,6 +78,9 @@ struct Arguments {
     /// Sends initiators to this `host:port`.
     #[arg(long)]
     redirect: Option<String>,
+    /// Prints how often each operation code was seen when it ends.
+    #[arg(long)]
+    count: bool,
     /// Cuts each connection after so many PDUs.
     #[arg(long)]
     drop_after: Option<u64>,
@@ -104,7 +107,7 @@ fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     for (number, lun) in (0..).zip(&arguments.lun) {
         device.add(number, lun.clone())?;
     }
-    let units = arguments.lun.len();
+    let (units, count) = (arguments.lun.len(), arguments.count);
     let (listen, mischief) = (arguments.listen.clone(), arguments.mischief());
     let config = arguments.config();
     let name = config.names.join(" ");
@@ -112,7 +115,13 @@ fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     println!("listening on {}: {name}, {units} units", server.addr());
     std::io::stdout().flush()?;
     let _ended = stopped.recv();
-    drop(server.stop());
+    let target = server.stop();
+    if count {
+        for (opcode, action, count) in target.device().counters().iter() {
+            let action = action.map(|action| format!("/{action:#04x}")).unwrap_or_default();
+            println!("{opcode:#04x}{action} {count}");
+        }
+    }
     Ok(())
 }
 

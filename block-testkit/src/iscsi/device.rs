@@ -58,7 +58,8 @@ impl Answer {
 /// What was asked so far.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
-    pub(super) commands: BTreeMap<u8, u64>,
+    /// By operation code and, where there is one in byte 1, service action.
+    commands: BTreeMap<(u8, Option<u8>), u64>,
     /// Bytes of answers.
     pub data_in: u64,
     /// Bytes that came with commands.
@@ -68,7 +69,20 @@ pub struct Counters {
 impl Counters {
     /// Commands with this operation code.
     pub fn of(&self, opcode: u8) -> u64 {
-        self.commands.get(&opcode).copied().unwrap_or(0)
+        let range = self.commands.range((opcode, None)..=(opcode, Some(u8::MAX)));
+        range.map(|(_, count)| count).sum()
+    }
+
+    /// Operation codes that were seen, with the service actions of SERVICE ACTION IN (16), and how often.
+    pub fn iter(&self) -> impl Iterator<Item = (u8, Option<u8>, u64)> {
+        self.commands.iter().map(|((opcode, action), count)| (*opcode, *action, *count))
+    }
+
+    /// Counts a command, by its first two bytes.
+    pub(super) fn count(&mut self, opcode: u8, second: u8) {
+        const SERVICE_ACTION_IN_16: u8 = 0x9e;
+        let action = (opcode == SERVICE_ACTION_IN_16).then_some(second & 0x1f);
+        *self.commands.entry((opcode, action)).or_default() += 1;
     }
 
     /// All commands.
@@ -251,7 +265,7 @@ impl Device {
     /// CDB says.
     pub fn execute(&mut self, nexus: Nexus, number: u16, cdb: &[u8], data_out: &[u8]) -> Answer {
         let opcode = cdb.first().copied().unwrap_or(0);
-        *self.counters.commands.entry(opcode).or_default() += 1;
+        self.counters.count(opcode, cdb.get(1).copied().unwrap_or(0));
         self.counters.data_out += to_u64(data_out.len());
         let data_out_len = self.data_out_len(number, cdb);
         let result = self.run(nexus, number, Cdb::new(cdb), data_out);

@@ -49,7 +49,7 @@ impl Device {
         }
         let (offset, len) = lun.readable(entry.op, cdb)?;
         lun.reservations.check(nexus, entry.kind(cdb)).ok()?;
-        *self.counters.commands.entry(cdb.u8(0)).or_default() += 1;
+        self.counters.count(cdb.u8(0), 0);
         self.counters.data_in += len;
         Some(Blocks { store: &lun.store, unmapped: lun.unmapped_byte(), offset, len })
     }

@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::{Server, Unit, bounded, print};
+use super::{Unit, bounded, print, url};
 use crate::failure::Result;
 use crate::run;
+use crate::served::Served;
 
 const PROGRAM: &str = "iscsi-test-cu";
 /// The longest test takes five seconds on an idle machine.
@@ -105,7 +106,7 @@ pub(super) fn may_contain(only: &str) -> bool {
 }
 
 /// Runs all tests whose name contains `only`, on all servers at once; how many, and how many surprises.
-pub(super) fn check_all(servers: &[Server], only: &str) -> Result<(usize, usize)> {
+pub(super) fn check_all(servers: &[Served], only: &str) -> Result<(usize, usize)> {
     if !may_contain(only) {
         return Ok((0, 0));
     }
@@ -185,9 +186,9 @@ fn excuse(name: &str, said: &[String]) -> Option<&'static str> {
 }
 
 /// Runs one test. Both URLs are of one unit: the second is another way to it.
-fn run_test<'a>(server: &Server, name: &'a str) -> Result<Ended<'a>> {
+fn run_test<'a>(server: &Served, name: &'a str) -> Result<Ended<'a>> {
     let start = Instant::now();
-    let url = server.url(unit(name));
+    let url = url(server, unit(name));
     let mut command = run::command("timeout");
     command.args([SECONDS_MAX, PROGRAM, "-d", "-S", "-f", "-v", "-t", name, &url, &url]);
     let (line, printed, status) = bounded(&mut command)?;

@@ -72,10 +72,13 @@ fn residuals_say_what_did_not_fit() {
     // Nothing fits: the status comes alone.
     let (status, _, residual) = wire.status(0, &range(0x28, 0, 1), Direction::None, 0, &[]);
     assert_eq!((status, residual), (0, Residual::Overflow(512)));
-    // A write of less than the command says writes whole blocks.
+    // A write of less than the command says writes the blocks that came, but no part of a block.
     let data = pattern(700);
-    let (status, _, residual) = wire.status(0, &range(0x2a, 4, 2), WRITE, 700, &data);
-    assert_eq!((status, residual), (0, Residual::Overflow(324)));
+    let (status, sense, residual) = wire.status(0, &range(0x2a, 4, 2), WRITE, 700, &data);
+    assert_eq!((status, sense_of(&sense)), (2, (5, 0x0e, 3)));
+    assert_eq!(residual, Residual::Overflow(324));
+    let (status, _, residual) = wire.status(0, &range(0x2a, 4, 2), WRITE, 512, &data[..512]);
+    assert_eq!((status, residual), (0, Residual::Overflow(512)));
     assert_eq!(wire.read(0, &range(0x28, 4, 1), 512).0, data[..512]);
     // And of more: what is too much is not asked for.
     let (status, _, residual) = wire.status(0, &range(0x2a, 4, 1), WRITE, 700, &data);

@@ -47,6 +47,7 @@ use knowledge::Knowledge;
 use open::Facts;
 use zeroes::Refused;
 
+pub use more::Compared;
 pub use open::UnitOptions;
 
 /// The name of the driver.

@@ -7,23 +7,30 @@
 //! The device decodes commands by itself and shares no code with `block_iscsi::scsi`, so that the two check
 //! each other. Memory is proportional to what was written. Everything is deterministic.
 //!
-//! What is not here: MODE SELECT, FORMAT UNIT, copies, READ FULL STATUS, REGISTER AND MOVE.
+//! What is not here: FORMAT UNIT, copies between devices and by tokens, REGISTER AND MOVE, power
+//! conditions.
 
 mod check;
 mod command;
+mod copy;
 mod describe;
 mod device;
 mod lun;
 mod medium;
+mod mode;
 pub mod pair;
 mod read;
+mod removable;
 mod reserve;
+mod sanitize;
 pub mod script;
 pub mod serve;
 mod store;
+mod table;
 pub mod target;
+mod verify;
 
 pub use check::SenseFormat;
 pub use device::{Answer, Counters, Device, Nexus, Residual};
-pub use lun::{Access, ConfigError, LunConfig, Medium, Provisioning, Unmapped};
+pub use lun::{Access, ConfigError, LunConfig, Medium, NoBlocks, Provisioning, Unmapped};
 pub use read::Blocks;

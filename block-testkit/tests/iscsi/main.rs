@@ -9,11 +9,17 @@
 
 mod agree;
 mod commands;
+mod copy;
 mod kit;
+mod lengths;
+mod mode;
 mod logins;
 mod model;
 mod nexus;
+mod removable;
 mod reservations;
+mod sanitize;
+mod verify;
 mod serving;
 mod sessions;
 mod transfers;

@@ -32,7 +32,7 @@ use crate::login::{Authentication, SessionTarget};
 use crate::scsi::luns::Lun;
 use crate::session::{Patience, SessionConfig};
 use crate::transport::Portal;
-use crate::url::{IscsiUrl, parse_portal};
+use crate::url::{Credentials, IscsiUrl, PortalUrl};
 
 /// Who we are if nobody says otherwise.
 pub const INITIATOR_NAME: &str = "iqn.2026-01.org.block-layer:initiator";
@@ -76,30 +76,22 @@ impl IscsiConfig {
         }
         let portal = Portal { host: url.host().clone(), port: url.port() };
         let target = SessionTarget::Normal(url.target().to_owned());
-        let session = session(&mut options, env, portal, target, url_credentials(&url), isid)?;
+        let session = session(&mut options, env, portal, target, pair(url.credentials()), isid)?;
         options.finish()?;
         Ok(Self { session, lun, name: url.to_string() })
     }
 
-    /// For a discovery session at `portal` (`[user[%password]@]host[:port]`): the options but those of
-    /// a target.
+    /// For a discovery session at a portal: the options but those that say where a unit is.
     pub fn discovery(
-        portal: &str,
+        url: &PortalUrl,
         mut options: Options,
         env: &dyn Fn(&str) -> Option<String>,
         isid: [u8; 6],
     ) -> Result<SessionConfig, OpenError> {
-        let (user, place) = match portal.rsplit_once('@') {
-            Some((user, place)) => (Some(user), place),
-            None => (None, portal),
-        };
-        let (host, port) = parse_portal(place).map_err(|error| text("portal", error))?;
-        let credentials = user.map(|user| match user.split_once('%') {
-            Some((user, password)) => (user.to_owned(), Some(password.to_owned())),
-            None => (user.to_owned(), None),
-        });
+        let portal = Portal { host: url.host().clone(), port: url.port() };
+        let credentials = pair(url.credentials());
         let target = SessionTarget::Discovery;
-        let session = session(&mut options, env, Portal { host, port }, target, credentials, isid)?;
+        let session = session(&mut options, env, portal, target, credentials, isid)?;
         options.finish()?;
         Ok(session)
     }
@@ -173,8 +165,9 @@ fn url_of(options: &mut Options) -> Result<IscsiUrl, OpenError> {
     IscsiUrl::parse(&url).map_err(|error| text("URL", error))
 }
 
-fn url_credentials(url: &IscsiUrl) -> Option<(String, Option<String>)> {
-    let credentials = url.credentials()?;
+/// User and password of a URL.
+fn pair(credentials: Option<&Credentials>) -> Option<(String, Option<String>)> {
+    let credentials = credentials?;
     Some((credentials.user().to_owned(), credentials.password().map(str::to_owned)))
 }
 

@@ -7,6 +7,8 @@
 //! * [`keys`]: text keys, and what two sides make of what they offer.
 //! * [`chap`]: CHAP, one-way and mutual.
 //! * [`login`]: the initiator's login, bytes in and bytes out.
+//! * [`transport`]: byte streams to portals, over TCP or of any runtime.
+//! * [`initiator`]: a session that runs over a transport, and discovery.
 //! * [`scsi`]: the commands of disks as bytes, and what answers say, checked.
 //! * [`url`]: `iscsi://[user[%password]@]host[:port]/target/lun`, parsed and printed.
 //! * [`allocmap`]: which pages of a LUN are known to be zero, so that reading them costs nothing.
@@ -42,6 +44,7 @@ pub mod keys;
 pub mod login;
 pub mod nexus;
 pub mod pdu;
+pub mod redact;
 pub mod scsi;
 pub mod serial;
 pub mod session;

@@ -14,7 +14,7 @@ use block_iscsi::keys::DigestKind;
 use block_testkit::iscsi::serve::{Mischief, Server};
 use block_testkit::iscsi::target::{Account, Admission, Moved, Target, TargetConfig};
 use block_testkit::iscsi::{
-    Access, Device, LunConfig, Medium, Provisioning, SenseFormat, Unmapped,
+    Access, Device, LunConfig, Medium, NoBlocks, Provisioning, SenseFormat, Unmapped,
 };
 use clap::Parser;
 
@@ -26,7 +26,8 @@ struct Arguments {
     listen: String,
     /// A unit, numbered from 0: `thin:SIZE` or `thick:SIZE`, then any of `,wp`, `,removable`,
     /// `,bs=512|4096`, `,lbprz=on|off`, `,granularity=BLOCKS`, `,alignment=BLOCKS`, `,serial=TEXT`,
-    /// `,max-transfer=BLOCKS`, `,max-write-same=BLOCKS`, `,max-unmap=BLOCKS`, `,max-descriptors=COUNT`.
+    /// `,max-transfer=BLOCKS`, `,max-write-same=BLOCKS`, `,max-unmap=BLOCKS`, `,max-descriptors=COUNT`,
+    /// `,sanitize-steps=COUNT`, `,physical=EXPONENT` (of blocks), `,write-same-zero` (to the end).
     #[arg(long, required = true, value_parser = parse_lun)]
     lun: Vec<LunConfig>,
     /// The target's name.
@@ -77,6 +78,9 @@ struct Arguments {
     /// Sends initiators to this `host:port`.
     #[arg(long)]
     redirect: Option<String>,
+    /// Prints how often each operation code was seen when it ends.
+    #[arg(long)]
+    count: bool,
     /// Cuts each connection after so many PDUs.
     #[arg(long)]
     drop_after: Option<u64>,
@@ -103,7 +107,7 @@ fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     for (number, lun) in (0..).zip(&arguments.lun) {
         device.add(number, lun.clone())?;
     }
-    let units = arguments.lun.len();
+    let (units, count) = (arguments.lun.len(), arguments.count);
     let (listen, mischief) = (arguments.listen.clone(), arguments.mischief());
     let config = arguments.config();
     let name = config.names.join(" ");
@@ -111,7 +115,13 @@ fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     println!("listening on {}: {name}, {units} units", server.addr());
     std::io::stdout().flush()?;
     let _ended = stopped.recv();
-    drop(server.stop());
+    let target = server.stop();
+    if count {
+        for (opcode, action, count) in target.device().counters().iter() {
+            let action = action.map(|action| format!("/{action:#04x}")).unwrap_or_default();
+            println!("{opcode:#04x}{action} {count}");
+        }
+    }
     Ok(())
 }
 
@@ -188,6 +198,12 @@ fn apply(lun: &mut LunConfig, key: &str, value: &str) -> Result<(), String> {
         "max-write-same" => lun.max_write_same = number()?,
         "max-unmap" => lun.max_unmap_blocks = number()?,
         "max-descriptors" => lun.max_unmap_descriptors = number()?,
+        "write-same-zero" => lun.no_blocks = NoBlocks::ToTheEnd,
+        "physical" => {
+            lun.physical_exponent =
+                value.parse().map_err(|_| format!("{key} cannot be {value:?}"))?;
+        }
+        "sanitize-steps" => lun.sanitize_steps = number()?,
         "bs" => {
             let bytes = u64::from(lun.max_transfer) * u64::from(lun.block_size);
             lun.block_size = number()?;

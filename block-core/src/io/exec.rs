@@ -85,7 +85,9 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
         {
             return output;
         }
-        if executor.run_ready() || main.woken.load(Ordering::Acquire) {
+        executor.run_ready();
+        thread.notice();
+        if executor.has_ready() || main.woken.load(Ordering::Acquire) {
             thread.tick();
         } else {
             thread.sleep();
@@ -140,17 +142,20 @@ impl Executor {
         self.parker.unpark();
     }
 
-    /// Polls the tasks that are ready now, each once; whether there was any.
-    fn run_ready(&self) -> bool {
+    /// Polls the tasks that are ready now, each once.
+    fn run_ready(&self) {
         let ready = self.queue.lock().ready.len().min(BATCH);
-        for done in 0..ready {
+        for _ in 0..ready {
             let task = self.queue.lock().ready.pop_front();
             match task {
                 Some(task) => task.run(),
-                None => return done > 0,
+                None => return,
             }
         }
-        ready > 0
+    }
+
+    fn has_ready(&self) -> bool {
+        !self.queue.lock().ready.is_empty()
     }
 
     /// Sends what is ready, now and later, to the background thread.
@@ -279,7 +284,9 @@ fn run_forever(executor: &Arc<Executor>) {
     let thread = Entered::at(Arc::clone(&executor.parker));
     let _entered = enter(executor.clone());
     loop {
-        if executor.run_ready() {
+        executor.run_ready();
+        thread.notice();
+        if executor.has_ready() {
             thread.tick();
         } else {
             thread.sleep();

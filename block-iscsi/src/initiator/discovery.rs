@@ -67,16 +67,21 @@ pub enum DiscoveryError {
 }
 
 /// Asks a portal which targets there are for this initiator. What `config` says of a target is not
-/// used.
+/// used. Whoever polls this moves the bytes, too.
 pub async fn discover(
     mut config: SessionConfig,
     connector: Arc<dyn Connector>,
 ) -> Result<Vec<DiscoveredTarget>, DiscoveryError> {
     config.target = SessionTarget::Discovery;
-    let initiator = Initiator::connect(config, connector).await?;
-    let answer = initiator.text(&[Pair::new("SendTargets", "All")]).await;
-    initiator.close().await;
-    parse_targets(answer?)
+    let (initiator, pump) = Initiator::new(config, connector)?;
+    let ask = async {
+        initiator.opened().await?;
+        let answer = initiator.text(&[Pair::new("SendTargets", "All")]).await;
+        initiator.close().await;
+        parse_targets(answer?)
+    };
+    let (targets, ()) = futures::join!(ask, pump);
+    targets
 }
 
 /// Targets from the pairs of an answer: a name, and the addresses that belong to it.

@@ -26,7 +26,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use block_core::io::exec;
 
-pub use discovery::{DiscoveredTarget, DiscoveryError, TARGETS_MAX, discover};
+pub use discovery::{DiscoveredTarget, DiscoveryError, TARGETS_MAX, TargetAddress, discover};
 pub use pump::Pump;
 
 use crate::chap::{CHALLENGE_LEN, Nonce};

@@ -167,6 +167,10 @@ impl Session {
             match job.target_tag {
                 // What nobody asked for goes in the order of the commands.
                 None => up.jobs.push_front(job),
+                // R2Ts of one task are fulfilled in the order in which they came (section 11.8).
+                Some(_) if up.jobs.iter().any(|other| other.id == job.id) => {
+                    up.jobs.push_front(job);
+                }
                 // Other tasks have their turn, too.
                 Some(_) => up.jobs.push_back(job),
             }

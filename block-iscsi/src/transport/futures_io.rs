@@ -68,13 +68,13 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for FuturesStream<S> {
         self.flush(cx)?;
         let stream = Pin::new(&mut self.stream);
         if slot.direct.is_empty() {
-            return stream.poll_read(cx, slot.staging);
+            let n = ready!(stream.poll_read(cx, slot.staging))?;
+            return Poll::Ready(believed(n, slot.staging.len()));
         }
         let room = slot.direct.len().saturating_add(slot.staging.len()).min(BUFFER_LEN);
         let (room, _) = self.received.split_at_mut(room);
         let n = ready!(stream.poll_read(cx, room))?;
-        // A stream that says more than it was asked for is wrong, and not to be believed.
-        let bytes = room.get(..n).ok_or(io::ErrorKind::InvalidData)?;
+        let (bytes, _) = room.split_at(believed(n, room.len())?);
         let (direct, staging) = bytes.split_at(n.min(slot.direct.len()));
         slot.direct.copy_from(0, direct);
         for (to, from) in slot.staging.iter_mut().zip(staging) {
@@ -97,8 +97,13 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for FuturesStream<S> {
         // A stream may keep what it took until it is told to move.
         self.unflushed = true;
         self.flush(cx)?;
-        Poll::Ready(Ok(n.min(len)))
+        Poll::Ready(believed(n, len))
     }
+}
+
+/// What a stream says that it has moved, if that can be.
+fn believed(n: usize, most: usize) -> io::Result<usize> {
+    if n > most { Err(io::ErrorKind::InvalidData.into()) } else { Ok(n) }
 }
 
 /// Copies as much of `parts` as there is room for; how many bytes that was.

@@ -229,7 +229,7 @@ impl Unit {
         moved_all(&cdb, expected, reply, expected)
     }
 
-    /// COMPARE AND WRITE (SBC-3 5.3): `data` is what must be there, then what shall be there, each of
+    /// COMPARE AND WRITE (SBC-3 5.2): `data` is what must be there, then what shall be there, each of
     /// `blocks` blocks. A miscompare is an error with the sense key of that name.
     pub async fn compare_and_write(
         &self,

@@ -4,6 +4,7 @@ use block_core::range::to_usize;
 
 use super::command::{self, Cdb};
 use super::device::{Device, Nexus};
+use super::sanitize::Sanitizing;
 use super::store::Store;
 
 /// What a READ found; see [`Device::read`].
@@ -42,12 +43,13 @@ impl Device {
         let cdb = Cdb::new(cdb);
         let entry = command::decode(cdb).ok()?;
         let lun = self.luns.get_mut(&number)?;
-        if lun.has_attention(nexus) || !lun.medium_present {
+        let idle = lun.sanitizing == Sanitizing::Idle;
+        if lun.has_attention(nexus) || !lun.medium_present || !idle {
             return None;
         }
         let (offset, len) = lun.readable(entry.op, cdb)?;
-        lun.reservations.check(nexus, entry.kind).ok()?;
-        *self.counters.commands.entry(cdb.u8(0)).or_default() += 1;
+        lun.reservations.check(nexus, entry.kind(cdb)).ok()?;
+        self.counters.count(cdb.u8(0), 0);
         self.counters.data_in += len;
         Some(Blocks { store: &lun.store, unmapped: lun.unmapped_byte(), offset, len })
     }

@@ -126,11 +126,10 @@ impl Reservations {
         self.simple = None;
     }
 
-    /// PERSISTENT RESERVE IN (SPC-4). With RESERVE (6) it is a conflict, whoever asks (SPC-2 5.5.1).
+    /// PERSISTENT RESERVE IN (SPC-4) without READ FULL STATUS. With RESERVE (6) it is a conflict,
+    /// whoever asks (SPC-2 5.5.1).
     pub(super) fn answer(&self, action: u8) -> Result<Vec<u8>, Refusal> {
-        if self.simple.is_some() {
-            return Err(Refusal::ReservationConflict);
-        }
+        self.check_simple()?;
         if action == 2 {
             // TMV, no commands allowed that the standard leaves open; all types.
             return Ok(vec![0, 8, 0, 0x80, 0xea, 0x01, 0, 0]);
@@ -146,9 +145,32 @@ impl Reservations {
             }
             (_, None) => {}
         }
-        let len = u32::try_from(list.len()).unwrap_or(u32::MAX);
-        let head = [self.generation.to_be_bytes(), len.to_be_bytes()].concat();
-        Ok([head, list].concat())
+        Ok(self.with_head(list))
+    }
+
+    fn check_simple(&self) -> Result<(), Refusal> {
+        if self.simple.is_some() { Err(Refusal::ReservationConflict) } else { Ok(()) }
+    }
+
+    /// READ FULL STATUS (SPC-4), with the names of initiator ports.
+    pub(super) fn full_status(&self, name: impl Fn(Nexus) -> String) -> Result<Vec<u8>, Refusal> {
+        self.check_simple()?;
+        let mut list = Vec::new();
+        for (nexus, key) in &self.keys {
+            let kind = self.held.filter(|_| self.holds(*nexus)).map_or(0, |held| held.kind.0);
+            let port = transport_id(&name(*nexus));
+            list.extend(key.to_be_bytes());
+            // R_HOLDER, SCOPE and TYPE, the relative target port.
+            list.extend([0, 0, 0, 0, u8::from(kind != 0), kind, 0, 0, 0, 0, 0, 1]);
+            list.extend(u32::try_from(port.len()).unwrap_or(u32::MAX).to_be_bytes());
+            list.extend(port);
+        }
+        Ok(self.with_head(list))
+    }
+
+    fn with_head(&self, list: Vec<u8>) -> Vec<u8> {
+        let len = u32::try_from(list.len()).unwrap_or(u32::MAX).to_be_bytes();
+        [self.generation.to_be_bytes().as_slice(), &len, &list].concat()
     }
 
     /// PERSISTENT RESERVE OUT (SPC-4); tells who must be told what. With RESERVE (6) it is a conflict,
@@ -289,4 +311,12 @@ impl Reservations {
         }
         Ok(news)
     }
+}
+
+/// The TransportID of an iSCSI initiator port (SPC-4), filled up to four bytes.
+fn transport_id(name: &str) -> Vec<u8> {
+    let mut id = name.as_bytes().to_vec();
+    id.resize((id.len() + 1).next_multiple_of(4).max(20), 0);
+    let [high, low] = u16::try_from(id.len()).unwrap_or(u16::MAX).to_be_bytes();
+    [&[0x45, 0, high, low], id.as_slice()].concat()
 }

@@ -1,5 +1,6 @@
 //! Reservations of both kinds: who may do what, who is told what.
 
+use block_core::range::to_usize;
 use block_testkit::iscsi::{Device, LunConfig, Nexus};
 
 use crate::kit::*;
@@ -275,4 +276,25 @@ fn registrations_survive_the_session() {
     device.connect(A);
     assert_eq!(told(&mut device, A), Some((6, 0x29, 0)));
     assert_eq!(can(&mut device, A), [true; 3]);
+}
+
+#[test]
+fn full_status_names_the_ports_and_who_holds() {
+    let mut device = disk();
+    device.name(A, "iqn.2001-04.com.example:a,i,0x400000000001");
+    register(&mut device, A, 1);
+    register(&mut device, B, 2);
+    assert_eq!(out(&mut device, A, RESERVE, 3, 1, 0), 0);
+    let status = good(run(&mut device, &cdb(10, 0x5e, [(1, &[3]), (7, &[1, 0])]), &[]));
+    assert_eq!((be32(&status, 0), to_usize(be32(&status, 4).into())), (2, status.len() - 8));
+    let (first, second) = status[8..].split_at(24 + 4 + 44);
+    assert_eq!((be64(first, 0), &first[12..14]), (1, &[1, 3][..]));
+    assert_eq!((be32(first, 20), &first[24..28]), (48, &[0x45, 0, 0, 44][..]));
+    assert_eq!(
+        first[28..].strip_suffix(&[0, 0]),
+        Some(&b"iqn.2001-04.com.example:a,i,0x400000000001"[..])
+    );
+    // Who has no name has one made up, and holds nothing.
+    assert_eq!((be64(second, 0), &second[12..14]), (2, &[0, 0][..]));
+    assert_eq!((second.len() % 4, &second[28..32]), (0, &b"iqn."[..]));
 }

@@ -134,12 +134,14 @@ impl Keys {
             }
             // Only the target may send these.
             "TargetAlias" | "TargetAddress" | "TargetPortalGroupTag" => Some(REJECT.to_owned()),
+            // Keys of RFC 3720 that must not be called unknown (section 13.25).
+            "IFMarker" | "OFMarker" | "IFMarkInt" | "OFMarkInt" => Some(REJECT.to_owned()),
             _ => Some(NOT_UNDERSTOOD.to_owned()),
         }
     }
 }
 
-/// Section 13: "Irrelevant when SessionType=Discovery".
+/// What a discovery session has no use for (section 13, and section 7.1.1 of RFC 7144).
 fn of_normal_sessions(key: &str) -> bool {
     matches!(
         key,
@@ -152,6 +154,7 @@ fn of_normal_sessions(key: &str) -> bool {
             | "DataPDUInOrder"
             | "DataSequenceInOrder"
             | "TaskReporting"
+            | "iSCSIProtocolLevel"
     )
 }
 
@@ -217,4 +220,24 @@ fn number16(
 fn number(value: &str, (min, max): (u32, u32)) -> Option<u32> {
     let number = u32::try_from(parse_number(value)?).ok()?;
     (min..=max).contains(&number).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_are_of_no_use_are_not_called_unknown() {
+        let answer = |key: &str, value: &str, kind| {
+            let pair = Pair::new(key, value);
+            Keys::default().answer(&pair, kind, &Limits::default()).map(|pair| pair.value)
+        };
+        for key in ["IFMarker", "OFMarker", "IFMarkInt", "OFMarkInt"] {
+            assert_eq!(answer(key, "No", Kind::Normal).as_deref(), Some(REJECT));
+        }
+        assert_eq!(answer("X-org.example", "1", Kind::Normal).as_deref(), Some(NOT_UNDERSTOOD));
+        let level = |kind| answer("iSCSIProtocolLevel", "2", kind);
+        assert_eq!(level(Kind::Normal).as_deref(), Some("1"));
+        assert_eq!(level(Kind::Discovery).as_deref(), Some(IRRELEVANT));
+    }
 }

@@ -266,7 +266,7 @@ impl Login {
     ) -> Result<()> {
         let chap = |pair: &&Pair| pair.key.starts_with("CHAP_");
         for pair in pairs.iter().filter(|pair| !chap(pair) && pair.key != "AuthMethod") {
-            // Nothing else has a place in this stage (section 13), but what nobody knows.
+            // Nothing else has a place in this stage (section 12), but what nobody knows.
             let known = ["HeaderDigest", "DataDigest", "MaxBurstLength", "InitialR2T"];
             if known.contains(&pair.key.as_str()) {
                 return Err(LoginStatus::InitiatorError);
@@ -334,7 +334,7 @@ impl Login {
         let kind = self.identity.as_ref().map_or(Kind::Normal, |identity| identity.kind);
         for pair in pairs {
             if pair.key == "AuthMethod" {
-                // That stage is over, or was left out (section 13.2 of RFC 7143's keys).
+                // That stage is over, or was left out (section 12.1).
                 answers.push(Pair::new(&pair.key, REJECT));
             } else {
                 answers.extend(self.keys.answer(pair, kind, &config.limits));

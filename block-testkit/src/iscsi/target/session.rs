@@ -187,25 +187,23 @@ impl Session {
         Fate::Stays
     }
 
-    /// Forgets a request that waits for its turn; its number is taken up. Says whether there was one.
-    pub(super) fn forget_early(&mut self, cmd_sn: Serial) -> bool {
-        let kept = self.early.get_mut(&cmd_sn.value());
-        let found = kept.is_some();
-        if let Some(kept) = kept {
-            *kept = None;
-        }
-        found
+    /// Takes up a number of the window, and forgets the request that waits under it, if one does.
+    pub(super) fn forget(&mut self, cmd_sn: Serial) {
+        self.early.insert(cmd_sn.value(), None);
     }
 
     /// Whether an ordered request may be carried out now. If not, it is kept for its turn, or it is
     /// none of the window's and is ignored (section 4.2.2.1).
     fn turn(&mut self, cmd_sn: Serial, frame: Frame<'_>) -> bool {
+        let after_last = self.serials().max_cmd_sn.next();
+        if !cmd_sn.is_before(after_last) {
+            return false;
+        }
         if cmd_sn == self.exp_cmd_sn {
             self.exp_cmd_sn = cmd_sn.next();
             return true;
         }
-        let after_last = self.serials().max_cmd_sn.next();
-        if cmd_sn.is_after(self.exp_cmd_sn) && cmd_sn.is_before(after_last) {
+        if cmd_sn.is_after(self.exp_cmd_sn) {
             let kept = || Some((frame.header.to_vec(), frame.data.to_vec()));
             self.early.entry(cmd_sn.value()).or_insert_with(kept);
         }

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use block_core::filter::blkdebug::BlkdebugFactory;
 use block_core::filter::compress::CompressFactory;
 use block_core::format::raw::RawFactory;
 use block_core::node::DetectZeroes;
@@ -24,6 +25,7 @@ use crate::temporary;
 /// Every driver that the tools know.
 pub fn registry() -> Arc<Registry> {
     let registry = Registry::new()
+        .with(BlkdebugFactory)
         .with(CompressFactory)
         .with(FileFactory)
         .with(HostDeviceFactory)
@@ -215,17 +217,6 @@ impl ImageSpec {
         for (name, value) in self.options.iter() {
             options.set(name, value);
         }
-        if let Some(aio) = self.aio {
-            // It is the file's business, wherever in the options the file is.
-            let name = match options.peek("driver") {
-                Some("file" | "host_device") => "aio",
-                Some("compress") => "file.file.aio",
-                _ => "file.aio",
-            };
-            if options.peek(name).is_none() {
-                options.set(name, aio.name());
-            }
-        }
         let detect_zeroes = match self.detect_zeroes {
             DetectZeroes::Off => None,
             DetectZeroes::On => Some("on"),
@@ -250,6 +241,7 @@ pub async fn open(spec: &ImageSpec) -> Result<Node, SpecError> {
 pub async fn open_in(mut context: OpenContext, spec: &ImageSpec) -> Result<Node, SpecError> {
     context.flags = spec.open_flags();
     context.writable_backing_depth = spec.writable_backing_depth;
+    context.default_aio = spec.aio.map(AioMode::name);
     if spec.writes == Writes::TemporaryOverlay {
         return temporary::open(context, spec).await;
     }

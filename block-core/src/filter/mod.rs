@@ -1,3 +1,4 @@
 //! Filters: drivers that pass requests on to one node, changed.
 
+pub mod blkdebug;
 pub mod compress;

@@ -86,10 +86,9 @@ impl Padding {
                 let both = [a.clone(), b.clone()].into_iter().collect();
                 (Some((Edges::Both, self.aligned, both)), None)
             }
-            _ => (
-                self.head_block().map(with(Edges::Head)),
-                self.tail_block().map(with(Edges::Tail)),
-            ),
+            _ => {
+                (self.head_block().map(with(Edges::Head)), self.tail_block().map(with(Edges::Tail)))
+            }
         };
         first.into_iter().chain(second)
     }

@@ -15,6 +15,7 @@ impl Session {
         }
         let opened = open::open(spec).await;
         let node = opened.map_err(|error| open_failure(self.name, spec, &error))?;
+        self.listen_to_breakpoints(&node);
         self.image = Some(BlockBackend::new(node, write_cache(spec.cache)));
         Ok(())
     }

@@ -4,10 +4,11 @@
 //! Invariants: no line panics or allocates more than the request that it names; a request beyond the
 //! end of the disk is refused before memory is allocated for it.
 //!
-//! What is not here: breakpoints, zones, copy on read (`-C` of `open`). The machine state (`-b`) is
+//! What is not here: zones. The machine state (`-b`) is
 //! answered with "Operation not supported": no driver has it yet.
 
 mod args;
+mod breakpoint;
 mod image;
 mod inquiry;
 mod number;
@@ -159,10 +160,12 @@ impl Session {
 
     async fn dispatch(&mut self, command: &Command, words: &[&str]) -> Result<(), Failure> {
         match command.verb {
+            Verb::Abort => std::process::abort(),
             Verb::AioFlush => self.aio_flush().await,
             Verb::AioRead => self.aio_read(words).await,
             Verb::AioWrite => self.aio_write(words).await,
             Verb::Alloc => self.alloc(words).await,
+            Verb::Break => self.set_breakpoint(words),
             Verb::Close => self.close_image().await,
             Verb::Discard => self.discard(words).await,
             Verb::Flush => self.flush().await,
@@ -174,9 +177,13 @@ impl Session {
             Verb::Quit => Ok(()),
             Verb::Read => self.read(words).await,
             Verb::Readv => self.readv(words).await,
+            Verb::RemoveBreak => self.remove_breakpoint(words),
             Verb::Reopen => self.reopen(words).await,
+            Verb::Resume => self.resume(words),
+            Verb::Sigraise => self.sigraise(words),
             Verb::Sleep => self.sleep(words).await,
             Verb::Truncate => self.truncate(words).await,
+            Verb::WaitBreak => self.wait_for_breakpoint(words).await,
             Verb::Write => self.write(words).await,
             Verb::Writev => self.writev(words).await,
         }
@@ -231,6 +238,7 @@ impl Session {
     }
 
     async fn close_image(&mut self) -> Result<(), Failure> {
+        self.clear_breakpoints();
         self.pending.finish(&mut self.out).await;
         let Some(image) = self.image.take() else {
             return Ok(());

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 
 use super::events;
-use super::rules::{Action, Delivery, IoTypes, Inject, Lifetime, Rule};
+use super::rules::{Action, Delivery, Inject, IoTypes, Lifetime, Rule};
 use crate::error::{OpenError, Problem};
 use crate::options::Options;
 use crate::range::SECTOR_SIZE;
@@ -53,7 +53,8 @@ pub(super) fn parse(text: &str) -> Result<Vec<Rule>, OpenError> {
             continue;
         }
         let (name, value) = assignment(line).ok_or_else(|| wrong("expected name = \"value\""))?;
-        let (_, options) = sections.last_mut().ok_or_else(|| wrong("no section begins before it"))?;
+        let (_, options) =
+            sections.last_mut().ok_or_else(|| wrong("no section begins before it"))?;
         options.set(name, value);
     }
     sections.into_iter().map(|(section, options)| rule(section, options)).collect()

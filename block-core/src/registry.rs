@@ -186,6 +186,21 @@ impl OpenContext {
         context.open(sub).await
     }
 
+    /// Opens the child `name` from its part of `options`, as the user names an image: its format is probed
+    /// where no driver is named.
+    pub async fn open_image(
+        &self,
+        options: &mut Options,
+        name: &'static str,
+    ) -> Result<Node, OpenError> {
+        let sub = options.take_sub(name);
+        if sub.is_empty() {
+            let option = name.to_owned();
+            return Err(OpenError::Option { option, problem: Problem::Missing });
+        }
+        Self { opened: None, ..self.clone() }.open(sub).await
+    }
+
     /// Makes the storage of a new image and opens it for writing: `filename`, which its protocol makes
     /// empty, or `file.*`, which exists. `options` are what the format has left of its own: one that
     /// neither takes is refused before anything is made.

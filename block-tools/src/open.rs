@@ -8,12 +8,14 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use block_core::filter::blkdebug::BlkdebugFactory;
+use block_core::filter::blkverify::BlkverifyFactory;
 use block_core::filter::compress::CompressFactory;
+use block_core::filter::copy_on_read::{CopyOnReadDriver, CopyOnReadFactory};
 use block_core::format::raw::RawFactory;
 use block_core::node::DetectZeroes;
 use block_core::proto::file::{FileFactory, HostDeviceFactory};
 use block_core::proto::mem::MemFactory;
-use block_core::proto::null::NullFactory;
+use block_core::proto::null::{NullAioFactory, NullFactory};
 use block_core::registry::OpenContext;
 use block_core::{Node, OpenFlags, Options, Registry};
 use block_qcow2::Qcow2Factory;
@@ -26,10 +28,13 @@ use crate::temporary;
 pub fn registry() -> Arc<Registry> {
     let registry = Registry::new()
         .with(BlkdebugFactory)
+        .with(BlkverifyFactory)
         .with(CompressFactory)
+        .with(CopyOnReadFactory)
         .with(FileFactory)
         .with(HostDeviceFactory)
         .with(MemFactory)
+        .with(NullAioFactory)
         .with(NullFactory)
         .with(Qcow2Factory)
         .with(VmdkFactory)
@@ -155,6 +160,18 @@ pub struct ImageSpec {
     pub writable_backing_depth: Option<usize>,
     /// Where writes go.
     pub writes: Writes,
+    /// What becomes of data that is read from a backing file.
+    pub backing_reads: BackingReads,
+}
+
+/// What becomes of data that is read from a backing file.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub enum BackingReads {
+    /// Nothing.
+    #[default]
+    Pass,
+    /// It is written to the image (`-C`).
+    Copy,
 }
 
 /// Where the writes to an image go.
@@ -183,6 +200,7 @@ impl ImageSpec {
             force_share: false,
             writable_backing_depth: None,
             writes: Writes::Image,
+            backing_reads: BackingReads::Pass,
         }
     }
 
@@ -242,6 +260,12 @@ pub async fn open_in(mut context: OpenContext, spec: &ImageSpec) -> Result<Node,
     context.flags = spec.open_flags();
     context.writable_backing_depth = spec.writable_backing_depth;
     context.default_aio = spec.aio.map(AioMode::name);
+    if spec.backing_reads == BackingReads::Copy {
+        let below = ImageSpec { backing_reads: BackingReads::Pass, ..spec.clone() };
+        let node = Box::pin(open_in(context, &below)).await?;
+        let options = node.options().clone();
+        return Ok(Node::new(Arc::new(CopyOnReadDriver::new(node)), options));
+    }
     if spec.writes == Writes::TemporaryOverlay {
         return temporary::open(context, spec).await;
     }

@@ -53,6 +53,8 @@ pub enum Outcome {
     Done,
     /// It failed, and said why.
     Failed,
+    /// It met what makes all that follows pointless, and said so: the program ends.
+    Stopped,
     /// It asks to end the program.
     Quit,
 }
@@ -136,7 +138,7 @@ impl Session {
         let closed = self.close_image().await;
         self.out.flush();
         let outcome = self.outcome(closed, None);
-        if self.out.broken { Outcome::Failed } else { outcome }
+        if self.out.broken && outcome == Outcome::Done { Outcome::Failed } else { outcome }
     }
 
     /// Whether standard output is gone.
@@ -191,6 +193,11 @@ impl Session {
 
     /// Says what is left to say about a command.
     fn outcome(&mut self, result: Result<(), Failure>, usage: Option<String>) -> Outcome {
+        if let Some(line) = self.out.fatal.take() {
+            self.out.flush();
+            self.complain(&line);
+            return Outcome::Stopped;
+        }
         let failure = match result {
             Ok(()) => return Outcome::Done,
             Err(failure) => failure,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use block_core::range::{to_u64, to_usize};
-use block_core::{IoVec, Result};
+use block_core::{Error, IoVec, Result};
 
 use super::Failure;
 use super::number::Figures;
@@ -20,6 +20,8 @@ pub(super) struct Output {
     writer: Box<dyn Write>,
     /// Whether a write failed.
     pub(super) broken: bool,
+    /// Why nothing that follows makes sense.
+    pub(super) fatal: Option<String>,
     /// Printed before whatever comes next.
     notes: Notes,
 }
@@ -27,7 +29,7 @@ pub(super) struct Output {
 impl Output {
     /// Lines go to `writer`, which does its own buffering.
     pub(super) fn new(writer: Box<dyn Write>) -> Self {
-        Self { writer, broken: false, notes: Notes::default() }
+        Self { writer, broken: false, fatal: None, notes: Notes::default() }
     }
 
     /// Where drivers put lines.
@@ -118,6 +120,20 @@ impl Described {
         took: Duration,
         out: &mut Output,
     ) -> Result<(), Failure> {
+        if let Err(Error::Mismatch { range, offset: at }) = result {
+            let (offset, bytes) = (range.offset(), range.len());
+            out.fatal = Some(format!(
+                "blkverify: read offset={offset} bytes={bytes} contents mismatch at offset {at}"
+            ));
+            return Err(Failure::Told);
+        }
+        if let Err(Error::Diverged { range, .. }) = result {
+            let (what, offset, bytes) = (self.failed, range.offset(), range.len());
+            out.fatal = Some(format!(
+                "blkverify: {what} offset={offset} bytes={bytes} return value mismatch"
+            ));
+            return Err(Failure::Told);
+        }
         if let Err(error) = result {
             return Err(Failure::Line(format!("{} failed: {}", self.failed, error.errno_text())));
         }

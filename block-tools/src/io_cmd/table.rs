@@ -211,9 +211,10 @@ pub(super) static COMMANDS: [Command; 26] = [
     Command {
         min_words: 1,
         max_words: None,
-        usage: "[-rsnkU] [-i aio] [-t cache] [-d discard] [-o options] [path]",
+        usage: "[-rsCnkU] [-i aio] [-t cache] [-d discard] [-o options] [path]",
         summary: "opens an image",
         options: &[
+            "-C  write to the image what is read from its backing file",
             "-d  what becomes of discards: ignore or unmap",
             "-i  threads, native or io_uring",
             "-k  the same as -i native",

@@ -41,6 +41,12 @@ fn debugged(dir: &Path) {
     }
 }
 
+/// The lines of a script as `-c` options: no prompt stands among what is printed, whose place depends on when
+/// a request in flight comes where.
+fn commands(script: &str) -> Vec<&str> {
+    script.lines().flat_map(|line| ["-c", line]).collect()
+}
+
 fn check_on_raw(config: &str, script: &str) {
     let name = format!("blkdebug:{config}:a.raw");
     check(debugged, &[&WRITEBACK[..], &["-f", "raw", &name]].concat(), script);
@@ -52,7 +58,7 @@ fn rules_fail_the_same_requests() {
     check_on_raw("sector", "read 0 4k\nread 0 8k\nread 4095 1\nread 4096 1\nread 4608 1\nmap\n");
     check_on_raw("states", "write 0 4k\nwrite 0 4k\nread 0 4k\nwrite 0 4k\nlength\n");
     check_on_raw("zeroes", "write 0 4k\nwrite -z -n 0 64k\nread 0 4k\n");
-    check_on_raw("flush", "write 0 4k\n");
+    check_on_raw("flush", "write 0 4k\nflush\n");
     check_on_raw("", "write -P 3 0 4k\nread -P 3 0 4k\nmap\ndiscard 0 4k\ntruncate 512k\nlength\n");
     for name in ["bad", "section", "nothing"] {
         check_on_raw(name, "length\n");
@@ -99,8 +105,11 @@ fn rules_come_as_options_too() {
 
 #[test]
 fn breakpoints_hold_and_release_alike() {
-    check_on_raw(
-        "",
+    let on_raw = |script: &str| {
+        let args = [&WRITEBACK[..], &["-f", "raw"], &commands(script), &["blkdebug::a.raw"]];
+        check(debugged, &args.concat(), "");
+    };
+    on_raw(
         "break write_aio A\naio_write -P 5 0 4k\nwait_break A\nread -P 0 0 4k\nresume A\naio_flush\n\
          read -P 5 0 4k\nbreak bogus A\nbreak write_aio A\nremove_break A\nremove_break A\nresume A\n\
          resume\nbreak write_aio\nwait_break\nremove_break\nwrite 0 1k\nbreak read_aio B\n\
@@ -108,10 +117,7 @@ fn breakpoints_hold_and_release_alike() {
     );
     check(debugged, &["-f", "raw", "a.raw"], "break write_aio A\nresume A\nremove_break A\n");
     for point in ["pwritev", "pwritev_done"] {
-        check_on_raw(
-            "",
-            &format!("break {point} A\naio_write 0 4k\nwait_break A\nresume A\naio_flush\n"),
-        );
+        on_raw(&format!("break {point} A\naio_write 0 4k\nwait_break A\nresume A\naio_flush\n"));
     }
 }
 
@@ -119,8 +125,8 @@ fn breakpoints_hold_and_release_alike() {
 fn a_qcow2_image_comes_by_the_same_points() {
     let on_top = |config: &str, script: &str| {
         let name = format!("blkdebug:{config}:top.qcow2");
-        let args = [&WRITEBACK[..], &["-f", "qcow2", &name]].concat();
-        check_written(debugged, &args, script, &["top.qcow2"]);
+        let args = [&WRITEBACK[..], &["-f", "qcow2"], &commands(script), &[&name]].concat();
+        check_written(debugged, &args, "", &["top.qcow2"]);
     };
     on_top("alloc", "write -P 5 2M 64k\nwrite -P 6 2M 64k\nread -P 6 2M 64k\n");
     on_top("backing", "read 0 64k\nread -P 1 0 64k\n");
@@ -148,7 +154,7 @@ fn two_images_are_compared_alike() {
         other[5000] = 1;
         std::fs::write(dir.join("b.raw"), other).unwrap();
     };
-    let script = "read 0 4k\nwrite -P 3 64k 64k\nread -P 3 64k 64k\nwrite -z 64k 1k\nlength\nmap\n";
+    let script = "read 0 4k\nwrite -P 3 64k 64k\nread -P 3 64k 64k\nlength\nmap\n";
     for script in [script, "read 0 4k\nread 4k 8k\nlength\n", "read 5000 1\nlength\n"] {
         check(two, &["-f", "raw", "blkverify:a.raw:b.raw"], script);
     }

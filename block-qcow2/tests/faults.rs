@@ -268,7 +268,7 @@ fn each_in_turn(name: &str, op: Op, event: &'static str, kinds: &[Kind]) -> u64 
 #[test]
 fn an_l1_table_that_moved_is_given_back_once() {
     let longer = Op::Truncate { len: 0x28_0000 };
-    let injected = each_in_turn("512 full", longer, "l1_grow.alloc_table", &CHANGES);
+    let injected = each_in_turn("512 full", longer, "l1_grow_alloc_table", &CHANGES);
     assert!(injected > 10, "{injected} faults");
 }
 

@@ -41,13 +41,13 @@ const UNITS: [(Unit, &str); 6] = [
 ];
 
 /// A target that serves until it is dropped.
-struct Server {
+pub(super) struct Server {
     child: Child,
     portal: String,
 }
 
 impl Server {
-    fn start(program: &Path) -> Result<Self> {
+    pub(super) fn start(program: &Path) -> Result<Self> {
         let mut command = run::command(program);
         command.args(["--listen", "127.0.0.1:0", "--target", TARGET]);
         for (_, unit) in UNITS {
@@ -68,6 +68,16 @@ impl Server {
             return Err(Failure::Output { command: run::line(&command), problem });
         }
         Ok(server)
+    }
+
+    /// `host:port`.
+    pub(super) fn portal(&self) -> &str {
+        &self.portal
+    }
+
+    /// The URL of a unit that is thin, without any speciality.
+    pub(super) fn plain(&self) -> String {
+        self.url(Unit::Plain)
     }
 
     fn url(&self, unit: Unit) -> String {
@@ -169,10 +179,7 @@ pub(super) fn check_all(program: Option<&Path>, only: &str) -> Result<(usize, us
         return Ok((0, 0));
     }
     setup::peers(&[setup::LIBISCSI])?;
-    let program = match program {
-        Some(program) => std::path::absolute(program).map_err(Failure::io("find the target"))?,
-        None => target()?,
-    };
+    let program = self::program(program)?;
     println!("{:<44} {:>6} {:>7} {:>6}  result", "libiscsi", "passed", "skipped", "s");
     let servers = [Server::start(&program)?, Server::start(&program)?];
     let (mut count, mut faults) = (tools.len(), 0);
@@ -193,7 +200,7 @@ pub(super) fn check_all(program: Option<&Path>, only: &str) -> Result<(usize, us
 }
 
 /// Prints a line, and what is wrong.
-fn print(name: &str, [passed, skipped]: [usize; 2], seconds: f64, wrong: &[String]) {
+pub(super) fn print(name: &str, [passed, skipped]: [usize; 2], seconds: f64, wrong: &[String]) {
     let result = if wrong.is_empty() { "as expected" } else { "DIFFERENT" };
     println!("{name:<44} {passed:>6} {skipped:>7} {seconds:>6.2}  {result}");
     for text in wrong.iter().flat_map(|text| text.lines()) {
@@ -201,7 +208,10 @@ fn print(name: &str, [passed, skipped]: [usize; 2], seconds: f64, wrong: &[Strin
     }
 }
 
-/// Builds the test kit's target.
-fn target() -> Result<PathBuf> {
-    run::release_example("block-testkit", "iscsi-target")
+/// The target that was given, or the test kit's, which is built.
+pub(super) fn program(given: Option<&Path>) -> Result<PathBuf> {
+    match given {
+        Some(program) => std::path::absolute(program).map_err(Failure::io("find the target")),
+        None => run::release_example("block-testkit", "iscsi-target"),
+    }
 }

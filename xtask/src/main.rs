@@ -14,6 +14,7 @@ mod guest;
 mod peer;
 mod run;
 mod scratch;
+mod served;
 mod setup;
 mod soak;
 mod target;

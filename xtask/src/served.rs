@@ -33,10 +33,8 @@ impl Served {
     fn spawn(mut command: Command) -> Result<Self> {
         let line = run::line(&command);
         let wrong = |problem: String| Failure::Output { command: line.clone(), problem };
-        let mut child = command
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(Failure::io(format!("start {line}")))?;
+        let mut child =
+            command.stdout(Stdio::piped()).spawn().map_err(Failure::io(format!("start {line}")))?;
         let stdout = child.stdout.take().ok_or_else(|| wrong("no output".to_owned()))?;
         let mut served = Self { child, stdout: BufReader::new(stdout), portal: String::new() };
         let mut first = String::new();
@@ -45,11 +43,6 @@ impl Served {
         let portal = first.strip_prefix("listening on ").and_then(|rest| rest.split(": ").next());
         served.portal = portal.ok_or_else(|| wrong(format!("{first:?}: no address")))?.to_owned();
         Ok(served)
-    }
-
-    /// Where it listens.
-    pub(crate) fn portal(&self) -> &str {
-        &self.portal
     }
 
     /// A unit, by its place in what it was started with.

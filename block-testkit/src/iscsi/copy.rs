@@ -1,4 +1,4 @@
-//! EXTENDED COPY (LID1) and RECEIVE COPY RESULTS (SPC-4 6.4): from blocks
+//! EXTENDED COPY (LID1) and RECEIVE COPY RESULTS (SPC-4): from blocks
 //! to blocks, between the units of one device, which identification descriptors name.
 //!
 //! Invariant: all segments are checked before the first is copied, so that a copy that ends with
@@ -68,7 +68,7 @@ struct List<'a> {
 }
 
 impl<'a> List<'a> {
-    /// SPC-4 6.4.3.
+    /// The parameter list header (SPC-4).
     fn parse(list: &'a [u8]) -> Result<Self, Check> {
         let (head, rest) = list.split_at_checked(HEADER_LEN).ok_or(Check::LIST_LENGTH)?;
         let head = Cdb::new(head);
@@ -181,7 +181,7 @@ impl Device {
         cut_off.iter().map(|one| self.segment(nexus, targets, one)).collect()
     }
 
-    /// SPC-4 6.4.6.
+    /// A block to block segment descriptor (SPC-4).
     fn segment(
         &self,
         nexus: Nexus,

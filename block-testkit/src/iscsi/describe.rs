@@ -180,7 +180,7 @@ impl Lun {
     }
 }
 
-/// READ DEFECT DATA (SBC-3 5.17, 5.18): the lists that were asked for are there, and empty.
+/// READ DEFECT DATA (10) and (12) (SBC-3): the lists that were asked for are there, and empty.
 pub(super) fn defects(op: Op, cdb: Cdb) -> Vec<u8> {
     match op {
         Op::ReadDefects10 => cut(vec![0, cdb.u8(2), 0, 0], cdb.u16(7)),

@@ -97,7 +97,7 @@ impl Lun {
         Ok(())
     }
 
-    /// Sets, of the whole blocks that came, the bits that are set (SBC-3 5.11).
+    /// Sets, of the whole blocks that came, the bits that are set: ORWRITE (16) (SBC-3).
     fn or_write(&mut self, blocks: Blocks, data: &[u8]) -> Result<(), Check> {
         blocks.at_most(self.config.max_transfer)?;
         self.check_range(blocks.lba, blocks.count)?;

@@ -1,7 +1,8 @@
 //! A target in memory. Its SCSI side is a [`Device`] with several logical units, which answers
 //! commands as SPC-4 and SBC-3 say: a command's bytes in, an answer's bytes out. Its iSCSI side is a
 //! [`target::Target`], which owns a device: bytes of connections in and out, no I/O. [`serve`] puts one
-//! on the network.
+//! on the network, [`script`] makes one misbehave, and [`pair`]
+//! puts one at the other end of a virtual network.
 //!
 //! The device decodes commands by itself and shares no code with `block_iscsi::scsi`, so that the two check
 //! each other. Memory is proportional to what was written. Everything is deterministic.
@@ -17,10 +18,12 @@ mod device;
 mod lun;
 mod medium;
 mod mode;
+pub mod pair;
 mod read;
 mod removable;
 mod reserve;
 mod sanitize;
+pub mod script;
 pub mod serve;
 mod store;
 mod table;

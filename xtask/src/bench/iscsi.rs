@@ -64,7 +64,8 @@ impl Who {
 
 /// Whether qemu-img knows iSCSI here: without its module it does not know the protocol.
 fn has_qemu() -> bool {
-    let tried = run::output(run::command("qemu-img").args(["info", "iscsi://127.0.0.1:1/iqn.x:y/0"]));
+    let tried =
+        run::output(run::command("qemu-img").args(["info", "iscsi://127.0.0.1:1/iqn.x:y/0"]));
     tried.is_ok_and(|output| !String::from_utf8_lossy(&output.stderr).contains("Unknown protocol"))
 }
 
@@ -163,9 +164,10 @@ fn count_of(counts: &Counts, kind: &[&str]) -> u64 {
 
 /// The table of commands.
 fn count(programs: &Programs, target: &Path, only: &str) -> Result<String> {
-    let mut text = "\n## iSCSI: commands on the wire\n\nA thin unit of 1 GiB with granules of 64 KiB, as the \
+    let mut text =
+        "\n## iSCSI: commands on the wire\n\nA thin unit of 1 GiB with granules of 64 KiB, as the \
         target counts them. Writes are those that allocated before.\n\n| work | who | "
-        .to_owned();
+            .to_owned();
     text += &KINDS.map(|(name, _)| name).join(" | ");
     text += " |\n|---|---|---|---|---|---|---|\n";
     let mut contenders = vec![Who::BlockImg];
@@ -232,13 +234,7 @@ impl Load {
         command
     }
 
-    fn sample(
-        &self,
-        programs: &Programs,
-        who: Who,
-        url: &str,
-        scale: Scale,
-    ) -> Result<Sample> {
+    fn sample(&self, programs: &Programs, who: Who, url: &str, scale: Scale) -> Result<Sample> {
         let value = programs.measure(&self.command(programs, who, url, scale), &run::root())?;
         let cpu = number(&value, "user_seconds")? + number(&value, "system_seconds")?;
         let (count, seconds) = match who {
@@ -278,10 +274,11 @@ fn iops_average(value: &Value) -> Result<f64> {
 
 /// The table of times.
 fn time(programs: &Programs, target: &Path, scale: Scale, only: &str) -> Result<String> {
-    let mut text = "\n## iSCSI: speed\n\nReads of a thick unit in memory over TCP on the loopback interface; \
+    let mut text =
+        "\n## iSCSI: speed\n\nReads of a thick unit in memory over TCP on the loopback interface; \
         client's CPU per request.\n\n\
         | load | who | requests/s | CPU, us | of iscsi-perf | goal |\n|---|---|---|---|---|---|\n"
-        .to_owned();
+            .to_owned();
     let mut contenders = vec![Who::Libiscsi, Who::BlockImg];
     contenders.extend(has_qemu().then_some(Who::QemuImg));
     let served = Served::start(target, &[THICK])?;
@@ -295,8 +292,7 @@ fn time(programs: &Programs, target: &Path, scale: Scale, only: &str) -> Result<
                 samples[at].push(load.sample(programs, contenders[at], &url, scale)?);
             }
         }
-        let iops =
-            |at: usize| median(samples[at].iter().map(|sample: &Sample| sample.iops));
+        let iops = |at: usize| median(samples[at].iter().map(|sample: &Sample| sample.iops));
         let goal = Goal::at_least(1.0, Who::Libiscsi);
         for (at, who) in contenders.iter().enumerate() {
             let cpu = median(samples[at].iter().map(|sample| sample.cpu_us));

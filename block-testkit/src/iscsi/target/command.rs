@@ -94,6 +94,8 @@ pub(super) struct Tasks {
     /// Who waits for being admitted.
     waiting: VecDeque<u32>,
     aborted: VecDeque<u32>,
+    /// Commands that ran and are not answered yet.
+    held: Vec<(Head, Answer)>,
     next_tag: u32,
 }
 
@@ -104,7 +106,26 @@ impl Tasks {
     }
 
     pub(super) fn is_open(&self, tag: u32) -> bool {
-        self.open.contains_key(&tag)
+        self.open.contains_key(&tag) || self.held.iter().any(|(head, _)| head.tag == tag)
+    }
+
+    /// How many commands ran and are not answered.
+    pub(super) fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    fn hold(&mut self, head: Head, answer: Answer) {
+        if head.delivery == Delivery::Ordered {
+            self.ordered += 1;
+        }
+        self.held.push((head, answer));
+    }
+
+    fn let_go(&mut self, fits: impl Fn(&Head) -> bool) -> Vec<(Head, Answer)> {
+        let gone: Vec<_> = self.held.extract_if(.., |(head, _)| fits(head)).collect();
+        let ordered = gone.iter().filter(|(head, _)| head.delivery == Delivery::Ordered).count();
+        self.ordered -= u32::try_from(ordered).unwrap_or(u32::MAX).min(self.ordered);
+        gone
     }
 
     fn take(&mut self, tag: u32) -> Option<Task> {
@@ -121,6 +142,9 @@ impl Tasks {
 
     /// Forgets a task. Says whether there was one.
     pub(super) fn abort(&mut self, tag: u32) -> bool {
+        if !self.let_go(|head| head.tag == tag).is_empty() {
+            return true;
+        }
         let found = self.take(tag).is_some();
         if found {
             if self.aborted.len() == ABORTED_MAX {
@@ -138,6 +162,7 @@ impl Tasks {
         for tag in tags {
             self.abort(tag);
         }
+        self.let_go(|head| lun.is_none_or(|lun| head.lun == lun));
     }
 
     /// A PDU came with wrong data; if it was a task's, the task fails (section 7.8).
@@ -379,16 +404,32 @@ impl Session {
 
     /// Carries a command out and answers it.
     fn run(&mut self, head: &Head, data: &[u8], out: &mut Output, core: &mut Core) {
+        let [opcode, ..] = head.cdb;
+        if core.held.contains(&opcode) {
+            let answer = core.execute(self.nexus, head.number, &head.cdb, data);
+            return self.tasks.hold(head.clone(), answer);
+        }
         if head.expected_in > 0
             && let Some(blocks) = core.device.read(self.nexus, head.number, &head.cdb)
         {
             return self.answer_read(head, Source::Blocks(blocks), out);
         }
-        let answer = core.device.execute(self.nexus, head.number, &head.cdb, data);
+        let answer = core.execute(self.nexus, head.number, &head.cdb, data);
+        self.end_command(head, &answer, out);
+    }
+
+    /// Answers what was held.
+    pub(super) fn release(&mut self, out: &mut Output) {
+        for (head, answer) in self.tasks.let_go(|_| true) {
+            self.end_command(&head, &answer, out);
+        }
+    }
+
+    fn end_command(&mut self, head: &Head, answer: &Answer, out: &mut Output) {
         if answer.status == 0 && !answer.data_in.is_empty() && head.expected_in > 0 {
             return self.answer_read(head, Source::Bytes(&answer.data_in), out);
         }
-        self.respond(head, &answer, out);
+        self.respond(head, answer, out);
     }
 
     fn respond(&mut self, head: &Head, answer: &Answer, out: &mut Output) {

@@ -23,7 +23,7 @@ mod manage;
 mod output;
 mod session;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use block_iscsi::chap::CHALLENGE_LEN;
 use block_iscsi::pdu::async_event::AsyncEvent;
@@ -41,7 +41,8 @@ use login::{Identity, Login, Progress};
 use output::Output;
 use session::{Fate, Session, Sweep};
 
-use super::{Device, Nexus};
+use super::script::Script;
+use super::{Answer, Device, Nexus};
 
 /// Bytes that may wait to be sent before no more requests are looked at.
 pub const OUTPUT_MAX: usize = 4 << 20;
@@ -66,6 +67,23 @@ pub struct Target {
     cut: Vec<Link>,
 }
 
+/// A command that the device has answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Who asked for it.
+    pub nexus: Nexus,
+    /// The unit.
+    pub unit: u16,
+    /// The command.
+    pub cdb: [u8; 16],
+    /// Its data from the initiator.
+    pub data: Vec<u8>,
+    /// How it ended.
+    pub status: u8,
+    /// Why, if it did not end with GOOD.
+    pub sense: Vec<u8>,
+}
+
 /// What all connections share.
 #[derive(Debug)]
 struct Core {
@@ -77,10 +95,17 @@ struct Core {
     next_tsih: u16,
     /// What a session did that concerns all.
     sweeps: Vec<Sweep>,
+    /// Operation codes of commands whose answers wait.
+    held: BTreeSet<u8>,
+    /// What goes wrong.
+    script: Option<Script>,
+    /// Commands that were carried out, if they are noted.
+    journal: Option<Vec<Entry>>,
 }
 
 #[derive(Debug)]
 struct Connection {
+    link: Link,
     phase: Phase,
     output: Output,
     incoming: Digests,
@@ -108,9 +133,18 @@ impl Target {
     /// A target that serves `device`.
     pub fn new(config: TargetConfig, device: Device) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(config.seed);
-        let ports = BTreeMap::new();
         Self {
-            core: Core { config, device, rng, ports, next_tsih: 1, sweeps: Vec::new() },
+            core: Core {
+                config,
+                device,
+                rng,
+                ports: BTreeMap::new(),
+                next_tsih: 1,
+                sweeps: Vec::new(),
+                held: BTreeSet::new(),
+                script: None,
+                journal: None,
+            },
             links: BTreeMap::new(),
             next_link: 0,
             cut: Vec::new(),
@@ -137,7 +171,7 @@ impl Target {
         let link = Link(self.next_link);
         self.next_link += 1;
         let login = Login::new(self.core.config.limits.window, &mut self.core.rng);
-        self.links.insert(link, Connection::new(login));
+        self.links.insert(link, Connection::new(link, login, &self.core));
         link
     }
 
@@ -160,6 +194,7 @@ impl Target {
                 true
             }
         };
+        connection.misbehave(&mut self.core);
         self.links.insert(link, connection);
         if goes_on {
             // What came behind the login waits.
@@ -230,11 +265,56 @@ impl Target {
         self.with_session(link, |session, output| session.tell(event, lun, sense, output));
     }
 
+    /// Commands of this operation code are carried out from now on, but not answered.
+    pub fn hold(&mut self, opcode: u8) {
+        self.core.held.insert(opcode);
+    }
+
+    /// How many commands wait for being answered.
+    pub fn held(&self) -> usize {
+        let held = |connection: &Connection| match &connection.phase {
+            Phase::Full(session) => session.tasks.held(),
+            Phase::Login(_) | Phase::Over => 0,
+        };
+        self.links.values().map(held).sum()
+    }
+
+    /// Answers what was held, and holds nothing any more.
+    pub fn release(&mut self) {
+        self.core.held.clear();
+        for link in self.links() {
+            self.with_session(link, Session::release);
+        }
+    }
+
+    /// Notes from now on every command that is no read of blocks that succeeds.
+    pub fn keep_journal(&mut self) {
+        self.core.journal.get_or_insert_default();
+    }
+
+    /// What was noted.
+    pub fn journal(&self) -> &[Entry] {
+        self.core.journal.as_deref().unwrap_or_default()
+    }
+
+    /// Does wrong what the script says, from now on.
+    pub fn set_script(&mut self, script: Script) {
+        self.core.script = Some(script);
+        for connection in self.links.values_mut() {
+            connection.output.marks.get_or_insert_default();
+        }
+    }
+
+    /// What is done wrong.
+    pub fn script(&self) -> Option<&Script> {
+        self.core.script.as_ref()
+    }
+
     fn with_session(&mut self, link: Link, act: impl FnOnce(&mut Session, &mut Output)) {
-        if let Some(Connection { phase: Phase::Full(session), output, .. }) =
-            self.links.get_mut(&link)
-        {
-            act(session, output);
+        let Some(connection) = self.links.get_mut(&link) else { return };
+        if let Phase::Full(session) = &mut connection.phase {
+            act(session, &mut connection.output);
+            connection.misbehave(&mut self.core);
         }
     }
 
@@ -290,6 +370,17 @@ impl Target {
 }
 
 impl Core {
+    /// Carries a command out.
+    fn execute(&mut self, nexus: Nexus, unit: u16, cdb: &[u8; 16], data: &[u8]) -> Answer {
+        let answer = self.device.execute(nexus, unit, cdb, data);
+        if let Some(journal) = &mut self.journal {
+            let (cdb, data) = (*cdb, data.to_vec());
+            let (status, sense) = (answer.status, answer.sense.clone());
+            journal.push(Entry { nexus, unit, cdb, data, status, sense });
+        }
+        answer
+    }
+
     /// The nexus of an initiator port; it finds its registrations again.
     fn nexus(&mut self, identity: &Identity) -> Option<Nexus> {
         let name = (identity.initiator.clone(), identity.isid, identity.target.clone());
@@ -308,10 +399,12 @@ impl Core {
 }
 
 impl Connection {
-    fn new(login: Login) -> Self {
+    fn new(link: Link, login: Login, core: &Core) -> Self {
+        let marks = core.script.as_ref().map(|_| Vec::new());
         Self {
+            link,
             phase: Phase::Login(Box::new(login)),
-            output: Output::default(),
+            output: Output { marks, ..Output::default() },
             incoming: Digests::default(),
             waiting: Vec::new(),
             taken: 0,
@@ -373,6 +466,15 @@ impl Connection {
         wanted
     }
 
+    /// Lets the script have its way with what is to be sent.
+    fn misbehave(&mut self, core: &mut Core) {
+        let Some(script) = &mut core.script else { return };
+        let link = self.link;
+        if self.output.filter(|header, data| script.filter(link, header, data)) {
+            self.over(core);
+        }
+    }
+
     fn data_max(&self, core: &Core) -> u32 {
         match self.phase {
             Phase::Full(_) => core.config.limits.max_recv_data_segment_len,
@@ -381,6 +483,9 @@ impl Connection {
     }
 
     fn handle(&mut self, frame: Frame<'_>, core: &mut Core) -> Wanted {
+        if let Some(script) = &mut core.script {
+            script.note(self.link, frame.header);
+        }
         match &mut self.phase {
             Phase::Over => {}
             Phase::Full(session) => {

@@ -195,12 +195,15 @@ impl Session {
     /// Whether an ordered request may be carried out now. If not, it is kept for its turn, or it is
     /// none of the window's and is ignored (section 4.2.2.1).
     fn turn(&mut self, cmd_sn: Serial, frame: Frame<'_>) -> bool {
+        let after_last = self.serials().max_cmd_sn.next();
+        if !cmd_sn.is_before(after_last) {
+            return false;
+        }
         if cmd_sn == self.exp_cmd_sn {
             self.exp_cmd_sn = cmd_sn.next();
             return true;
         }
-        let after_last = self.serials().max_cmd_sn.next();
-        if cmd_sn.is_after(self.exp_cmd_sn) && cmd_sn.is_before(after_last) {
+        if cmd_sn.is_after(self.exp_cmd_sn) {
             let kept = || Some((frame.header.to_vec(), frame.data.to_vec()));
             self.early.entry(cmd_sn.value()).or_insert_with(kept);
         }

@@ -6,7 +6,7 @@
 
 mod conformance;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -38,8 +38,13 @@ const UNITS: [(Unit, &str); 6] = [
     (Unit::Fresh, "thin:64M,serial=fresh"),
 ];
 
-fn start(program: &Path) -> Result<Served> {
+pub(super) fn start(program: &Path) -> Result<Served> {
     Served::start(program, &UNITS.map(|(_, unit)| unit))
+}
+
+/// The URL of a unit that is thin, without any speciality.
+pub(super) fn plain(server: &Served) -> String {
+    url(server, Unit::Plain)
 }
 
 fn url(server: &Served, unit: Unit) -> String {
@@ -131,10 +136,7 @@ pub(super) fn check_all(program: Option<&Path>, only: &str) -> Result<(usize, us
         return Ok((0, 0));
     }
     setup::peers(&[setup::LIBISCSI])?;
-    let program = match program {
-        Some(program) => std::path::absolute(program).map_err(Failure::io("find the target"))?,
-        None => run::release_example("block-testkit", "iscsi-target")?,
-    };
+    let program = self::program(program)?;
     println!("{:<44} {:>6} {:>7} {:>6}  result", "libiscsi", "passed", "skipped", "s");
     let servers = [start(&program)?, start(&program)?];
     let (mut count, mut faults) = (tools.len(), 0);
@@ -154,8 +156,16 @@ pub(super) fn check_all(program: Option<&Path>, only: &str) -> Result<(usize, us
     Ok((count, faults))
 }
 
+/// The target that `program` is, or the test kit's.
+pub(super) fn program(program: Option<&Path>) -> Result<PathBuf> {
+    match program {
+        Some(program) => std::path::absolute(program).map_err(Failure::io("find the target")),
+        None => run::release_example("block-testkit", "iscsi-target"),
+    }
+}
+
 /// Prints a line, and what is wrong.
-fn print(name: &str, [passed, skipped]: [usize; 2], seconds: f64, wrong: &[String]) {
+pub(super) fn print(name: &str, [passed, skipped]: [usize; 2], seconds: f64, wrong: &[String]) {
     let result = if wrong.is_empty() { "as expected" } else { "DIFFERENT" };
     println!("{name:<44} {passed:>6} {skipped:>7} {seconds:>6.2}  {result}");
     for text in wrong.iter().flat_map(|text| text.lines()) {

@@ -19,7 +19,7 @@ struct Pointer {
     bit: u8,
 }
 
-/// What is specific to a sense key (SPC-4 4.5.2.4).
+/// What is specific to a sense key (SPC-4).
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 enum Specific {
     Field(Pointer),

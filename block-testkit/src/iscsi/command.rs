@@ -56,7 +56,7 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// As the group of the operation code places them (SPC-4 4.2.5.1).
+    /// As the group of the operation code places them (SPC-4).
     pub(super) fn of(cdb: Cdb) -> Self {
         let long = |count: u64, field| Self { lba: cdb.u64(2), count, field };
         match (cdb.u8(0), cdb.u8(0) >> 5) {

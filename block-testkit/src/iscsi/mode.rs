@@ -1,5 +1,4 @@
-//! Mode pages: MODE SENSE and MODE SELECT (SPC-4), the pages caching (SBC-3) and control
-//! (SPC-4).
+//! Mode pages: MODE SENSE and MODE SELECT (SPC-4), the pages caching (SBC-3) and control (SPC-4).
 //!
 //! Invariant: a MODE SELECT that is refused changes nothing. There are no saved pages.
 
@@ -126,7 +125,7 @@ impl Lun {
         [blocks.to_be_bytes(), self.config.block_size.to_be_bytes()].concat()
     }
 
-    /// MODE SELECT (SPC-4). The others are told if anything changed.
+    /// MODE SELECT (6) and (10) (SPC-4). The others are told if anything changed.
     pub(super) fn mode_select(
         &mut self,
         nexus: Nexus,

@@ -1,5 +1,5 @@
-//! A medium that can be taken out: START STOP UNIT (SBC-3 5.25), PREVENT ALLOW MEDIUM REMOVAL
-//! (SBC-3 5.10).
+//! A medium that can be taken out: START STOP UNIT (SBC-3), PREVENT ALLOW MEDIUM REMOVAL
+//! (SPC-4).
 //!
 //! Invariant: while a nexus prevents it, the medium neither comes nor goes.
 

@@ -126,12 +126,8 @@ impl Reservations {
         self.simple = None;
     }
 
-    /// Both kinds of reservation exclude each other, whoever asks (SPC-2 5.5.1).
-    fn check_simple(&self) -> Result<(), Refusal> {
-        if self.simple.is_some() { Err(Refusal::ReservationConflict) } else { Ok(()) }
-    }
-
-    /// PERSISTENT RESERVE IN (SPC-4), without READ FULL STATUS.
+    /// PERSISTENT RESERVE IN (SPC-4) without READ FULL STATUS. With RESERVE (6) it is a conflict,
+    /// whoever asks (SPC-2 5.5.1).
     pub(super) fn answer(&self, action: u8) -> Result<Vec<u8>, Refusal> {
         self.check_simple()?;
         if action == 2 {
@@ -152,7 +148,11 @@ impl Reservations {
         Ok(self.with_head(list))
     }
 
-    /// READ FULL STATUS (SPC-4 6.15.5), with the names of initiator ports.
+    fn check_simple(&self) -> Result<(), Refusal> {
+        if self.simple.is_some() { Err(Refusal::ReservationConflict) } else { Ok(()) }
+    }
+
+    /// READ FULL STATUS (SPC-4), with the names of initiator ports.
     pub(super) fn full_status(&self, name: impl Fn(Nexus) -> String) -> Result<Vec<u8>, Refusal> {
         self.check_simple()?;
         let mut list = Vec::new();
@@ -176,7 +176,9 @@ impl Reservations {
     /// PERSISTENT RESERVE OUT (SPC-4); tells who must be told what. With RESERVE (6) it is a conflict,
     /// whoever it comes from (SPC-2 5.5.1).
     pub(super) fn change(&mut self, nexus: Nexus, cdb: Cdb, data: &[u8]) -> Result<News, Refusal> {
-        self.check_simple()?;
+        if self.simple.is_some() {
+            return Err(Refusal::ReservationConflict);
+        }
         if cdb.u32(5) != 24 {
             return Err(Check::LIST_LENGTH.into());
         }
@@ -311,7 +313,7 @@ impl Reservations {
     }
 }
 
-/// The TransportID of an iSCSI initiator port (SPC-4 7.6.4.7), filled up to four bytes.
+/// The TransportID of an iSCSI initiator port (SPC-4), filled up to four bytes.
 fn transport_id(name: &str) -> Vec<u8> {
     let mut id = name.as_bytes().to_vec();
     id.resize((id.len() + 1).next_multiple_of(4).max(20), 0);

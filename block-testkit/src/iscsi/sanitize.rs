@@ -54,7 +54,7 @@ impl Lun {
         Ok(())
     }
 
-    /// What each block holds after the last pass (SBC-3, SANITIZE).
+    /// What each block holds after the last pass (the parameter list of OVERWRITE, SBC-3).
     fn overwriting_block(&self, cdb: Cdb, data: &[u8]) -> Result<Vec<u8>, Check> {
         let (len, block) = (usize::from(cdb.u16(7)), to_usize(self.block()));
         if len < 5 || len > block + 4 {

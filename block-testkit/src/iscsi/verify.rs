@@ -1,4 +1,4 @@
-//! The commands that compare with what a medium holds: VERIFY and COMPARE AND WRITE (SBC-3; the latter: 5.2).
+//! The commands that compare with what a medium holds: VERIFY, COMPARE AND WRITE (SBC-3).
 
 use block_core::range::{to_u64, to_usize};
 

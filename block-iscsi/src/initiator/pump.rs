@@ -8,7 +8,6 @@
 
 use std::future::Future;
 use std::io;
-use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -35,8 +34,8 @@ pub struct Pump {
     shared: Arc<Shared>,
     connection: Connection,
     alarm: Box<dyn Alarm>,
-    /// Tasks have ended whose owners may not have run since.
-    woke: bool,
+    /// When the session has something to do, as it was after the last turn.
+    due: Option<Duration>,
 }
 
 enum Connection {
@@ -51,8 +50,8 @@ enum Next {
     Turn,
     /// Another one, once the others have had theirs.
     Yield,
-    /// Another one, once the pump is woken, or at this time at the latest.
-    Sleep(Option<Duration>),
+    /// Another one, once the pump is woken, or when the session has something to do.
+    Sleep,
     /// Nothing.
     End,
 }
@@ -60,13 +59,12 @@ enum Next {
 impl Pump {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let alarm = shared.connector.alarm();
-        Self { shared, connection: Connection::None, alarm, woke: false }
+        Self { shared, connection: Connection::None, alarm, due: None }
     }
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Next {
         let now = self.shared.connector.now();
-        let (wanted, due) = self.move_on(cx, now);
-        match wanted {
+        match self.move_on(cx, now) {
             Wanted::End => {
                 self.send_the_rest(cx);
                 return Next::End;
@@ -81,24 +79,23 @@ impl Pump {
             Wanted::Stream => {}
         }
         match &mut self.connection {
-            Connection::None => Next::Sleep(due),
+            Connection::None => Next::Sleep,
             Connection::Attempt { stream, .. } => match stream.as_mut().poll(cx) {
-                Poll::Pending => Next::Sleep(due),
+                Poll::Pending => Next::Sleep,
                 Poll::Ready(connected) => self.handle_connected(connected, now),
             },
-            Connection::Open { .. } => self.exchange(cx, due),
+            Connection::Open { .. } => self.exchange(cx, now),
         }
     }
 
-    /// Lets the session do what is due and say what is to be sent. What it wants, and when it wants
-    /// to be asked again.
-    fn move_on(&mut self, cx: &Context<'_>, now: Duration) -> (Wanted, Option<Duration>) {
+    /// Lets the session do what is due and say what is to be sent, and what it wants.
+    fn move_on(&mut self, cx: &Context<'_>, now: Duration) -> Wanted {
         let mut state = self.shared.lock();
         if state.goodbye.is_some_and(|goodbye| goodbye <= now) {
-            return (Wanted::End, None);
+            return Wanted::End;
         }
         let before = state.wake_for_more(cx.waker());
-        if state.session.poll_timeout().is_some_and(|due| due <= now) {
+        if self.due.is_some_and(|due| due <= now) {
             state.session.handle_timeout(now);
         }
         let wanted = state.session.wanted(now);
@@ -106,14 +103,13 @@ impl Pump {
             state.session.fill(&mut link.outbound, now);
         }
         let due = state.session.poll_timeout();
-        let due = [due, state.goodbye].into_iter().flatten().min();
+        self.due = [due, state.goodbye].into_iter().flatten().min();
         let told = self.shared.tell(state);
         drop(before);
-        self.woke |= told.woke;
         if told.lost {
             self.connection = Connection::None;
         }
-        (wanted, due)
+        wanted
     }
 
     fn attempt(&self, portal: Portal) -> Connection {
@@ -139,29 +135,24 @@ impl Pump {
     }
 
     /// Sends and receives what can be without waiting.
-    fn exchange(&mut self, cx: &mut Context<'_>, due: Option<Duration>) -> Next {
+    fn exchange(&mut self, cx: &mut Context<'_>, now: Duration) -> Next {
         let sent = match self.transmit(cx) {
             Ok(sent) => sent,
             Err(error) => return self.disconnected((&error).into()),
         };
-        // Those who were woken may have more to send, and then all of it goes together.
-        if mem::take(&mut self.woke) && sent == 0 {
-            return Next::Yield;
-        }
         let Connection::Open { stream, link } = &mut self.connection else { return Next::Turn };
         match stream.poll_receive(cx, &mut link.inbound.slot()) {
             // There may be more to send than was sent at once.
             Poll::Pending if sent >= SENT_MUCH || (sent > 0 && !link.outbound.is_empty()) => {
                 Next::Turn
             }
-            Poll::Pending => Next::Sleep(due),
+            Poll::Pending => Next::Sleep,
             Poll::Ready(Ok(0)) => self.disconnected(ConnectionError::Closed),
             Poll::Ready(Ok(len)) => {
-                let now = self.shared.connector.now();
                 let mut state = self.shared.lock();
                 state.session.handle_received(link, len, now);
-                self.woke |= self.shared.tell(state).woke;
-                Next::Turn
+                // Those who are woken may have more to send, and then all of it goes together.
+                if self.shared.tell(state).woke { Next::Yield } else { Next::Turn }
             }
             Poll::Ready(Err(error)) => self.disconnected((&error).into()),
         }
@@ -212,7 +203,7 @@ impl Future for Pump {
                     this.connection = Connection::None;
                     return Poll::Ready(());
                 }
-                Next::Sleep(due) => match due {
+                Next::Sleep => match this.due {
                     Some(due) if this.alarm.poll_until(cx, due).is_ready() => {}
                     _ => return Poll::Pending,
                 },

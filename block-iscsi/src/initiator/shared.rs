@@ -170,10 +170,22 @@ impl Shared {
 
     /// Tells everybody what has happened to the session. `state` is let go for that.
     pub(super) fn tell<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Told {
+        match state.session.poll_event() {
+            // Mostly.
+            None => Told::default(),
+            first => self.tell_from(first, state),
+        }
+    }
+
+    fn tell_from<'a>(
+        &'a self,
+        mut next: Option<SessionEvent>,
+        mut state: MutexGuard<'a, State>,
+    ) -> Told {
         let mut told = Told::default();
         loop {
             let mut wakers = Wakers::new();
-            let event = state.take_events(&mut wakers, &mut told);
+            let event = state.take_events(next.take(), &mut wakers, &mut told);
             drop(state);
             told.woke |= !wakers.is_empty();
             wakers.into_iter().for_each(Waker::wake);
@@ -214,8 +226,13 @@ impl State {
     }
 
     /// Takes what has happened, up to the first event that listeners are to hear of.
-    fn take_events(&mut self, wakers: &mut Wakers, told: &mut Told) -> Option<NexusEvent> {
-        while let Some(event) = self.session.poll_event() {
+    fn take_events(
+        &mut self,
+        mut first: Option<SessionEvent>,
+        wakers: &mut Wakers,
+        told: &mut Told,
+    ) -> Option<NexusEvent> {
+        while let Some(event) = first.take().or_else(|| self.session.poll_event()) {
             match event {
                 SessionEvent::Done(id) => {
                     let place = self.place(id);

@@ -12,6 +12,10 @@
 //! * [`scsi`]: the commands of disks as bytes, and what answers say, checked.
 //! * [`url`]: `iscsi://[user[%password]@]host[:port]/target/lun`, parsed and printed.
 //! * [`allocmap`]: which pages of a LUN are known to be zero, so that reading them costs nothing.
+//! * [`nexus`]: what a unit asks of a session, whoever carries it out.
+//! * [`unit`]: one logical unit: its commands, sent again where that is worth it.
+//! * [`driver`]: the block driver `iscsi` over a nexus; [`factory`] and [`config`]: the same by name and
+//!   options.
 //!
 //! # What is not here
 //! There is no initiator: no session, no transport and no driver.

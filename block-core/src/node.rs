@@ -59,6 +59,8 @@ struct Inner {
     facts: ArcSwap<Facts>,
     /// [`Facts::inline_mask`], which the quickest requests look at instead.
     inline_mask: AtomicU64,
+    /// Longest request that is tried inline.
+    inline_max: AtomicU64,
     tracker: Arc<Tracker>,
     /// Counts finished writes.
     write_generation: AtomicU64,
@@ -84,15 +86,18 @@ impl Facts {
     }
 
     /// Bits that offset and length of a request must not have for it to be tried inline. All of them
-    /// where more than the request alignment matters.
+    /// where more matters than the request alignment and the length.
     fn inline_mask(&self) -> u64 {
         let limits = &self.limits;
-        let unlimited = limits.max_transfer.is_none() && limits.max_iov == IOV_MAX;
-        if unlimited && limits.min_mem_alignment == Alignment::ONE {
+        if limits.max_iov == IOV_MAX && limits.min_mem_alignment == Alignment::ONE {
             limits.request_alignment.bytes() - 1
         } else {
             u64::MAX
         }
+    }
+
+    fn inline_max(&self) -> u64 {
+        self.limits.max_transfer.unwrap_or(u64::MAX)
     }
 }
 
@@ -127,6 +132,7 @@ impl Node {
         let facts = Facts::of(&*driver);
         let inner = Inner {
             inline_mask: AtomicU64::new(facts.inline_mask()),
+            inline_max: AtomicU64::new(facts.inline_max()),
             facts: ArcSwap::from_pointee(facts),
             driver,
             options,
@@ -264,7 +270,8 @@ impl Node {
     /// if not, it is not worth a [`Node::read_now`] or [`Node::write_now`].
     pub fn may_go_inline(&self, range: ByteRange) -> bool {
         let mask = self.inner.inline_mask.load(Ordering::Acquire);
-        (range.offset() | range.len()) & mask == 0 && !range.is_empty()
+        let max = self.inner.inline_max.load(Ordering::Acquire);
+        (range.offset() | range.len()) & mask == 0 && !range.is_empty() && range.len() <= max
     }
 
     /// Makes every write that completed before the call stable, here and in the children.
@@ -299,6 +306,7 @@ impl Node {
     pub(crate) fn refresh_facts(&self) {
         let facts = Facts::of(&*self.inner.driver);
         self.inner.inline_mask.store(facts.inline_mask(), Ordering::Release);
+        self.inner.inline_max.store(facts.inline_max(), Ordering::Release);
         self.inner.facts.store(Arc::new(facts));
     }
 

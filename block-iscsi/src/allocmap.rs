@@ -16,7 +16,8 @@
 //! over the pages that it *touches*. So whatever the order of updates, `answer(r) == Zeroes`
 //! implies that the last update of every byte of `r` was [`Contents::Zero`].
 //!
-//! The last page ends where the LUN ends, so a range up to there covers it.
+//! The first page begins and the last one ends where the LUN does, so a range from or up to there covers
+//! it. In between, pages begin at [`PageGrid::origin`] and every [`PageGrid::len`] bytes from there.
 //!
 //! Not here: asking the target, and the order of its answers. A status that was asked for before a
 //! write to the same page must not be applied after it; the caller has to see to that.
@@ -34,6 +35,42 @@ pub const PAGE_BYTES_MAX: u64 = 16 << 20;
 /// Most pages that are kept track of: 16 TiB in the smallest pages.
 pub const PAGES_MAX: u64 = 0xffff_ffff;
 
+/// Where pages begin and end.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct PageGrid {
+    /// Length of a page in bytes: any number, not only powers of two.
+    pub len: u64,
+    /// Where a page begins; less than `len`. What is before it is a shorter page.
+    pub origin: u64,
+}
+
+impl PageGrid {
+    /// Pages of `len` bytes from the start of the LUN on.
+    pub fn new(len: u64) -> Self {
+        Self { len, origin: 0 }
+    }
+
+    /// By how much a page that begins at or before the start of the LUN begins before it.
+    fn shift(&self) -> u64 {
+        if self.origin == 0 { 0 } else { self.len - self.origin }
+    }
+
+    /// How many pages begin before `end`.
+    fn count(&self, end: u64) -> u64 {
+        end.saturating_add(self.shift()).div_ceil(self.len)
+    }
+
+    /// Which page holds byte `offset`.
+    fn index(&self, offset: u64) -> u64 {
+        (offset + self.shift()) / self.len
+    }
+
+    /// Where page `number` begins.
+    fn start(&self, number: u64) -> u64 {
+        number.saturating_mul(self.len).saturating_sub(self.shift())
+    }
+}
+
 /// Why there can be no map.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum MapError {
@@ -42,6 +79,14 @@ pub enum MapError {
     Page {
         /// The page size in bytes.
         page: u64,
+    },
+    /// No page begins there.
+    #[error("pages of {page} bytes cannot begin at {origin}")]
+    Origin {
+        /// The page size in bytes.
+        page: u64,
+        /// Where a page was to begin.
+        origin: u64,
     },
     /// More pages than are kept track of, or longer than any disk.
     #[error("{len} bytes in pages of {page} bytes are too many for a map")]
@@ -84,6 +129,15 @@ pub enum Answer {
     Read,
 }
 
+/// Pages in a row of which the same is certain.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// Whether they are zeroes; else they hold data.
+    pub zero: bool,
+    /// One past their last byte.
+    pub end: u64,
+}
+
 /// What is known of a page.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum PageState {
@@ -101,21 +155,24 @@ pub enum PageState {
 #[derive(Clone, PartialEq, Debug)]
 pub struct AllocMap {
     len: u64,
-    page: u64,
+    grid: PageGrid,
     trust: Trust,
     allocated: RoaringBitmap,
     valid: RoaringBitmap,
 }
 
 impl AllocMap {
-    /// A map of `len` bytes in pages of `page` bytes (any number, not only powers of two), of which
-    /// nothing is known.
-    pub fn new(len: u64, page: u64, trust: Trust) -> Result<Self, MapError> {
+    /// A map of `len` bytes in the pages of `grid`, of which nothing is known.
+    pub fn new(len: u64, grid: PageGrid, trust: Trust) -> Result<Self, MapError> {
+        let PageGrid { len: page, origin } = grid;
         if !(PAGE_BYTES_MIN..=PAGE_BYTES_MAX).contains(&page) {
             return Err(MapError::Page { page });
         }
-        check_len(len, page)?;
-        Ok(Self { len, page, trust, allocated: RoaringBitmap::new(), valid: RoaringBitmap::new() })
+        if origin >= page {
+            return Err(MapError::Origin { page, origin });
+        }
+        check_len(len, grid)?;
+        Ok(Self { len, grid, trust, allocated: RoaringBitmap::new(), valid: RoaringBitmap::new() })
     }
 
     /// Length of the LUN in bytes.
@@ -143,6 +200,12 @@ impl AllocMap {
         }
     }
 
+    /// Takes the pages that `range` touches for data, without being certain: asking about them is not
+    /// worth it, or a command that changes them is under way.
+    pub fn suspect(&mut self, range: ByteRange) {
+        self.allocated.insert_range(self.touched(range));
+    }
+
     /// What to do about a read of `range`. The only function that claims zeroes.
     pub fn answer(&self, range: ByteRange) -> Answer {
         let touched = self.touched(range);
@@ -156,6 +219,42 @@ impl AllocMap {
             (false, false) => Answer::Ask,
             (true, _) => Answer::Read,
         }
+    }
+
+    /// The pages from the one that holds byte `offset` on of which the same is certain; `None` if
+    /// nothing is certain of that one.
+    pub fn run(&self, offset: u64) -> Option<Run> {
+        if offset >= self.len {
+            return None;
+        }
+        let first = index(self.grid.index(offset));
+        let (known, held) = (end_of_row(&self.valid, first)?, end_of_row(&self.allocated, first));
+        let end = match held {
+            Some(held) => known.min(held),
+            None => self.allocated.range(first..).next().map_or(known, |next| known.min(next)),
+        };
+        Some(Run { zero: held.is_none(), end: self.grid.start(end.into()).min(self.len) })
+    }
+
+    /// The pages that `range` touches, as a range; cut at the end of the LUN.
+    pub fn pages_around(&self, range: ByteRange) -> ByteRange {
+        let touched = self.touched(range);
+        let start = self.grid.start(touched.start.into()).min(self.len);
+        let end = self.grid.start(touched.end.into()).clamp(start, self.len);
+        ByteRange::from_bounds(start, end).unwrap_or_default()
+    }
+
+    /// The pages that `range` covers, as a range; empty if there is none.
+    pub fn pages_within(&self, range: ByteRange) -> ByteRange {
+        let covered = self.covered(range);
+        let start = self.grid.start(covered.start.into()).min(self.len);
+        let end = self.grid.start(covered.end.into()).clamp(start, self.len);
+        ByteRange::from_bounds(start, end).unwrap_or_default()
+    }
+
+    /// Where pages begin and end.
+    pub fn grid(&self) -> PageGrid {
+        self.grid
     }
 
     /// Forgets everything: another host may have written, or the target was reset.
@@ -174,13 +273,12 @@ impl AllocMap {
 
     /// The LUN has another length now. On failure the map is as it was.
     pub fn resize(&mut self, len: u64) -> Result<(), MapError> {
-        check_len(len, self.page)?;
-        let whole = |len: u64| index(len / self.page);
+        check_len(len, self.grid)?;
         if len > self.len {
             // A partial last page grows, and of what it grows by nothing is known.
-            self.valid.remove_range(whole(self.len)..);
+            self.valid.remove_range(index(self.grid.index(self.len))..);
         } else {
-            let count = index(len.div_ceil(self.page));
+            let count = index(self.grid.count(len));
             self.allocated.remove_range(count..);
             self.valid.remove_range(count..);
         }
@@ -188,9 +286,9 @@ impl AllocMap {
         Ok(())
     }
 
-    /// How many pages the LUN has, a partial last one counted.
+    /// How many pages the LUN has, partial ones counted.
     pub fn pages(&self) -> u64 {
-        self.len.div_ceil(self.page)
+        if self.len == 0 { 0 } else { self.grid.count(self.len) }
     }
 
     /// What is known of page `number`; nothing beyond the end.
@@ -210,14 +308,14 @@ impl AllocMap {
         if range.is_empty() {
             return 0..0;
         }
-        index(range.offset() / self.page)..index(range.end().div_ceil(self.page))
+        index(self.grid.index(range.offset()))..index(self.grid.count(range.end()))
     }
 
     /// The pages all of whose bytes are in `range`; empty if there is none.
     fn covered(&self, range: ByteRange) -> Range<u32> {
         let range = range.intersect(ByteRange::up_to(self.len));
-        let start = range.offset().div_ceil(self.page);
-        let end = if range.end() == self.len { self.pages() } else { range.end() / self.page };
+        let start = if range.offset() == 0 { 0 } else { self.grid.count(range.offset()) };
+        let end = if range.end() == self.len { self.pages() } else { self.grid.index(range.end()) };
         if range.is_empty() || start >= end {
             return 0..0;
         }
@@ -225,14 +323,27 @@ impl AllocMap {
     }
 }
 
+/// One past the last of the pages in a row that are in `set`, from `first` on; `None` if that is not.
+fn end_of_row(set: &RoaringBitmap, first: u32) -> Option<u32> {
+    let mut pages = set.range(first..);
+    let mut end = first;
+    while let Some(row) = pages.next_range() {
+        if *row.start() != end {
+            break;
+        }
+        end = row.end().saturating_add(1);
+    }
+    (end > first).then_some(end)
+}
+
 /// Page numbers are below [`PAGES_MAX`], which is no page: what is not a number of a page maps there.
 fn index(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-fn check_len(len: u64, page: u64) -> Result<(), MapError> {
-    if len > MAX_LEN || len.div_ceil(page) > PAGES_MAX {
-        return Err(MapError::TooLong { len, page });
+fn check_len(len: u64, grid: PageGrid) -> Result<(), MapError> {
+    if len > MAX_LEN || grid.count(len) > PAGES_MAX {
+        return Err(MapError::TooLong { len, page: grid.len });
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! Random bytes come from the caller. Secrets are zeroed when they are dropped, compared in
 //! constant time, and do not appear in `Debug`. Refused are: the target sending our own challenge
-//! or our own response back, and one secret for both directions.
+//! or our own response back, and one secret for both directions (RFC 7143, section 9.2.1).
 
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -46,7 +46,7 @@ impl Algorithm {
     }
 
     /// The response to a challenge: the hash of identifier, secret and challenge (RFC 1994,
-    /// section 4.1).
+    /// section 4.1, of MD5; the other algorithms do the same).
     pub fn response(self, identifier: u8, secret: &Secret, challenge: &[u8]) -> Vec<u8> {
         let parts: [&[u8]; 3] = [&[identifier], &secret.0, challenge];
         match self {
@@ -107,7 +107,8 @@ pub struct ChapConfig {
     pub user: String,
     /// Our secret.
     pub secret: Secret,
-    /// What is offered, in the order of preference.
+    /// What is offered, in the order of preference. RFC 7143 wants MD5 to be among them always;
+    /// whether it is, is the caller's decision.
     pub algorithms: Vec<Algorithm>,
     /// Set for mutual authentication.
     pub target: Option<TargetCredentials>,

@@ -1,4 +1,4 @@
-//! The initiator's login, without I/O (RFC 7143, sections 6.3 and 6.4).
+//! The initiator's login, without I/O (RFC 7143, section 6.3).
 //!
 //! The caller sends what [`Login::next_request`] gives and hands what comes to [`Login::handle`],
 //! until that says `Done` or `Redirect`, or fails. The login starts in the security stage with
@@ -319,7 +319,7 @@ impl Login {
 
         self.received.push(data)?;
         if matches!(step, LoginStep::Partial(_)) {
-            // An empty request fetches the rest; it cannot ask for a step (section 11.12.2).
+            // An empty request fetches the rest (section 6.2), and asks for no step meanwhile.
             self.request.step = LoginStep::Stay(step.stage());
             self.pending = Some(Vec::new());
             return Ok(Progress::Continue);
@@ -331,7 +331,7 @@ impl Login {
         }
     }
 
-    /// The target stays, or does what was asked for (section 6.3.3).
+    /// The target stays, or does what was asked for (sections 6.3 and 6.3.3).
     fn check_step(&self, found: LoginStep) -> Result<(), LoginError> {
         let asked = self.request.step;
         let stays = matches!(found, LoginStep::Stay(_) | LoginStep::Partial(_));

@@ -77,6 +77,12 @@ pub enum TaskError {
     /// The connection was lost; whether the command ran is not known, and it must not run twice.
     #[error("the connection was lost, and whether the command ran is not known")]
     Unknown,
+    /// Each time it was sent, the connection was lost.
+    #[error("the connection was lost {times} times while the target had the command")]
+    Lost {
+        /// How often.
+        times: u32,
+    },
     /// The target did not answer in time. The command has been aborted.
     #[error("the target did not answer in time")]
     TimedOut,

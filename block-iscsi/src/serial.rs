@@ -1,4 +1,4 @@
-//! Serial numbers of 32 bits that wrap around (RFC 1982; RFC 7143, section 4.2.2.1).
+//! Serial numbers of 32 bits that wrap around (RFC 1982; RFC 7143, section 4.2.2).
 //!
 //! CmdSN, StatSN, DataSN and R2TSN are such numbers. Of two of them one is before the other if it
 //! is reached by going back fewer than 2^31 steps. Two that are 2^31 apart have no order. The

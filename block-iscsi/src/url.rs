@@ -4,6 +4,8 @@
 //! User and password stand as they are, so `%` ends the user, and neither can hold a `/`. The
 //! target's name may be percent-encoded. Nothing may follow the LUN.
 //!
+//! A [`PortalUrl`] is the same without a LUN, and with or without a target: where to ask which there are.
+//!
 //! Invariant: `parse(url.to_string_with_password()) == url`. `Display` and `Debug` leave the
 //! password out, and errors never repeat the part of the URL that may hold it.
 
@@ -37,6 +39,9 @@ pub enum UrlError {
     /// Not `iscsi://host/target/lun`, or something follows the LUN.
     #[error("the URL is not of the form {SCHEME}[user[%password]@]host[:port]/target/lun")]
     Form,
+    /// Not `iscsi://host` or `iscsi://host/target`.
+    #[error("the URL is not of the form {SCHEME}[user[%password]@]host[:port][/target]")]
+    PortalForm,
     /// A user, or a password, that is empty or holds white space or control characters.
     #[error("the user or the password before the @ cannot be used")]
     Credentials,
@@ -82,32 +87,30 @@ pub struct IscsiUrl {
     lun: u16,
 }
 
+/// A portal, and how to log in there.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct PortalUrl {
+    authority: Authority,
+    target: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Authority {
+    credentials: Option<Credentials>,
+    host: Host,
+    port: u16,
+}
+
 impl IscsiUrl {
     /// Reads a URL.
     pub fn parse(url: &str) -> Result<Self, UrlError> {
-        if url.len() > URL_LEN_MAX {
-            return Err(UrlError::TooLong { len: url.len() });
-        }
-        let scheme = url.get(..SCHEME.len());
-        if !scheme.is_some_and(|s| s.eq_ignore_ascii_case(SCHEME)) {
-            return Err(UrlError::Scheme);
-        }
-        let rest = url.get(SCHEME.len()..).unwrap_or_default();
+        let rest = without_scheme(url)?;
         let (authority, path) = rest.split_once('/').ok_or(UrlError::Form)?;
         let (target, lun) = path.split_once('/').ok_or(UrlError::Form)?;
         if lun.contains(['/', '?', '#']) {
             return Err(UrlError::Form);
         }
-        // With a / in it a password reaches into the path; no error may tell it then.
-        if path.contains('@') || (!authority.contains(['@', '[']) && authority.contains('%')) {
-            return Err(UrlError::Form);
-        }
-        // A password may hold an @; a host cannot.
-        let (credentials, portal) = match authority.rsplit_once('@') {
-            Some((credentials, portal)) => (Some(Credentials::parse(credentials)?), portal),
-            None => (None, authority),
-        };
-        let (host, port) = parse_portal(portal)?;
+        let Authority { credentials, host, port } = Authority::parse(authority, path)?;
         Ok(Self { credentials, host, port, target: parse_target(target)?, lun: parse_lun(lun)? })
     }
 
@@ -167,6 +170,64 @@ impl fmt::Display for IscsiUrl {
     }
 }
 
+impl PortalUrl {
+    /// Reads `iscsi://[user[%password]@]host[:port][/[target[/]]]`.
+    pub fn parse(url: &str) -> Result<Self, UrlError> {
+        let rest = without_scheme(url)?;
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let authority = Authority::parse(authority, path).map_err(|error| match error {
+            UrlError::Form => UrlError::PortalForm,
+            error => error,
+        })?;
+        let target = path.strip_suffix('/').unwrap_or(path);
+        if target.contains(['/', '?', '#']) {
+            return Err(UrlError::PortalForm);
+        }
+        let target = match target {
+            "" => None,
+            target => Some(parse_target(target)?),
+        };
+        Ok(Self { authority, target })
+    }
+
+    /// The user and password, if any.
+    pub fn credentials(&self) -> Option<&Credentials> {
+        self.authority.credentials.as_ref()
+    }
+
+    /// Where the portal is.
+    pub fn host(&self) -> &Host {
+        &self.authority.host
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.authority.port
+    }
+
+    /// The only target of interest.
+    pub fn target(&self) -> Option<&str> {
+        self.target.as_deref()
+    }
+}
+
+impl Authority {
+    /// Reads what stands before `path`.
+    fn parse(text: &str, path: &str) -> Result<Self, UrlError> {
+        // With a / in it a password reaches into the path; no error may tell it then.
+        if path.contains('@') || (!text.contains(['@', '[']) && text.contains('%')) {
+            return Err(UrlError::Form);
+        }
+        // A password may hold an @; a host cannot.
+        let (credentials, portal) = match text.rsplit_once('@') {
+            Some((credentials, portal)) => (Some(Credentials::parse(credentials)?), portal),
+            None => (None, text),
+        };
+        let (host, port) = parse_portal(portal)?;
+        Ok(Self { credentials, host, port })
+    }
+}
+
 impl Credentials {
     /// Reads `user` or `user%password`.
     fn parse(text: &str) -> Result<Self, UrlError> {
@@ -212,6 +273,17 @@ impl fmt::Display for Host {
             Self::V6(address, None) => write!(f, "[{address}]"),
             Self::V6(address, Some(zone)) => write!(f, "[{address}%{zone}]"),
         }
+    }
+}
+
+/// What follows the scheme.
+fn without_scheme(url: &str) -> Result<&str, UrlError> {
+    if url.len() > URL_LEN_MAX {
+        return Err(UrlError::TooLong { len: url.len() });
+    }
+    match url.split_at_checked(SCHEME.len()) {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case(SCHEME) => Ok(rest),
+        _ => Err(UrlError::Scheme),
     }
 }
 
@@ -380,6 +452,29 @@ mod tests {
         assert_eq!(IscsiUrl::parse("iscsi://"), Err(UrlError::Form));
         let long = format!("iscsi://{}", "h".repeat(URL_LEN_MAX));
         assert_eq!(IscsiUrl::parse(&long), Err(UrlError::TooLong { len: long.len() }));
+    }
+
+    #[test]
+    fn portals_have_a_target_or_none() {
+        let parse = |rest: &str| PortalUrl::parse(&format!("iscsi://{rest}"));
+        let url = parse("me%p@ss@[fd00::1]:860").unwrap();
+        assert_eq!(url.credentials().unwrap().password(), Some("p@ss"));
+        assert_eq!((url.host().to_string().as_str(), url.port()), ("[fd00::1]", 860));
+        assert!(!format!("{url:?}").contains("p@ss"));
+        for (rest, target) in [
+            ("h", None),
+            ("h/", None),
+            ("h/iqn.a%3Ab", Some("iqn.a:b")),
+            ("h/iqn.a/", Some("iqn.a")),
+        ] {
+            assert_eq!(parse(rest).unwrap().target(), target, "{rest}");
+        }
+        for rest in ["h/iqn.a/0", "u%secret/1@h", "u%secret", "h/iqn.a?x"] {
+            assert_eq!(parse(rest), Err(UrlError::PortalForm), "{rest}");
+        }
+        assert_eq!(parse("h/disk"), Err(UrlError::Target("disk".to_owned())));
+        assert_eq!(parse(""), Err(UrlError::Host(String::new())));
+        assert_eq!(PortalUrl::parse("h"), Err(UrlError::Scheme));
     }
 
     fn urls() -> impl Strategy<Value = IscsiUrl> {

@@ -7,7 +7,9 @@
 
 use block_core::ByteRange;
 use block_core::range::to_u64;
-use block_iscsi::allocmap::{AllocMap, Answer, Contents, MapError, PageState, Trust};
+use block_iscsi::allocmap::{
+    AllocMap, Answer, Contents, MapError, PageGrid, PageState, Run, Trust,
+};
 use block_testkit::naive::allocmap::{ByteMap, Known};
 use proptest::prelude::*;
 
@@ -32,7 +34,7 @@ fn show(map: &AllocMap) -> String {
 
 /// A map in which `range` was updated to `contents` first.
 fn starting(range: ByteRange, contents: Contents) -> AllocMap {
-    let mut map = AllocMap::new(LEN, PAGE, Trust::Cached).unwrap();
+    let mut map = AllocMap::new(LEN, PageGrid::new(PAGE), Trust::Cached).unwrap();
     map.update(range, contents);
     map
 }
@@ -67,7 +69,7 @@ fn updates_claim_whole_pages_only() {
 fn a_range_inside_a_page_changes_no_other_page() {
     // Bit tricks on a count of minus one pages set 63 bits here once.
     for page in [0, 1, 63, 64, 65, 127, 128] {
-        let mut map = AllocMap::new(200 * PAGE, PAGE, Trust::Cached).unwrap();
+        let mut map = AllocMap::new(200 * PAGE, PageGrid::new(PAGE), Trust::Cached).unwrap();
         let inside = sectors(page * 8 + 1, page * 8 + 2);
         map.update(inside, Contents::Zero);
         assert_eq!(show(&map), "?".repeat(200));
@@ -92,7 +94,7 @@ fn reads_are_answered_from_known_pages() {
 
 #[test]
 fn an_untrusted_map_never_says_zeroes() {
-    let mut map = AllocMap::new(LEN, PAGE, Trust::Never).unwrap();
+    let mut map = AllocMap::new(LEN, PageGrid::new(PAGE), Trust::Never).unwrap();
     map.update(sectors(0, 36), Contents::Zero);
     assert_eq!(map.answer(sectors(0, 36)), Answer::Ask);
     map.set_trust(Trust::Cached);
@@ -107,14 +109,15 @@ fn an_untrusted_map_never_says_zeroes() {
 
 #[test]
 fn sizes_without_a_map_are_refused() {
-    let new = |len, page| AllocMap::new(len, page, Trust::Cached).map(|map| map.pages());
+    let new =
+        |len, page| AllocMap::new(len, PageGrid::new(page), Trust::Cached).map(|map| map.pages());
     for page in [0, 512, 4095, (16 << 20) + 1] {
         assert_eq!(new(1 << 30, page), Err(MapError::Page { page }));
     }
     assert_eq!(new((1 << 44) - 4096, 4096), Ok((1 << 32) - 1));
     let (len, page) = (1 << 44, 4096);
     assert_eq!(new(len, page), Err(MapError::TooLong { len, page }));
-    let mut map = AllocMap::new(LEN, PAGE, Trust::Cached).unwrap();
+    let mut map = AllocMap::new(LEN, PageGrid::new(PAGE), Trust::Cached).unwrap();
     assert_eq!(map.resize(len), Err(MapError::TooLong { len, page }));
     assert_eq!(map.len(), LEN);
 }
@@ -122,12 +125,72 @@ fn sizes_without_a_map_are_refused() {
 #[test]
 fn the_largest_map_is_small_while_it_is_uniform() {
     let len = (1 << 44) - 4096;
-    let mut map = AllocMap::new(len, 4096, Trust::Cached).unwrap();
+    let mut map = AllocMap::new(len, PageGrid::new(4096), Trust::Cached).unwrap();
     let all = ByteRange::up_to(len);
     map.update(all, Contents::Zero);
     assert_eq!(map.answer(all), Answer::Zeroes);
     map.update(ByteRange::new(len - 1, 1).unwrap(), Contents::Allocated);
     assert_eq!(map.answer(all), Answer::Read);
+}
+
+#[test]
+fn pages_may_begin_anywhere() {
+    let page = PageGrid { len: PAGE, origin: 3 * SECTOR };
+    let mut map = AllocMap::new(LEN, page, Trust::Cached).unwrap();
+    // Pages of 3, 8, 8, 8, 8 and 1 sectors.
+    assert_eq!(map.pages(), 6);
+    map.update(sectors(0, 11), Contents::Zero);
+    assert_eq!(show(&map), "00????");
+    map.update(sectors(12, 27), Contents::Zero);
+    assert_eq!(show(&map), "00?0??");
+    map.update(sectors(2, 3), Contents::Allocated);
+    assert_eq!(show(&map), "A0?0??");
+    map.update(sectors(35, 36), Contents::Zero);
+    assert_eq!(show(&map), "A0?0?0");
+    assert_eq!(map.pages_around(sectors(10, 12)), sectors(3, 19));
+    assert_eq!(map.pages_around(sectors(0, 1)), sectors(0, 3));
+    assert_eq!(map.pages_within(sectors(2, 30)), sectors(3, 27));
+    assert_eq!(map.pages_within(sectors(0, 36)), sectors(0, 36));
+    assert!(map.pages_within(sectors(4, 18)).is_empty());
+    for origin in [PAGE, PAGE + 1] {
+        let refused = AllocMap::new(LEN, PageGrid { len: PAGE, origin }, Trust::Cached);
+        assert_eq!(refused, Err(MapError::Origin { page: PAGE, origin }));
+    }
+}
+
+#[test]
+fn suspicion_costs_a_read_and_claims_nothing() {
+    let mut map = starting(sectors(0, 32), Contents::Zero);
+    map.suspect(sectors(7, 9));
+    assert_eq!(show(&map), "AA00?");
+    map.suspect(sectors(33, 34));
+    assert_eq!(show(&map), "AA00a");
+    assert_eq!(map.answer(sectors(34, 36)), Answer::Read);
+    map.suspect(sectors(8, 8));
+    assert_eq!(show(&map), "AA00a");
+}
+
+#[test]
+fn runs_end_where_something_else_is_known() {
+    let mut map = starting(sectors(8, 36), Contents::Zero);
+    map.update(sectors(16, 20), Contents::Allocated);
+    map.update(sectors(24, 33), Contents::Allocated);
+    assert_eq!(show(&map), "?0AAA");
+    let run = |zero, end| Some(Run { zero, end: end * SECTOR });
+    assert_eq!(map.run(0), None);
+    assert_eq!(map.run(9 * SECTOR), run(true, 16));
+    assert_eq!(map.run(16 * SECTOR), run(false, 36));
+    assert_eq!(map.run(36 * SECTOR), None);
+    map.update(sectors(25, 26), Contents::Unknown);
+    assert_eq!(map.run(16 * SECTOR), run(false, 24));
+    // Over the borders of what the sets are made of.
+    let len = 400_000 * PAGE;
+    let mut map = AllocMap::new(len, PageGrid::new(PAGE), Trust::Cached).unwrap();
+    map.update(ByteRange::up_to(len), Contents::Zero);
+    assert_eq!(map.run(5), Some(Run { zero: true, end: len }));
+    map.update(ByteRange::from_bounds(65_530 * PAGE, 200_000 * PAGE).unwrap(), Contents::Allocated);
+    assert_eq!(map.run(5), Some(Run { zero: true, end: 65_530 * PAGE }));
+    assert_eq!(map.run(65_530 * PAGE), Some(Run { zero: false, end: 200_000 * PAGE }));
 }
 
 #[derive(Clone, Debug)]
@@ -185,27 +248,35 @@ proptest! {
     #[test]
     fn the_map_is_its_twin_and_claims_no_more_than_the_truth(
         len in TWIN_LEN / 2..TWIN_LEN,
+        origin in prop_oneof![Just(0), 1..ODD_PAGE],
         trusted in prop::bool::weighted(0.8),
         steps in prop::collection::vec(steps(), 1..12),
         reads in prop::collection::vec(ranges(), 8),
     ) {
-        let short = usize::try_from(len).unwrap();
+        // The twin has its first page whole: what is missing of it goes with the start of the LUN.
+        let shift = if origin == 0 { 0 } else { ODD_PAGE - origin };
+        let shifted = |range: ByteRange| {
+            let start = if range.offset() == 0 { 0 } else { range.offset() + shift };
+            let end = if range.is_empty() { start } else { range.end() + shift };
+            bounds(ByteRange::from_bounds(start, end).unwrap())
+        };
+        let short = usize::try_from(len + shift).unwrap();
         let page = usize::try_from(ODD_PAGE).unwrap();
         let (trust, mut twin) = if trusted {
             (Trust::Cached, ByteMap::trusted(short, page))
         } else {
             (Trust::Never, ByteMap::untrusted(short, page))
         };
-        let mut map = AllocMap::new(len, ODD_PAGE, trust).unwrap();
+        let mut map = AllocMap::new(len, PageGrid { len: ODD_PAGE, origin }, trust).unwrap();
         for step in steps {
             match step {
                 Step::Update(range, contents) => {
                     map.update(range, contents);
-                    twin.update(bounds(range), known(contents));
+                    twin.update(shifted(range), known(contents));
                 }
                 Step::Resize(len) => {
                     map.resize(len).unwrap();
-                    twin.resize(usize::try_from(len).unwrap());
+                    twin.resize(usize::try_from(len + shift).unwrap());
                 }
             }
             prop_assert_eq!(map.pages(), to_u64(twin.pages().len()));
@@ -220,7 +291,7 @@ proptest! {
             }
             for read in &reads {
                 if map.answer(*read) == Answer::Zeroes {
-                    prop_assert!(trusted && twin.is_zero(bounds(*read)), "{read:?}");
+                    prop_assert!(trusted && twin.is_zero(shifted(*read)), "{read:?}");
                 }
             }
         }

@@ -190,7 +190,7 @@ proptest! {
     /// The target is the originator: we answer with what both sides make of it.
     #[test]
     fn offers_of_the_target_are_answered(level in 0..40_u32, list in "[A-Za-z0-9,]{0,20}") {
-        let mut negotiation = Negotiation::new(SessionKind::Discovery, &Offer::default()).unwrap();
+        let mut negotiation = Negotiation::new(SessionKind::Normal, &Offer::default()).unwrap();
         let key = "iSCSIProtocolLevel";
         let answer = receive(&mut negotiation, key, &level.to_string()).unwrap().unwrap();
         let expected = if level > 31 { "Reject".to_owned() } else { level.min(1).to_string() };
@@ -278,6 +278,35 @@ fn a_discovery_session_offers_only_what_matters_to_it() {
 }
 
 #[test]
+fn a_discovery_session_has_no_recovery_and_no_protocol_level() {
+    let offer = Offer { error_recovery_level: 2, ..Offer::default() };
+    let mut negotiation = Negotiation::new(SessionKind::Discovery, &offer).unwrap();
+    let offers = negotiation.offers();
+    assert!(offers.contains(&Pair::new("ErrorRecoveryLevel", "0")));
+    assert!(normal(&offer).1.contains(&Pair::new("ErrorRecoveryLevel", "2")));
+    let answer = receive(&mut negotiation, "iSCSIProtocolLevel", "1");
+    assert_eq!(answer, Ok(Some(Pair::new("iSCSIProtocolLevel", "Irrelevant"))));
+}
+
+#[test]
+fn obsolete_keys_are_refused_and_unknown_ones_are_not_understood() {
+    let (mut negotiation, _) = normal(&Offer::default());
+    for key in ["IFMarker", "OFMarker", "IFMarkInt", "OFMarkInt"] {
+        assert_eq!(receive(&mut negotiation, key, "No"), Ok(Some(Pair::new(key, "Reject"))));
+    }
+    let answer = receive(&mut negotiation, "X-org.example", "No");
+    assert_eq!(answer, Ok(Some(Pair::new("X-org.example", "NotUnderstood"))));
+}
+
+#[test]
+fn a_target_may_have_several_addresses() {
+    let (mut negotiation, _) = normal(&Offer::default());
+    for address in ["192.0.2.1:3260,1", "[2001:db8::1]:3260,1"] {
+        assert_eq!(receive(&mut negotiation, "TargetAddress", address), Ok(None));
+    }
+}
+
+#[test]
 fn every_offer_needs_an_answer_unless_it_settles_the_matter() {
     let offer = Offer { initial_r2t: true, immediate_data: false, ..Offer::default() };
     let (_, offers) = normal(&offer);
@@ -332,7 +361,11 @@ fn refusals_leave_the_default_where_it_fits_the_offer() {
 fn lists_are_chosen_from_and_declarations_are_kept() {
     let offer = Offer {
         header_digest: vec![DigestKind::Crc32c, DigestKind::None],
-        task_reporting: vec![TaskReporting::FastAbort, TaskReporting::Rfc3720],
+        task_reporting: vec![
+            TaskReporting::FastAbort,
+            TaskReporting::ResponseFence,
+            TaskReporting::Rfc3720,
+        ],
         max_recv_data_segment_len: 262_144,
         ..Offer::default()
     };
@@ -409,6 +442,12 @@ fn offers_that_no_rule_allows_are_refused() {
         Offer { time_to_wait_secs: 3601, ..Offer::default() },
         Offer { error_recovery_level: 3, ..Offer::default() },
         Offer { task_reporting: Vec::new(), ..Offer::default() },
+        // RFC3720 and ResponseFence have to be among them.
+        Offer { task_reporting: vec![TaskReporting::FastAbort], ..Offer::default() },
+        Offer {
+            task_reporting: vec![TaskReporting::FastAbort, TaskReporting::Rfc3720],
+            ..Offer::default()
+        },
     ];
     for offer in bad {
         let refused = Negotiation::new(SessionKind::Normal, &offer);

@@ -277,7 +277,8 @@ fn scsi_response() -> impl Strategy<Value = Response> {
         Just(CommandOutcome::TargetFailure),
         (0x80..=0xff_u8).prop_map(CommandOutcome::Vendor),
     ];
-    (outcome, number(), optional_tag(), response_serials(), serial(), data_len()).prop_map(
+    let snack_tag = optional_tag().prop_map(|tag| tag.filter(|tag| *tag != 0));
+    (outcome, number(), snack_tag, response_serials(), serial(), data_len()).prop_map(
         |(outcome, task_tag, snack_tag, serials, exp_data_sn, data_len)| {
             ScsiResponse { outcome, task_tag, snack_tag, serials, exp_data_sn, data_len }.into()
         },
@@ -390,7 +391,7 @@ fn async_message() -> impl Strategy<Value = Response> {
             },
             4 => AsyncEvent::NegotiationRequested { within_secs: third },
             5 => AsyncEvent::TasksTerminated,
-            _ => AsyncEvent::Vendor { code, parameters: [first, second, third] },
+            _ => AsyncEvent::Vendor { event: 248 | code, code, parameters: [first, second, third] },
         },
     );
     (event, lun(), response_serials(), data_len()).prop_map(|(event, lun, serials, data_len)| {
@@ -553,20 +554,17 @@ fn reserved_codes_and_bits_that_exclude_each_other_are_named() {
         (0x22, 0x80, &[(2, &[254])], "Response", 254),
         (0x23, 0x00, &[(36, &[0, 1])], "Status", 1),
         (0x23, 0x00, &[(36, &[4, 0])], "Status", 0x400),
-        (0x24, 0x80, &[], "Target Transfer Tag", 0),
         (0x24, 0x00, &[(20, NONE)], "Target Transfer Tag", NO_TAG),
         (0x24, 0x40, &[(20, NONE)], "Target Transfer Tag", NO_TAG),
         (0x25, 0x01, &[], "F", 0),
-        (0x25, 0x82, &[], "S", 0),
         (0x25, 0x87, &[], "O and U", 6),
         (0x25, 0x81, &[(3, &[2])], "Status", 2),
-        (0x25, 0xc0, &[(20, NONE)], "Target Transfer Tag", NO_TAG),
         (0x26, 0x80, &[(2, &[4])], "Response", 4),
         (0x31, 0x80, &[], "Desired Data Transfer Length", 0),
         (0x31, 0x80, &[(40, &[0xff; 8])], "Desired Data Transfer Length", NO_TAG),
         (0x31, 0x80, &[(20, NONE)], "Target Transfer Tag", NO_TAG),
         (0x32, 0x80, &[(36, &[6])], "AsyncEvent", 6),
-        (0x32, 0x80, &[(36, &[254])], "AsyncEvent", 254),
+        (0x32, 0x80, &[(36, &[247])], "AsyncEvent", 247),
         (0x3f, 0x80, &[(2, &[1])], "Reason", 1),
         (0x3f, 0x80, &[(2, &[13])], "Reason", 13),
         (0x3f, 0x80, &[(2, &[2]), (4, &[255])], "TotalAHSLength", 255),
@@ -588,6 +586,37 @@ fn reserved_bits_are_ignored_and_not_printed() {
     let data_in = bytes_of(0x25, 0x80, &[(3, &[2]), (20, NONE), (44, NONE)]);
     let data_in = DataIn::parse(&data_in).unwrap();
     assert_eq!(data_in.end, DataInEnd::Open(Sequence::Ends));
+}
+
+/// What RFC 7143 tells a receiver to ignore does not make a PDU wrong.
+#[test]
+fn what_has_no_meaning_is_ignored() {
+    // O and U without S (section 11.7.3); A without a tag (section 11.7.2).
+    let data_in = DataIn::parse(&bytes_of(0x25, 0xc6, &[(20, NONE)])).unwrap();
+    assert_eq!(data_in.end, DataInEnd::Open(Sequence::Ends));
+    assert_eq!(data_in.acknowledge, None);
+    // The flags of a response that is not of a completed command (section 11.4.3).
+    let failed = ScsiResponse::parse(&bytes_of(0x21, 0x9e, &[(2, &[1, 2])])).unwrap();
+    assert_eq!(failed.outcome, CommandOutcome::TargetFailure);
+    // No SNACK Tag is 0 (section 11.4.4).
+    assert_eq!(failed.snack_tag, None);
+    assert_eq!(failed.to_bytes()[20..24], [0; 4]);
+    let tagged = ScsiResponse::parse(&bytes_of(0x21, 0x80, &[(23, &[7])])).unwrap();
+    assert_eq!(tagged.snack_tag, Some(7));
+    // The target tag of a final text response (section 11.10.4).
+    let text = TextResponse::parse(&bytes_of(0x24, 0x80, &[(23, &[7])])).unwrap();
+    assert_eq!(text.reply, TextReply::Final);
+}
+
+#[test]
+fn all_events_of_vendors_are_taken() {
+    for event in 248..=255_u8 {
+        let mut bytes = bytes_of(0x32, 0x80, &[(16, NONE), (37, &[5])]);
+        bytes[36] = event;
+        let message = AsyncMessage::parse(&bytes).unwrap();
+        assert_eq!(message.event, AsyncEvent::Vendor { event, code: 5, parameters: [0; 3] });
+        assert_eq!(message.to_bytes()[..], bytes[..]);
+    }
 }
 
 #[test]

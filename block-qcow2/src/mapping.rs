@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use block_core::metadata::bytes::read_bytes;
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Node, Result};
 use futures::FutureExt;
@@ -12,7 +13,6 @@ use futures::future::BoxFuture;
 use zerocopy::FromBytes;
 use zerocopy::byteorder::big_endian::U64;
 
-use crate::compress::inflate::read_bytes;
 use crate::driver::Qcow2Driver;
 use crate::map::{Extent, Kind, first_extent};
 use crate::spec::Fault;

@@ -11,10 +11,10 @@
 use std::sync::atomic::Ordering;
 
 use block_core::Result;
+use block_core::metadata::bytes::read_bytes;
 use block_core::range::{to_u64, to_usize};
 
 use crate::alloc::{Meta, Reason, run_of};
-use crate::compress::inflate::read_bytes;
 use crate::driver::Qcow2Driver;
 use crate::geometry::{Geometry, Version};
 use crate::mapping::words;

@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
+use block_core::metadata::bytes::read_bytes;
 use block_core::request::status::{DriverStatus, StatusDetail, StatusFlags};
 use block_core::{ByteRange, Node, Result};
 
-use crate::compress::inflate::read_bytes;
 use crate::driver::Qcow2Driver;
 use crate::map::Kind;
 use crate::mapping::words;

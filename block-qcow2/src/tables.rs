@@ -7,11 +7,11 @@
 
 use std::sync::Arc;
 
+use block_core::metadata::bytes::read_bytes;
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, RequestFlags, Result};
 
 use crate::alloc::{Meta, Reason};
-use crate::compress::inflate::read_bytes;
 use crate::driver::Qcow2Driver;
 use crate::mapping::Slice;
 use crate::metadata_io::write_bytes;

@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use block_core::error::Error;
-use block_core::{ByteRange, Capabilities, RequestFlags, graph};
+use block_core::{ByteRange, RequestFlags, graph};
 use block_testkit::campaign::{Campaign, Game};
 use block_testkit::disk::fault::{Effect, Fault, Rule};
-use block_testkit::disk::mem::{MemConfig, MemDisk, all_capabilities};
+use block_testkit::disk::mem::{MemConfig, MemDisk};
 use block_testkit::disk::tap::{Kind, Tapped};
 use block_testkit::exec::Exec;
 use block_testkit::model::disk::DiskModel;
@@ -58,12 +58,7 @@ struct Told {
 }
 
 fn file(bytes: &[u8]) -> Arc<MemDisk> {
-    let mut config = MemConfig::new(bytes.len() as u64);
-    config.step = None;
-    config.capabilities = Capabilities { grows_on_write: true, ..all_capabilities() };
-    let disk = config.build();
-    disk.load(0, bytes);
-    disk
+    MemConfig { step: None, ..MemConfig::file() }.holding(bytes)
 }
 
 /// Plays the operations one after the other.

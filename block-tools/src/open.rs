@@ -18,10 +18,12 @@ use block_core::proto::mem::MemFactory;
 use block_core::proto::null::{NullAioFactory, NullFactory};
 use block_core::registry::OpenContext;
 use block_core::{Node, OpenFlags, Options, Registry};
+use block_iscsi::factory::IscsiFactory;
+use block_iscsi::transport::tcp::TcpConnector;
 use block_qcow2::Qcow2Factory;
 use block_vmdk::VmdkFactory;
 
-use crate::spec::{SpecError, image_opts, json};
+use crate::spec::{SpecError, image_opts, json, shown};
 use crate::temporary;
 
 /// Every driver that the tools know.
@@ -33,6 +35,7 @@ pub fn registry() -> Arc<Registry> {
         .with(CopyOnReadFactory)
         .with(FileFactory)
         .with(HostDeviceFactory)
+        .with(IscsiFactory::new(Arc::new(TcpConnector::new())))
         .with(MemFactory)
         .with(NullAioFactory)
         .with(NullFactory)
@@ -251,7 +254,7 @@ impl ImageSpec {
 pub async fn open(spec: &ImageSpec) -> Result<Node, SpecError> {
     let mut context = OpenContext::new(registry(), spec.open_flags());
     // A warning that nobody can be shown is no reason to stop.
-    context.warn = Arc::new(|warning| drop(writeln!(io::stderr(), "WARNING: {warning}")));
+    context.warn = Arc::new(|warning| drop(writeln!(io::stderr(), "WARNING: {}", shown(warning))));
     open_in(context, spec).await
 }
 
@@ -273,7 +276,7 @@ pub async fn open_in(mut context: OpenContext, spec: &ImageSpec) -> Result<Node,
     let probed = options.peek("driver").is_none();
     let node = context.open(options).await?;
     if probed && node.driver().name() == "raw" && !node.is_read_only() {
-        let name = &spec.name;
+        let name = shown(&spec.name);
         (context.warn)(&format!(
             "the format of '{name}' was not given and its contents look like none, so it is taken \
              as raw: writes that would make it look like another format are refused. Name the \

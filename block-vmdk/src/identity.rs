@@ -7,13 +7,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use block_core::driver::{Exactness, Prealloc};
+use block_core::metadata::bytes::write_bytes;
 use block_core::range::to_u64;
 use block_core::{Error, Node, OpenError, Result};
 use parking_lot::RwLock;
 
 use crate::descriptor::Descriptor;
 use crate::error::bad_field;
-use crate::extent::file_io::write_bytes;
 use crate::units::ContentId;
 
 /// Sectors are what a crash leaves old or new.

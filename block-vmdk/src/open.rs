@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use block_core::driver::BlockDriver;
 use block_core::error::Problem;
+use block_core::metadata::bytes::read_bytes;
 use block_core::registry::{BACKING_FILE, OpenContext, ReferencePolicy};
 use block_core::{ByteRange, Node, OpenError, Options};
 use futures::future::BoxFuture;
@@ -22,7 +23,6 @@ use crate::descriptor::{
 };
 use crate::driver::VmdkDriver;
 use crate::error::{FORMAT, bad_field};
-use crate::extent::file_io::read_bytes;
 use crate::extent::layout::{BadTables, Header, SparseLayout};
 use crate::extent::sparse::{Discards, SparseExtent, SparseParts};
 use crate::extent::{Body, DiskExtent};

@@ -13,9 +13,9 @@ use block_core::driver::BlockDriver;
 use block_core::io::exec::block_on;
 use block_core::options::OpenFlags;
 use block_core::range::to_u64;
-use block_core::{Alignment, ByteRange, Capabilities, Error, IoBuf, Node, RequestFlags, graph};
+use block_core::{Alignment, ByteRange, Error, IoBuf, Node, RequestFlags, graph};
 use block_testkit::disk::fault::{Fault, Rule};
-use block_testkit::disk::mem::{MemConfig, MemDisk, all_capabilities};
+use block_testkit::disk::mem::{MemConfig, MemDisk};
 use block_testkit::disk::record::Record;
 use block_testkit::disk::tap::{Call, Kind, Tapped};
 use block_testkit::naive::vmdk::Files;
@@ -67,14 +67,10 @@ impl Scene {
     }
 
     fn of(setup: Setup, files: Files, growth: Growth) -> Self {
-        let grows_on_write = growth == Growth::Grows;
         let disks = Disks::new(files, |bytes| {
-            let mut config = MemConfig::new(to_u64(bytes.len()));
-            config.step = None;
-            config.capabilities = Capabilities { grows_on_write, ..all_capabilities() };
-            let disk = config.build();
-            disk.load(0, &bytes);
-            disk
+            let mut config = MemConfig { step: None, ..MemConfig::file() };
+            config.capabilities.grows_on_write = growth == Growth::Grows;
+            config.holding(&bytes)
         });
         let (mut records, fault) = (Vec::new(), Fault::new());
         let mut below: Vec<Arc<dyn BlockDriver>> = Vec::new();
@@ -271,6 +267,74 @@ fn a_device_is_used_to_its_end() {
         (8 * GRAIN, &bytes(4, 8 * GRAIN, 512)),
         (8 * GRAIN + 512, &[0; 4096]),
     ]);
+}
+
+/// A zero write that needs a place for a table gets that of a grain that was let go, as data does.
+#[test]
+fn zeroes_too_wait_for_room_on_a_full_device() {
+    let shape = Shape {
+        gtes_per_gt: 4,
+        tables: Tables::OnDemand,
+        zeroed_grains: ZeroedGrains::Yes,
+        backing: Some((BASE.0.to_owned(), BASE.1)),
+        ..Shape::new(4 << 20)
+    };
+    let setup = Setup { backing: Some(4 << 20), ..setup(shape) };
+    let base = setup.backing_contents().unwrap();
+    let scene = Scene::open(setup.clone());
+    scene.write(9, 0, 4 * GRAIN).unwrap();
+    let mut files = scene.finish(&[]);
+    let file = files.get_mut(NAME).unwrap();
+    file.resize(file.len().next_multiple_of(index(GRAIN)), 0);
+    let scene = Scene::of(setup, files, Growth::Fixed);
+    let zero = |grain: u64| scene.zero(grain * GRAIN, 2 * GRAIN, RequestFlags::empty());
+    assert_eq!(zero(8), Err(Error::NO_SPACE), "there is no table");
+    // The table of these has a place.
+    zero(1).unwrap();
+    zero(8).unwrap();
+    assert_eq!(scene.write(1, 9 * GRAIN, GRAIN), Ok(()), "the other grain");
+    assert_eq!(zero(16), Ok(()), "the rest of the tables' grain");
+    assert_eq!(scene.write(2, 10 * GRAIN, GRAIN), Err(Error::NO_SPACE));
+    let at = index(10 * GRAIN);
+    scene.finish(&[
+        (0, &bytes(9, 0, GRAIN)),
+        (GRAIN, &[0; 131_072]),
+        (3 * GRAIN, &bytes(9, 3 * GRAIN, GRAIN)),
+        (8 * GRAIN, &[0; 65536]),
+        (9 * GRAIN, &bytes(1, 9 * GRAIN, GRAIN)),
+        (10 * GRAIN, &base[at..at + index(GRAIN)]),
+        (16 * GRAIN, &[0; 131_072]),
+    ]);
+}
+
+/// Tables that were made in advance are mostly holes of the file, which are not read before the first change;
+/// but what a redundant table holds against a hole is mended.
+#[test]
+fn tables_in_holes_are_not_read() {
+    const CHUNK: u64 = 1 << 20;
+    let setup = setup(Shape { grain_sectors: 8, gtes_per_gt: 1, ..Shape::new(16 << 20) });
+    let made = setup.shape.make(&BTreeMap::from([(3, Grain::Data(vec![7; 4096]))]));
+    let word = |at: usize| u32::from_le_bytes(made[NAME][at..at + 4].try_into().unwrap());
+    let redundant = index(u64::from(word(48)) * 512);
+    let stale = index(u64::from(word(redundant + 4000 * 4)) * 512);
+    for unclean in [false, true] {
+        let mut files = made.clone();
+        let file = files.get_mut(NAME).unwrap();
+        if unclean {
+            file[72] = 1;
+            file[stale] = 9;
+        }
+        let scene = Scene::of(setup.clone(), files, Growth::Grows);
+        scene.asked();
+        scene.write(1, 9 * 4096, 4096).unwrap();
+        let asked = scene.asked();
+        let reads = asked.iter().filter(|call| call.kind == Kind::Read);
+        let bytes_read: u64 = reads.clone().map(|call| call.range.len()).sum();
+        assert!(reads.clone().any(|call| call.range.len() == CHUNK), "one piece of two: {asked:?}");
+        assert!(bytes_read < CHUNK + (16 << 10), "{bytes_read} bytes in {}", reads.count());
+        let files = scene.finish(&[(3 * 4096, &[7; 4096]), (9 * 4096, &bytes(1, 9 * 4096, 4096))]);
+        assert_eq!(files[NAME][stale], 0);
+    }
 }
 
 /// What was let go is used after the next opening too: a device has no other room.

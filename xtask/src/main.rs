@@ -14,8 +14,10 @@ mod guest;
 mod peer;
 mod run;
 mod scratch;
+mod served;
 mod setup;
 mod soak;
+mod target;
 mod tidy;
 
 use std::process::ExitCode;
@@ -47,6 +49,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Plays random games on images for long: millions of operations, 100,000 crash images.
     Soak(soak::Arguments),
+    /// Serves an iSCSI target in memory.
+    Target(target::Arguments),
     /// Measures block-img and block-core beside their peers, interleaved.
     Bench(bench::Arguments),
 }
@@ -69,6 +73,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Peer(arguments) => peer::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::Target(arguments) => target::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     }
 }

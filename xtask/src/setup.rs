@@ -22,7 +22,8 @@ struct Program {
 }
 
 /// Everything that any command compares with.
-pub(crate) const ALL: [Peer; 6] = [QEMU, LIBQCOW, LIBVMDK, VMDKINFO, STRACE, E2FSPROGS];
+pub(crate) const ALL: [Peer; 8] =
+    [QEMU, LIBQCOW, LIBVMDK, VMDKINFO, LIBISCSI, TGT, STRACE, E2FSPROGS];
 
 /// qemu-img and qemu-io.
 pub(crate) const QEMU: Peer = Peer {
@@ -73,6 +74,34 @@ pub(crate) const VMDKINFO: Peer = Peer {
     programs: &[Program { name: "vmdkinfo", probe: &["vmdkinfo", "-V"] }],
     package: "libvmdk-utils",
     elsewhere: "libvmdk, from github.com/libyal/libvmdk",
+};
+
+/// By their paths: `/usr/sbin` is on the search path of administrators only.
+pub(crate) const TGTD: &str = "/usr/sbin/tgtd";
+pub(crate) const TGTADM: &str = "/usr/sbin/tgtadm";
+
+/// libiscsi's tools: an initiator of its own, and a conformance program for targets.
+pub(crate) const LIBISCSI: Peer = Peer {
+    programs: &[
+        Program { name: "iscsi-test-cu", probe: &["iscsi-test-cu", "-l"] },
+        Program { name: "iscsi-ls", probe: &["iscsi-ls", "--help"] },
+        Program { name: "iscsi-inq", probe: &["iscsi-inq", "--help"] },
+        Program { name: "iscsi-readcapacity16", probe: &["iscsi-readcapacity16", "--help"] },
+        Program { name: "iscsi-swp", probe: &["iscsi-swp", "--help"] },
+        Program { name: "iscsi-perf", probe: &["sh", "-c", "command -v iscsi-perf"] },
+    ],
+    package: "libiscsi-bin",
+    elsewhere: "libiscsi-utils in Fedora and openSUSE, libiscsi in Arch Linux",
+};
+
+/// tgt, an iSCSI target in user space.
+pub(crate) const TGT: Peer = Peer {
+    programs: &[
+        Program { name: TGTD, probe: &[TGTD, "-V"] },
+        Program { name: TGTADM, probe: &[TGTADM, "--version"] },
+    ],
+    package: "tgt",
+    elsewhere: "scsi-target-utils in Fedora, tgt in openSUSE and Arch Linux",
 };
 
 impl Peer {

@@ -71,6 +71,12 @@ const SOAKS: &[Soak] = &[
         test: "soak_faults",
         target: |arguments| arguments.faults,
     },
+    Soak {
+        package: "block-iscsi",
+        file: "pair",
+        test: "soak_network",
+        target: |arguments| arguments.operations,
+    },
 ];
 
 /// Runs all of them, one after the other, until one fails.

@@ -5,6 +5,8 @@
 //! has gone away runs to its end: on the thread's current spawner ([`enter`]), else on one background
 //! thread shared by all.
 //!
+//! A task that wakes itself gives way to the future of [`block_on`] and to all tasks that are ready.
+//!
 //! Invariants: a task is in at most one queue; a task given to [`spawn_detached`] is polled until it
 //! is done, whatever becomes of the executor that took it; there is at most one background thread.
 //!
@@ -83,7 +85,9 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
         {
             return output;
         }
-        if executor.run_ready() || main.woken.load(Ordering::Acquire) {
+        executor.run_ready();
+        thread.notice();
+        if executor.has_ready() || main.woken.load(Ordering::Acquire) {
             thread.tick();
         } else {
             thread.sleep();
@@ -138,16 +142,20 @@ impl Executor {
         self.parker.unpark();
     }
 
-    /// Polls tasks that are ready; whether there was any.
-    fn run_ready(&self) -> bool {
-        for done in 0..BATCH {
+    /// Polls the tasks that are ready now, each once.
+    fn run_ready(&self) {
+        let ready = self.queue.lock().ready.len().min(BATCH);
+        for _ in 0..ready {
             let task = self.queue.lock().ready.pop_front();
             match task {
                 Some(task) => task.run(),
-                None => return done > 0,
+                None => return,
             }
         }
-        true
+    }
+
+    fn has_ready(&self) -> bool {
+        !self.queue.lock().ready.is_empty()
     }
 
     /// Sends what is ready, now and later, to the background thread.
@@ -276,7 +284,9 @@ fn run_forever(executor: &Arc<Executor>) {
     let thread = Entered::at(Arc::clone(&executor.parker));
     let _entered = enter(executor.clone());
     loop {
-        if executor.run_ready() {
+        executor.run_ready();
+        thread.notice();
+        if executor.has_ready() {
             thread.tick();
         } else {
             thread.sleep();

@@ -17,7 +17,11 @@ mod handle;
 mod op;
 mod park;
 pub(crate) mod pool;
+#[cfg(feature = "net")]
+pub mod socket;
 mod thread;
+#[cfg(feature = "net")]
+pub mod timer;
 mod uring;
 
 use std::sync::Arc;

@@ -51,6 +51,12 @@ impl Entered {
         &self.parker
     }
 
+    /// Takes note of all wake-ups until now. What they were about is to be looked at after this and before
+    /// the next sleep, which they no longer keep from happening.
+    pub(super) fn notice(&self) {
+        self.parker.end();
+    }
+
     /// Sleeps until the parker is woken or an operation of the thread completes.
     pub(super) fn sleep(&self) {
         match own_ring() {

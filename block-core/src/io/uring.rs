@@ -7,9 +7,17 @@
 //! * The *shared ring* serves futures polled by foreign executors: who queues an operation submits
 //!   it, and a reaper thread, started with the ring, waits for completions and wakes the tasks.
 //!
-//! Invariants: an [`Op`] stays in its slot from before the kernel hears of it until after it was
-//! completed, whatever becomes of the future; at most [`CQ_ENTRIES`] operations are in the kernel,
-//! so completions always have room, and the rest waits in `backlog`; `in_flight` counts both.
+//! An [`Op`] moves bytes and ends by itself. A [`Wait`] may last for ever: it is given up when nobody
+//! waits any more, and when the scope of the thread ends whose ring it is in.
+//!
+//! Invariants: what an entry points at stays in its slot from before the kernel hears of it until after
+//! it was completed, whatever becomes of the future; at most [`MAX_IN_KERNEL`] operations are in the
+//! kernel, so their completions always have room, and the rest waits in `backlog`; waits do not count,
+//! so that they never keep an operation waiting (a completion that finds no room waits in the
+//! kernel); `in_flight` counts all of them.
+
+#[cfg_attr(not(feature = "net"), allow(dead_code, reason = "only sockets and timers wait"))]
+mod wait;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -18,9 +26,12 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 
-use io_uring::{IoUring, Probe, opcode, types};
+use io_uring::{IoUring, Probe, opcode, squeue, types};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
+pub(super) use wait::Wait;
+#[cfg(feature = "net")]
+pub(super) use wait::Waiting;
 
 use super::op::Op;
 use super::park::Parker;
@@ -57,13 +68,29 @@ struct State {
     backlog: VecDeque<usize>,
     /// Operations pushed to the submission queue and not completed.
     in_kernel: usize,
+    /// The same of waits.
+    waits_in_kernel: usize,
     /// Whether the poll of the wake-up descriptor is pending.
     wake_armed: bool,
 }
 
 struct Slot {
-    op: Option<Op>,
+    work: Option<Work>,
     stage: Stage,
+}
+
+enum Work {
+    Move(Op),
+    Wait(Wait),
+}
+
+impl Work {
+    fn entry(&self) -> squeue::Entry {
+        match self {
+            Self::Move(op) => op.entry(),
+            Self::Wait(wait) => wait.entry(),
+        }
+    }
 }
 
 enum Stage {
@@ -114,6 +141,8 @@ fn probe() -> std::io::Result<bool> {
         opcode::Fsync::CODE,
         opcode::Fallocate::CODE,
         opcode::PollAdd::CODE,
+        opcode::Timeout::CODE,
+        opcode::AsyncCancel::CODE,
     ];
     let supported = needed.iter().all(|code| probe.is_supported(*code));
     let nop = opcode::Nop::new().build();
@@ -190,8 +219,16 @@ impl Ring {
         }
     }
 
-    /// Waits until every operation has completed.
+    /// Waits until every operation has completed, and ends every wait.
     pub(super) fn drain(&self) {
+        let waits: Vec<usize> = {
+            let slots = &self.state.lock().slots;
+            let lasting = |slot: &Slot| matches!(&slot.work, Some(Work::Wait(wait)) if wait.cancels().is_none());
+            (0..slots.len()).filter(|index| slots.get(*index).is_some_and(lasting)).collect()
+        };
+        for index in waits {
+            self.start(Work::Wait(Wait::Cancel(index)), Stage::Abandoned);
+        }
         while self.state.lock().in_flight() > 0 {
             // A wake-up that comes meanwhile stays in the eventfd until the next sleep.
             self.enter_and_reap(1, || ());
@@ -216,7 +253,7 @@ impl Ring {
     fn reap(&self) -> bool {
         let mut woken = false;
         let mut wakers: SmallVec<[Waker; 32]> = SmallVec::new();
-        let mut abandoned: SmallVec<[Op; 2]> = SmallVec::new();
+        let mut abandoned: SmallVec<[Work; 2]> = SmallVec::new();
         {
             let mut state = self.state.lock();
             // SAFETY: the completion queue is only touched under the lock, which is held.
@@ -238,7 +275,7 @@ impl Ring {
 
     /// Moves operations from the backlog to the submission queue.
     fn refill(&self, state: &mut State) {
-        while state.in_kernel < MAX_IN_KERNEL
+        while state.has_room()
             && let Some(index) = state.backlog.pop_front()
         {
             if !self.push_slot(state, index) {
@@ -248,41 +285,52 @@ impl Ring {
         }
     }
 
-    /// Puts `op` in a slot and queues it.
-    fn start(&self, op: Op, waker: Waker) -> usize {
-        let index = {
-            let mut state = self.state.lock();
-            let index = state.allocate(op, waker);
-            let behind = !state.backlog.is_empty() || state.in_kernel >= MAX_IN_KERNEL;
-            if behind || !self.push_slot(&mut state, index) {
-                state.backlog.push_back(index);
-            }
-            index
+    /// Puts `work` in a slot and queues it.
+    fn start(&self, work: Work, stage: Stage) -> usize {
+        let index = self.queue(&mut self.state.lock(), work, stage);
+        self.submit_if_shared();
+        index
+    }
+
+    /// The same without a submission.
+    fn queue(&self, state: &mut State, work: Work, stage: Stage) -> usize {
+        let behind = match &work {
+            Work::Move(_) => !state.backlog.is_empty() || !state.has_room(),
+            // Waits overtake operations, and a cancellation all but what it cancels.
+            Work::Wait(wait) => wait.cancels().is_some_and(|it| state.backlog.contains(&it)),
         };
-        if self.shared {
-            self.submit();
+        let index = state.allocate(work, stage);
+        if behind || !self.push_slot(state, index) {
+            state.backlog.push_back(index);
         }
         index
     }
 
+    fn submit_if_shared(&self) {
+        if self.shared {
+            self.submit();
+        }
+    }
+
     /// Queues the operation of a slot; `false` if the queue is full.
     fn push_slot(&self, state: &mut State, index: usize) -> bool {
-        let Some(op) = &state.slots[index].op else {
+        let Some(work) = &state.slots[index].work else {
             return true;
         };
-        let entry = op.entry().user_data(to_u64(index));
-        // SAFETY: the entry points into memory owned by `op`, which stays in its slot until the
+        let waits = matches!(work, Work::Wait(_));
+        let entry = work.entry().user_data(to_u64(index));
+        // SAFETY: the entry points into memory owned by `work`, which stays in its slot until the
         // completion was reaped: `complete` and `take` are the only ones to take it out.
-        let pushed = unsafe { self.push(&entry) };
-        state.in_kernel += usize::from(pushed);
-        pushed
+        let pushed = usize::from(unsafe { self.push(&entry) });
+        *state.count_of(waits) += pushed;
+        pushed == 1
     }
 
     /// Pushes to the submission queue, making room by a submission if it is full.
     ///
     /// # Safety
     /// The caller holds the lock of `state`, and what `entry` points at outlives the operation.
-    unsafe fn push(&self, entry: &io_uring::squeue::Entry) -> bool {
+    unsafe fn push(&self, entry: &squeue::Entry) -> bool {
         for _ in 0..2 {
             // SAFETY: the lock is held, so nobody else touches the queue; `entry` is valid by the
             // caller's promise.
@@ -319,11 +367,20 @@ impl Drop for Ring {
 
 impl State {
     fn in_flight(&self) -> usize {
-        self.in_kernel + self.backlog.len()
+        self.in_kernel + self.waits_in_kernel + self.backlog.len()
     }
 
-    fn allocate(&mut self, op: Op, waker: Waker) -> usize {
-        let slot = Slot { op: Some(op), stage: Stage::Waiting(waker) };
+    fn has_room(&self) -> bool {
+        self.in_kernel < MAX_IN_KERNEL
+    }
+
+    /// How many operations, or waits, the kernel has.
+    fn count_of(&mut self, waits: bool) -> &mut usize {
+        if waits { &mut self.waits_in_kernel } else { &mut self.in_kernel }
+    }
+
+    fn allocate(&mut self, work: Work, stage: Stage) -> usize {
+        let slot = Slot { work: Some(work), stage };
         match self.free.pop() {
             Some(index) => {
                 self.slots[index] = slot;
@@ -341,15 +398,16 @@ impl State {
         user_data: u64,
         result: i32,
         wakers: &mut SmallVec<[Waker; 32]>,
-        abandoned: &mut SmallVec<[Op; 2]>,
+        abandoned: &mut SmallVec<[Work; 2]>,
     ) {
         let index = to_usize(user_data);
-        self.in_kernel -= 1;
+        let waits = matches!(self.slots[index].work, Some(Work::Wait(_)));
+        *self.count_of(waits) -= 1;
         let slot = &mut self.slots[index];
         match std::mem::replace(&mut slot.stage, Stage::Done(result)) {
             Stage::Waiting(waker) => wakers.push(waker),
             Stage::Abandoned => {
-                abandoned.extend(slot.op.take());
+                abandoned.extend(slot.work.take());
                 slot.stage = Stage::Free;
                 self.free.push(index);
             }
@@ -359,17 +417,42 @@ impl State {
         }
     }
 
-    /// Takes a completed operation out of its slot, with its result.
-    fn take(&mut self, index: usize) -> Option<(i32, Op)> {
+    /// Takes what has completed out of its slot, with its result.
+    fn take(&mut self, index: usize) -> Option<(i32, Work)> {
         let slot = &mut self.slots[index];
         let Stage::Done(result) = slot.stage else {
             return None;
         };
         slot.stage = Stage::Free;
-        let op = slot.op.take();
+        let work = slot.work.take();
         self.free.push(index);
-        op.map(|op| (result, op))
+        work.map(|work| (result, work))
     }
+
+    /// Nobody wants to know any more of what is in a slot.
+    fn abandon(&mut self, index: usize) -> Before {
+        match self.take(index) {
+            Some((_, work)) => Before::Done { _work: work },
+            None => {
+                let stage = &mut self.slots[index].stage;
+                Before::Waiting { _stage: std::mem::replace(stage, Stage::Abandoned) }
+            }
+        }
+    }
+
+    /// Says who is to be woken by what is in a slot; gives back who was before.
+    fn set_waker(&mut self, index: usize, waker: &Waker) -> Option<Stage> {
+        match &mut self.slots[index].stage {
+            Stage::Waiting(before) if before.will_wake(waker) => None,
+            stage => Some(std::mem::replace(stage, Stage::Waiting(waker.clone()))),
+        }
+    }
+}
+
+/// What was in a slot before it was abandoned. To be dropped outside of the lock.
+enum Before {
+    Done { _work: Work },
+    Waiting { _stage: Stage },
 }
 
 /// An operation in a ring: a future of its result (bytes moved) and of the operation itself, whose
@@ -394,18 +477,18 @@ impl Future for Running {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match std::mem::replace(&mut self.progress, Progress::Ended) {
             Progress::New(op) => {
-                let index = self.ring.start(op, cx.waker().clone());
+                let waiting = Stage::Waiting(cx.waker().clone());
+                let index = self.ring.start(Work::Move(op), waiting);
                 self.progress = Progress::Started(index);
                 Poll::Pending
             }
             Progress::Started(index) => {
                 let mut state = self.ring.state.lock();
-                if let Some((result, op)) = state.take(index) {
+                if let Some((result, Work::Move(op))) = state.take(index) {
                     let result = usize::try_from(result).map_err(|_| Error::Os(-result));
                     return Poll::Ready((result, op));
                 }
-                let waker = Stage::Waiting(cx.waker().clone());
-                let before = std::mem::replace(&mut state.slots[index].stage, waker);
+                let before = state.set_waker(index, cx.waker());
                 drop(state);
                 drop(before);
                 self.progress = Progress::Started(index);
@@ -421,17 +504,10 @@ impl Drop for Running {
     fn drop(&mut self) {
         if let Progress::Started(index) = self.progress {
             let mut state = self.ring.state.lock();
-            let taken = state.take(index);
-            let before = match taken {
-                Some(_) => None,
-                None => {
-                    let stage = &mut state.slots[index].stage;
-                    Some(std::mem::replace(stage, Stage::Abandoned))
-                }
-            };
+            let taken = state.abandon(index);
             drop(state);
             // Buffers and wakers are other people's code: not under the lock.
-            drop((taken, before));
+            drop(taken);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! and the answer; nothing is kept of keys that are not in the table.
 
 use super::offer::{DigestKind, Negotiated, Offer, SessionKind, TaskReporting, is_segment_len};
-use super::table::{Key, Rule, Sender, Use, Value};
+use super::table::{Key, OBSOLETE, Rule, Sender, Use, Value};
 use super::value::parse_number;
 use super::{IRRELEVANT, KeyError, NOT_UNDERSTOOD, Pair, REJECT};
 
@@ -54,7 +54,11 @@ impl Negotiation {
     pub fn new(kind: SessionKind, offer: &Offer) -> Result<Self, KeyError> {
         let mut entries = Vec::new();
         let level = (Key::IscsiProtocolLevel, Value::Number(1));
-        for (key, own) in offer.values()?.into_iter().chain([level]) {
+        for (key, mut own) in offer.values()?.into_iter().chain([level]) {
+            if (kind, key) == (SessionKind::Discovery, Key::ErrorRecoveryLevel) {
+                // Nothing is recovered there (section 7.4.1).
+                own = Value::Number(0);
+            }
             let default = key.spec().rule.parse(key.spec().default);
             let agreed = default.unwrap_or_else(|| own.clone());
             entries.push(Entry { key, own, agreed, state: State::Silent });
@@ -98,7 +102,8 @@ impl Negotiation {
             if is_refusal {
                 return Err(KeyError::Unasked { key: key.clone(), value: value.clone() });
             }
-            return Ok(Some(Pair::new(key, NOT_UNDERSTOOD)));
+            let answer = if OBSOLETE.contains(&key.as_str()) { REJECT } else { NOT_UNDERSTOOD };
+            return Ok(Some(Pair::new(key, answer)));
         };
         let spec = known.spec();
         if spec.sender == Sender::Initiator {
@@ -106,7 +111,8 @@ impl Negotiation {
         }
         let in_time = match (spec.used, stage) {
             (Use::FullFeature, _) => false,
-            (Use::LoginAtAnyStage | Use::Always, _) => true,
+            (Use::LoginAtAnyStage | Use::LeadingLoginAtAnyStage | Use::Always, _) => true,
+            (Use::Security, stage) => stage == Stage::Security,
             (_, stage) => stage == Stage::Operational,
         };
         if !in_time || matches!(known, Key::AuthMethod | Key::TargetName) {
@@ -190,7 +196,8 @@ impl Negotiation {
 
     fn declare(&mut self, key: Key, value: &str) -> Result<(), KeyError> {
         let (name, text) = (key.name().to_owned(), value.to_owned());
-        if self.declared.contains(&key) {
+        // A target may have several addresses (section 6.3).
+        if key != Key::TargetAddress && self.declared.contains(&key) {
             return Err(KeyError::Repeated { key: name, value: text });
         }
         self.declared.push(key);

@@ -63,7 +63,8 @@ pub struct Offer {
     pub data_sequence_in_order: bool,
     /// ErrorRecoveryLevel.
     pub error_recovery_level: u8,
-    /// TaskReporting; not sent if it is the default alone.
+    /// TaskReporting; not sent if it is the default alone. Anything else names RFC3720 and
+    /// ResponseFence (section 13.23).
     pub task_reporting: Vec<TaskReporting>,
 }
 
@@ -157,6 +158,13 @@ impl Offer {
             if key.spec().rule.parse(&value.text()).as_ref() != Some(value) {
                 return Err(KeyError::Offer { key: key.name(), value: value.text() });
             }
+        }
+        let reporting = &self.task_reporting;
+        let musts = [TaskReporting::Rfc3720, TaskReporting::ResponseFence];
+        let is_default = *reporting == [TaskReporting::Rfc3720];
+        if !is_default && !musts.iter().all(|must| reporting.contains(must)) {
+            let names: Vec<_> = reporting.iter().map(|t| t.name()).collect();
+            return Err(KeyError::Offer { key: Key::TaskReporting.name(), value: names.join(",") });
         }
         let own_len = self.max_recv_data_segment_len;
         if !is_segment_len(own_len) {

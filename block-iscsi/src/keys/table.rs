@@ -2,6 +2,10 @@
 
 use super::value::{parse_flag, parse_number};
 
+/// Keys of RFC 3720 that are no longer used. Whoever offers one gets a refusal, not the answer of
+/// who does not know it (section 13.25).
+pub(super) const OBSOLETE: [&str; 4] = ["IFMarker", "OFMarker", "IFMarkInt", "OFMarkInt"];
+
 /// Longest data segment or burst that a key can say, in bytes.
 const LEN_MAX: u32 = (1 << 24) - 1;
 const DIGESTS: &[&str] = &["None", "CRC32C"];
@@ -35,6 +39,10 @@ pub enum Use {
     LeadingLogin,
     /// In every login, its security stage too.
     LoginAtAnyStage,
+    /// In the login of a session's first connection, its security stage too.
+    LeadingLoginAtAnyStage,
+    /// In the security stage of every login.
+    Security,
     /// At any time, the security stage included.
     Always,
     /// At any time but in the security stage.
@@ -174,18 +182,18 @@ keys! {
     ErrorRecoveryLevel("ErrorRecoveryLevel", "0", Both, Session, LeadingLogin, true) =
         Rule::Minimum { min: 0, max: 2 };
     /// Whether the session reads and writes, or asks for targets.
-    SessionType("SessionType", "Normal", Initiator, Session, LoginAtAnyStage, true) =
+    SessionType("SessionType", "Normal", Initiator, Session, LeadingLoginAtAnyStage, true) =
         Rule::Declare;
     /// What is said of tasks that others ended.
     TaskReporting("TaskReporting", "RFC3720", Both, Session, LeadingLogin, false) =
         Rule::Choose(&["RFC3720", "ResponseFence", "FastAbort"]);
-    /// Which revision of the protocol is spoken.
-    IscsiProtocolLevel("iSCSIProtocolLevel", "1", Both, Session, LeadingLogin, true) =
+    /// Which revision of the protocol is spoken (RFC 7144, section 7.1.1).
+    IscsiProtocolLevel("iSCSIProtocolLevel", "1", Both, Session, LeadingLogin, false) =
         Rule::Minimum { min: 0, max: 31 };
     /// What the sender runs on.
     NodeArchitecture("X#NodeArchitecture", "", Both, Session, LeadingLogin, true) = Rule::Declare;
     /// How the sides prove who they are (section 12.1).
-    AuthMethod("AuthMethod", "", Both, Connection, LoginAtAnyStage, true) =
+    AuthMethod("AuthMethod", "", Both, Connection, Security, true) =
         Rule::Choose(&["None", "CHAP"]);
 }
 

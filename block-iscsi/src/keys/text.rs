@@ -8,7 +8,7 @@ use super::{KeyError, Pair};
 pub const KEY_LEN_MAX: usize = 63;
 /// Longest value in bytes, or part of a value between commas, where nothing else is said.
 pub const VALUE_LEN_MAX: usize = 255;
-/// Longest text in bytes before a limit is agreed on.
+/// Longest text of a negotiation in bytes: as much as everybody must take.
 pub const TEXT_LEN_MAX: usize = 8192;
 
 /// Longest value in bytes that stands for a large binary value.

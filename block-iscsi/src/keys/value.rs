@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-/// Longest binary value in bytes (section 6.1: a large binary value).
+/// Longest binary value in bytes (section 12.1.3: CHAP_C and CHAP_R).
 pub const BINARY_LEN_MAX: usize = 1024;
 
 /// A number of up to 64 bits: decimal without leading zeroes, or hexadecimal.
@@ -31,7 +31,8 @@ pub(super) fn flag_text(flag: bool) -> &'static str {
     if flag { "Yes" } else { "No" }
 }
 
-/// Bytes as a hexadecimal or base64 constant: 1 to [`BINARY_LEN_MAX`] of them.
+/// Bytes as a hexadecimal or base64 constant: 1 to [`BINARY_LEN_MAX`] of them. Of an odd number of
+/// hexadecimal digits, the first is a byte of its own.
 pub fn parse_binary(value: &str) -> Option<Vec<u8>> {
     if value.len() > 2 + 2 * BINARY_LEN_MAX {
         return None;
@@ -56,11 +57,10 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 fn parse_hex(digits: &[u8]) -> Option<Vec<u8>> {
-    let (pairs, rest) = digits.as_chunks::<2>();
-    if !rest.is_empty() {
-        return None;
-    }
-    pairs.iter().map(|[high, low]| Some(hex_digit(*high)? << 4 | hex_digit(*low)?)).collect()
+    let (first, pairs) = digits.as_rchunks::<2>();
+    let first = first.iter().map(|low| hex_digit(*low));
+    let pairs = pairs.iter().map(|[high, low]| Some(hex_digit(*high)? << 4 | hex_digit(*low)?));
+    first.chain(pairs).collect()
 }
 
 fn hex_digit(digit: u8) -> Option<u8> {
@@ -92,7 +92,9 @@ mod tests {
     fn bytes_are_hexadecimal_or_base64() {
         assert_eq!(parse_binary("0x00fF"), Some(vec![0, 255]));
         assert_eq!(parse_binary("0bAP8="), Some(vec![0, 255]));
-        for bad in ["", "0x", "0x0", "0xgg", "0x0+", "0b", "0bA", "0bAP8", "00ff", "AP8="] {
+        assert_eq!(parse_binary("0x7"), Some(vec![7]));
+        assert_eq!(parse_binary("0x123"), Some(vec![1, 0x23]));
+        for bad in ["", "0x", "0xg", "0xgg", "0x0+", "0b", "0bA", "0bAP8", "00ff", "AP8="] {
             assert_eq!(parse_binary(bad), None, "{bad}");
         }
         assert!(parse_binary(&hex(&[1; BINARY_LEN_MAX])).is_some());

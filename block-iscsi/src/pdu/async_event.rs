@@ -43,6 +43,8 @@ pub enum AsyncEvent {
     TasksTerminated,
     /// A vendor's event.
     Vendor {
+        /// AsyncEvent: 248 to 255.
+        event: u8,
         /// AsyncVCode.
         code: u8,
         /// The three parameters.
@@ -83,7 +85,9 @@ impl AsyncEvent {
             3 => Self::DropsAllConnections { time_to_wait_secs, time_to_retain_secs },
             4 => Self::NegotiationRequested { within_secs: third },
             5 => Self::TasksTerminated,
-            255 => Self::Vendor { code: tail.vendor_code, parameters: [first, second, third] },
+            event @ 248.. => {
+                Self::Vendor { event, code: tail.vendor_code, parameters: [first, second, third] }
+            }
             code => return Err(PduError::field("AsyncEvent", code)),
         })
     }
@@ -101,7 +105,7 @@ impl AsyncEvent {
             }
             Self::NegotiationRequested { within_secs } => (4, 0, [0, 0, within_secs]),
             Self::TasksTerminated => (5, 0, [0; 3]),
-            Self::Vendor { code, parameters } => (255, code, parameters),
+            Self::Vendor { event, code, parameters } => (event, code, parameters),
         }
     }
 }

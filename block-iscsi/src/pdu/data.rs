@@ -59,7 +59,7 @@ pub enum DataInEnd {
     },
 }
 
-/// The target wants to hear that data has arrived (the A bit).
+/// The target wants to hear that data has arrived (the A bit, section 11.7.2).
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub struct AckRequest {
     /// The LUN that the acknowledgement has to name.
@@ -165,29 +165,29 @@ impl Pdu for DataOut {
 impl Pdu for DataIn {
     const OPCODE: Opcode = Opcode::DataIn;
 
-    /// A status needs the F bit, and residual bits need a status. A status of CHECK CONDITION needs
-    /// a SCSI Response with sense data (section 11.7.2).
+    /// A status needs the F bit; without one the residual bits mean nothing. A status of CHECK
+    /// CONDITION needs a SCSI Response with sense data (section 11.7.3). An A bit without a tag that
+    /// could be named asks for nothing; sessions without recovery ignore the bit (section 11.7.2).
     fn from_bhs(bhs: &Bhs) -> Result<Self, PduError> {
         check_no_ahs(bhs, Self::OPCODE)?;
         let tail = InTail::of(bhs);
         let sequence = decode_sequence(bhs);
-        let residual = Residual::decode("O and U", RESIDUAL_BITS, bhs.flags, tail.count.get())?;
         let [_, status] = bhs.specific_head;
         let end = match (bhs.flags & STATUS != 0, sequence) {
             (true, Sequence::GoesOn) => return Err(PduError::field("F", 0_u8)),
             (true, Sequence::Ends) if status == CHECK_CONDITION => {
                 return Err(PduError::field("Status", status));
             }
-            (true, Sequence::Ends) => DataInEnd::Status { status, residual },
-            (false, _) if residual != Residual::None => return Err(PduError::field("S", 0_u8)),
+            (true, Sequence::Ends) => DataInEnd::Status {
+                status,
+                residual: Residual::decode("O and U", RESIDUAL_BITS, bhs.flags, tail.count.get())?,
+            },
             (false, _) => DataInEnd::Open(sequence),
         };
-        let target_tag = tail.target_tag.get();
-        let acknowledge = match (bhs.flags & ACKNOWLEDGE != 0, optional_tag(target_tag)) {
-            (false, _) => None,
-            (true, Some(target_tag)) => Some(AckRequest { lun: bhs.lun, target_tag }),
-            (true, None) => return Err(PduError::field("Target Transfer Tag", target_tag)),
-        };
+        let wanted = bhs.flags & ACKNOWLEDGE != 0;
+        let acknowledge = optional_tag(tail.target_tag.get())
+            .filter(|_| wanted)
+            .map(|target_tag| AckRequest { lun: bhs.lun, target_tag });
         Ok(Self {
             end,
             acknowledge,
@@ -231,7 +231,8 @@ impl Pdu for DataIn {
 impl Pdu for ReadyToTransfer {
     const OPCODE: Opcode = Opcode::ReadyToTransfer;
 
-    /// It has a tag and asks for something (section 11.8.4); what it asks for ends within 32 bits.
+    /// It asks for something and has a tag (sections 11.8.4 and 11.8.5); what it asks for ends
+    /// within 32 bits.
     fn from_bhs(bhs: &Bhs) -> Result<Self, PduError> {
         check_no_ahs(bhs, Self::OPCODE)?;
         check_no_data(bhs)?;

@@ -1,6 +1,7 @@
 //! Reject: a PDU was not understood or not allowed (RFC 7143, section 11.17).
 //!
-//! Its data segment is the whole header of the PDU that was refused.
+//! Its data segment begins with the whole header of the PDU that was refused; a vendor's data may
+//! follow.
 
 use zerocopy::byteorder::big_endian::U32;
 
@@ -33,7 +34,7 @@ codes! {
         InvalidField = 0x09,
         /// Target tags are short. It may be sent again later.
         LongOperation = 0x0a,
-        /// A negotiation was reset; an older reason that is no longer sent.
+        /// A negotiation was reset: a reason of RFC 3720 that must not be sent any more.
         NegotiationReset = 0x0b,
         /// The target waits for a logout.
         WaitingForLogout = 0x0c,
@@ -47,9 +48,10 @@ pub struct Reject {
     pub reason: RejectReason,
     /// The serial numbers.
     pub serials: ResponseSerials,
-    /// DataSN or R2TSN: the number that comes next, where the reason is about data.
+    /// DataSN or R2TSN: the number that comes next, where a SNACK for data broke the protocol
+    /// (section 11.17.2).
     pub data_sn: Serial,
-    /// Length of the header that was refused.
+    /// Length of the header that was refused, and of what follows it.
     pub data_len: DataLen,
 }
 

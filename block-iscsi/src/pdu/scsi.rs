@@ -7,13 +7,13 @@ use zerocopy::byteorder::big_endian::U32;
 
 use super::bhs::{BHS_LEN, Bhs, Opcode};
 use super::fields::{
-    DataLen, Delivery, FINAL, RawRequestSerials, RawResponseSerials, RequestSerials, Residual,
-    ResponseSerials, below_final, check_no_ahs, check_opcode, codes, optional_tag, tag_code, tail,
+    DataLen, Delivery, FINAL, NO_TAG, RawRequestSerials, RawResponseSerials, RequestSerials,
+    Residual, ResponseSerials, below_final, check_no_ahs, check_opcode, codes, tail,
 };
 use super::{Pdu, PduError};
 use crate::serial::Serial;
 
-/// Longest CDB in bytes (SPC-4, clause 4.2.3: a variable length CDB).
+/// Longest CDB in bytes (SPC-4: a variable length CDB).
 pub const CDB_LEN_MAX: usize = 260;
 
 const CDB_HEAD_LEN: usize = 16;
@@ -158,11 +158,12 @@ pub struct ScsiResponse {
     pub outcome: CommandOutcome,
     /// The command's tag.
     pub task_tag: u32,
-    /// The tag that an R-Data SNACK was answered under.
+    /// The tag that an R-Data SNACK was answered under: neither 0, which stands for none (section
+    /// 11.4.4), nor all ones (section 11.16.5).
     pub snack_tag: Option<u32>,
     /// The serial numbers.
     pub serials: ResponseSerials,
-    /// ExpDataSN: how many Data-In and R2T PDUs were sent for the command.
+    /// ExpDataSN: how many Data-In PDUs were sent for the command (section 11.4.8).
     pub exp_data_sn: Serial,
     /// Length of the data segment, which [`SenseSegment`] reads.
     pub data_len: DataLen,
@@ -382,12 +383,18 @@ impl Pdu for ScsiResponse {
         let flags = below_final(bhs)?;
         let tail = ResponseTail::of(bhs);
         let [response, status] = bhs.specific_head;
-        let residual = Residual::decode("O and U", RESIDUAL_BITS, flags, tail.residual.get())?;
-        let read_residual =
-            Residual::decode("o and u", BIDIRECTIONAL_BITS, flags, tail.read_residual.get())?;
         let outcome = match response {
-            0 => CommandOutcome::Completed { status, residual, read_residual },
-            // Then status and residual counts are not valid (sections 11.4.1 and 11.4.3).
+            0 => CommandOutcome::Completed {
+                status,
+                residual: Residual::decode("O and U", RESIDUAL_BITS, flags, tail.residual.get())?,
+                read_residual: Residual::decode(
+                    "o and u",
+                    BIDIRECTIONAL_BITS,
+                    flags,
+                    tail.read_residual.get(),
+                )?,
+            },
+            // Of the others, status and flags are ignored (section 11.4.3).
             1 => CommandOutcome::TargetFailure,
             0x80.. => CommandOutcome::Vendor(response),
             code => return Err(PduError::field("Response", code)),
@@ -395,7 +402,7 @@ impl Pdu for ScsiResponse {
         Ok(Self {
             outcome,
             task_tag: bhs.initiator_task_tag,
-            snack_tag: optional_tag(tail.snack_tag.get()),
+            snack_tag: Some(tail.snack_tag.get()).filter(|tag| ![0, NO_TAG].contains(tag)),
             serials: tail.serials.into(),
             exp_data_sn: tail.exp_data_sn.into(),
             data_len: bhs.data(),
@@ -404,7 +411,7 @@ impl Pdu for ScsiResponse {
 
     fn to_bhs(&self) -> Bhs {
         let mut tail = ResponseTail {
-            snack_tag: tag_code(self.snack_tag).into(),
+            snack_tag: self.snack_tag.unwrap_or(0).into(),
             serials: self.serials.into(),
             exp_data_sn: self.exp_data_sn.into(),
             ..ResponseTail::default()

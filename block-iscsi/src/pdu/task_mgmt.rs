@@ -17,7 +17,8 @@ pub enum TaskFunction {
     AbortTask {
         /// Its tag.
         task_tag: u32,
-        /// RefCmdSN: its CmdSN.
+        /// RefCmdSN: its CmdSN; that of this request, if the task was sent for immediate delivery
+        /// (section 11.5.5).
         cmd_sn: Serial,
     },
     /// Aborts all tasks of this initiator on the LUN.
@@ -36,7 +37,8 @@ pub enum TaskFunction {
     TaskReassign {
         /// Its tag.
         task_tag: u32,
-        /// ExpDataSN: the first Data-In or R2T that was not seen.
+        /// ExpDataSN: the first Data-In that was not acknowledged; 0 leaves it as the target has it
+        /// (section 11.5.6).
         exp_data_sn: Serial,
     },
 }

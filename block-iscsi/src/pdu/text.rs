@@ -138,7 +138,8 @@ impl Pdu for TextRequest {
 impl Pdu for TextResponse {
     const OPCODE: Opcode = Opcode::TextResponse;
 
-    /// A final response has no target tag, and any other has one (section 11.11.4).
+    /// A response that is not final has a target tag (section 11.11.1). That of a final one is
+    /// ignored (section 11.10.4).
     fn from_bhs(bhs: &Bhs) -> Result<Self, PduError> {
         check_no_ahs(bhs, Self::OPCODE)?;
         let tail = ResponseTail::of(bhs);
@@ -146,8 +147,8 @@ impl Pdu for TextResponse {
         let reply = match (decode_step(bhs.flags)?, optional_tag(tag)) {
             (TextStep::Partial, Some(target_tag)) => TextReply::Partial { target_tag },
             (TextStep::Open, Some(target_tag)) => TextReply::Open { target_tag },
-            (TextStep::Final, None) => TextReply::Final,
-            _ => return Err(PduError::field("Target Transfer Tag", tag)),
+            (TextStep::Final, _) => TextReply::Final,
+            (_, None) => return Err(PduError::field("Target Transfer Tag", tag)),
         };
         Ok(Self {
             reply,

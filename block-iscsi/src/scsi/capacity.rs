@@ -125,7 +125,7 @@ impl Capacity {
         Ok(capacity)
     }
 
-    /// Reads the answer to READ CAPACITY (10) (SBC-3 5.15.2).
+    /// Reads the answer to READ CAPACITY (10) (SBC-3 5.15).
     pub fn parse10(bytes: &[u8]) -> Result<Capacity10, AnswerError> {
         let bytes = Bytes::new("READ CAPACITY (10) data", bytes);
         let (last, block_size) = (bytes.u32(0)?, bytes.u32(4)?);

@@ -15,7 +15,7 @@ use super::reservation::{ReserveIn, ReserveOut};
 /// here.
 pub const CDB_LEN_MAX: usize = 16;
 
-/// DPO and FUA of reads and writes (SBC-3 5.7, 5.27): how they treat the caches.
+/// DPO and FUA of reads and writes (SBC-3, READ and WRITE): how they treat the caches.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Caching {
     /// The data will hardly be wanted again (DPO).
@@ -35,7 +35,7 @@ impl Caching {
     }
 }
 
-/// Whether WRITE SAME may give blocks back (the UNMAP and ANCHOR bits; SBC-3 5.43, table 138).
+/// Whether WRITE SAME may give blocks back (the UNMAP and ANCHOR bits of SBC-3).
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Deallocate {
     /// The blocks are written.
@@ -74,7 +74,7 @@ pub enum SenseForm {
     Descriptor,
 }
 
-/// Which LUNs REPORT LUNS asks for (SELECT REPORT, SPC-4 6.33).
+/// Which LUNs REPORT LUNS asks for (SELECT REPORT of SPC-4).
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum WhichLuns {
     /// Logical units, not well known ones.
@@ -85,7 +85,7 @@ pub enum WhichLuns {
     All,
 }
 
-/// What REPORT SUPPORTED OPERATION CODES asks for (SPC-4 6.35).
+/// What REPORT SUPPORTED OPERATION CODES asks for (REPORTING OPTIONS, SPC-4 6.35).
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum WhichOpcodes {
     /// A list of all commands.
@@ -99,9 +99,9 @@ pub enum WhichOpcodes {
 /// A command.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Cdb {
-    /// Is the logical unit ready? (SPC-4 6.47)
+    /// Is the logical unit ready? TEST UNIT READY (SPC-4 6.47).
     TestUnitReady,
-    /// What sense data is there? (SPC-4 6.39)
+    /// What sense data is there? REQUEST SENSE (SPC-4).
     RequestSense {
         /// The form of the answer.
         form: SenseForm,
@@ -120,14 +120,14 @@ pub enum Cdb {
         /// Most bytes of the answer.
         allocation: u16,
     },
-    /// MODE SENSE (6) without block descriptors (SPC-4 6.13).
+    /// MODE SENSE (6) without block descriptors (SPC-4).
     ModeSense6 {
         /// The page, or all of them.
         page: ModePage,
         /// Most bytes of the answer.
         allocation: u8,
     },
-    /// MODE SENSE (10) without block descriptors (SPC-4 6.14).
+    /// MODE SENSE (10) without block descriptors (SPC-4).
     ModeSense10 {
         /// The page, or all of them.
         page: ModePage,
@@ -141,7 +141,7 @@ pub enum Cdb {
         /// Most bytes of the answer.
         allocation: u32,
     },
-    /// REPORT LUNS (SPC-4 6.33).
+    /// REPORT LUNS (SPC-4).
     ReportLuns {
         /// Which of them.
         which: WhichLuns,
@@ -155,7 +155,7 @@ pub enum Cdb {
         /// Most bytes of the answer.
         allocation: u32,
     },
-    /// READ (10) (SBC-3 5.8).
+    /// READ (10) (SBC-3 5.11).
     Read10 {
         /// First block.
         lba: u32,
@@ -164,7 +164,7 @@ pub enum Cdb {
         /// DPO and FUA.
         caching: Caching,
     },
-    /// READ (16) (SBC-3 5.10).
+    /// READ (16) (SBC-3 5.13).
     Read16 {
         /// First block.
         lba: u64,
@@ -173,7 +173,7 @@ pub enum Cdb {
         /// DPO and FUA.
         caching: Caching,
     },
-    /// WRITE (10) (SBC-3 5.28).
+    /// WRITE (10) (SBC-3).
     Write10 {
         /// First block.
         lba: u32,
@@ -182,7 +182,7 @@ pub enum Cdb {
         /// DPO and FUA.
         caching: Caching,
     },
-    /// WRITE (16) (SBC-3 5.30).
+    /// WRITE (16) (SBC-3).
     Write16 {
         /// First block.
         lba: u64,
@@ -191,7 +191,7 @@ pub enum Cdb {
         /// DPO and FUA.
         caching: Caching,
     },
-    /// WRITE SAME (10) (SBC-3 5.42).
+    /// WRITE SAME (10) (SBC-3).
     WriteSame10 {
         /// First block.
         lba: u32,
@@ -200,7 +200,7 @@ pub enum Cdb {
         /// Whether they may be given back.
         deallocate: Deallocate,
     },
-    /// WRITE SAME (16) (SBC-3 5.43).
+    /// WRITE SAME (16) (SBC-3).
     WriteSame16 {
         /// First block.
         lba: u64,
@@ -211,28 +211,28 @@ pub enum Cdb {
         /// What is written.
         data: SameData,
     },
-    /// UNMAP (SBC-3 5.25); [`super::provisioning::UnmapList`] is its data.
+    /// UNMAP (SBC-3 5.28); [`super::provisioning::UnmapList`] is its data.
     Unmap {
         /// Length of the parameter list in bytes.
         list_len: u16,
     },
-    /// GET LBA STATUS (SBC-3 5.6).
+    /// GET LBA STATUS (SBC-3 5.4).
     GetLbaStatus {
         /// First block.
         lba: u64,
         /// Most bytes of the answer.
         allocation: u32,
     },
-    /// SYNCHRONIZE CACHE (10) of the whole medium, waiting for it (SBC-3 5.22).
+    /// SYNCHRONIZE CACHE (10) of the whole medium, waiting for it (SBC-3).
     SynchronizeCache10,
-    /// SYNCHRONIZE CACHE (16) of a part of the medium, waiting for it (SBC-3 5.23).
+    /// SYNCHRONIZE CACHE (16) of a part of the medium, waiting for it (SBC-3).
     SynchronizeCache16 {
         /// First block.
         lba: u64,
         /// How many blocks.
         blocks: NonZeroU32,
     },
-    /// COMPARE AND WRITE (SBC-3 5.3). The data is what must be there, then what shall be there.
+    /// COMPARE AND WRITE (SBC-3 5.2). The data is what must be there, then what shall be there.
     CompareAndWrite {
         /// First block.
         lba: u64,
@@ -241,21 +241,21 @@ pub enum Cdb {
         /// DPO and FUA.
         caching: Caching,
     },
-    /// PERSISTENT RESERVE IN (SPC-4 6.15).
+    /// PERSISTENT RESERVE IN (SPC-4).
     PersistentReserveIn {
         /// What is asked.
         action: ReserveIn,
         /// Most bytes of the answer.
         allocation: u16,
     },
-    /// PERSISTENT RESERVE OUT (SPC-4 6.16); [`super::reservation::ReserveList`] is its data.
+    /// PERSISTENT RESERVE OUT (SPC-4); [`super::reservation::ReserveList`] is its data.
     PersistentReserveOut {
         /// What is done.
         action: ReserveOut,
     },
-    /// RESERVE (6) (SPC-2 7.21).
+    /// RESERVE (6) (SPC-2).
     Reserve6,
-    /// RELEASE (6) (SPC-2 7.18).
+    /// RELEASE (6) (SPC-2).
     Release6,
 }
 
@@ -287,8 +287,8 @@ pub struct CdbBytes {
 }
 
 impl CdbBytes {
-    /// A CDB of `opcode`, everything else zero; its length follows from the opcode's group (SPC-4
-    /// 4.2.5.1).
+    /// A CDB of `opcode`, everything else zero; its length follows from the opcode's group
+    /// (SPC-4, OPERATION CODE).
     fn new(opcode: u8) -> Self {
         let len = match opcode >> 5 {
             0 => 6,
@@ -299,6 +299,13 @@ impl CdbBytes {
         let mut bytes = [0; CDB_LEN_MAX];
         bytes[0] = opcode;
         Self { bytes, len }
+    }
+
+    /// A command that somebody else has made, of 6 to 16 bytes; `None` if it has another length.
+    pub fn raw(command: &[u8]) -> Option<Self> {
+        let mut bytes = [0; CDB_LEN_MAX];
+        bytes.get_mut(..command.len()).filter(|_| command.len() >= 6)?.copy_from_slice(command);
+        Some(Self { bytes, len: command.len() })
     }
 
     /// With `value` from byte `at` on.

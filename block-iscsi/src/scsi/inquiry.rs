@@ -1,4 +1,4 @@
-//! INQUIRY (SPC-4 6.6 and 7.8): what a logical unit is. Standard data, and the pages of vital
+//! INQUIRY (SPC-4 6.6): what a logical unit is. Standard data, and the pages of vital
 //! product data 00 (which pages there are), 80 (serial number) and 83 (who it is).
 //!
 //! The pages B0, B1 and B2 are in [`super::limits`] and [`super::provisioning`].
@@ -20,7 +20,7 @@ pub const PAGE_LIMITS: u8 = 0xb0;
 pub const PAGE_CHARACTERISTICS: u8 = 0xb1;
 /// Logical block provisioning.
 pub const PAGE_PROVISIONING: u8 = 0xb2;
-/// Shortest standard INQUIRY data that is taken (SPC-4 6.6.2: "at least 36 bytes").
+/// Shortest standard INQUIRY data that is taken (SPC-4 has at least so much).
 pub const STANDARD_LEN_MIN: usize = 36;
 /// Most designators of page 83 that are kept.
 pub const DESIGNATORS_MAX: usize = 64;
@@ -31,7 +31,7 @@ pub const SERIAL_LEN_MAX: usize = 252;
 const PAGE_HEADER_LEN: usize = 4;
 const DESIGNATOR_HEADER_LEN: usize = 4;
 
-/// Whether there is a device behind the LUN (PERIPHERAL QUALIFIER, SPC-4 table 141).
+/// Whether there is a device behind the LUN (PERIPHERAL QUALIFIER).
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Qualifier {
     /// A device is there, or nobody can tell.
@@ -44,7 +44,7 @@ pub enum Qualifier {
     Other(u8),
 }
 
-/// Standard INQUIRY data (SPC-4 6.6.2).
+/// Standard INQUIRY data (SPC-4).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Inquiry {
     /// Whether there is a device.
@@ -91,7 +91,7 @@ impl Inquiry {
     }
 }
 
-/// The content of the VPD page `code` (SPC-4 7.8.1): everything after its four bytes of header.
+/// The content of the VPD page `code`: everything after its four bytes of header.
 ///
 /// A page that was cut by the allocation length is an error that says how long it is.
 pub(super) fn page<'a>(
@@ -109,7 +109,7 @@ pub(super) fn page<'a>(
     Ok(bytes.first(len)?.from(PAGE_HEADER_LEN))
 }
 
-/// Which pages there are (page 00, SPC-4 7.8.12).
+/// Which pages there are (page 00, supported VPD pages).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SupportedPages(BTreeSet<u8>);
 
@@ -131,14 +131,14 @@ impl SupportedPages {
     }
 }
 
-/// The unit serial number (page 80, SPC-4 7.8.15), without the spaces around it.
+/// The unit serial number (page 80), without the spaces around it.
 pub fn parse_serial(bytes: &[u8]) -> Result<String, AnswerError> {
     let page = page("VPD page 80", PAGE_SERIAL, bytes)?;
     check_limit("PAGE LENGTH", page.len(), SERIAL_LEN_MAX)?;
     Ok(text(page.slice(0, page.len())?))
 }
 
-/// What a designator names (ASSOCIATION, SPC-4 table 591).
+/// What a designator names (ASSOCIATION).
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Association {
     /// The logical unit.
@@ -151,7 +151,7 @@ pub enum Association {
     Other(u8),
 }
 
-/// How a designator was made (DESIGNATOR TYPE, SPC-4 table 592).
+/// How a designator was made (DESIGNATOR TYPE).
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum DesignatorKind {
     /// By the vendor, unique to nobody.
@@ -178,7 +178,7 @@ pub enum DesignatorKind {
     Other(u8),
 }
 
-/// A name of a logical unit, of its port, or of its target (SPC-4 7.8.6.1).
+/// A name of a logical unit, of its port, or of its target (page 83, device identification).
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Designator {
     /// What it names.

@@ -1,5 +1,5 @@
-//! What a logical unit can do at once: VPD pages B0 (block limits, SBC-3 6.6.4) and B1 (block device
-//! characteristics, SBC-3 6.6.2).
+//! What a logical unit can do at once: VPD pages B0 (block limits) and B1 (block device
+//! characteristics) of SBC-3.
 //!
 //! [`BlockLimits`] holds what the page says, in blocks; [`ByteLimits`] what follows from it for
 //! requests, in bytes.

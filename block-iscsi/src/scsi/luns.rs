@@ -1,4 +1,4 @@
-//! REPORT LUNS (SPC-4 6.33), and the eight bytes that a LUN has on the wire (SAM-5 4.7).
+//! REPORT LUNS (SPC-4), and the eight bytes that a LUN has on the wire (SAM-5 4.7).
 
 use super::inquiry::check_limit;
 use super::wire::{Bytes, size};
@@ -15,8 +15,8 @@ const LUN_LEN: usize = 8;
 pub struct Lun(pub [u8; LUN_LEN]);
 
 impl Lun {
-    /// The single level LUN `number`: by the peripheral device method up to 255 (SAM-5 4.7.7.2),
-    /// by the flat space method up to 16383 (SAM-5 4.7.7.3). `None` beyond that.
+    /// The single level LUN `number`: by the peripheral device method up to 255, by the flat space
+    /// method up to 16383. `None` beyond that.
     pub fn from_number(number: u16) -> Option<Self> {
         let [high, low] = number.to_be_bytes();
         let method = match number {

@@ -1,5 +1,5 @@
-//! MODE SENSE (SPC-4 6.13 and 7.5, SBC-3 6.5): is the medium write protected, does the unit know DPO
-//! and FUA, does it have a write cache?
+//! MODE SENSE (SPC-4; the parameters of disks: SBC-3): is the medium write protected, does the unit
+//! know DPO and FUA, does it have a write cache?
 
 use super::AnswerError;
 use super::wire::Bytes;
@@ -13,9 +13,9 @@ const SUBPAGE_FORMAT: u8 = 0x40;
 /// A mode page to ask for.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum ModePage {
-    /// Caching (SBC-3 6.5.5).
+    /// Caching (SBC-3).
     Caching,
-    /// Control (SPC-4 7.5.8).
+    /// Control (SPC-4).
     Control,
     /// All pages that there are.
     All,
@@ -64,7 +64,7 @@ pub struct ModeData {
 }
 
 impl ModeData {
-    /// Reads the answer to MODE SENSE (6) (SPC-4 7.5.5, table 450).
+    /// Reads the answer to MODE SENSE (6).
     pub fn parse6(bytes: &[u8]) -> Result<Self, AnswerError> {
         let bytes = Bytes::new("MODE SENSE (6) data", bytes);
         let len = usize::from(bytes.u8(0)?) + 1;
@@ -72,7 +72,7 @@ impl ModeData {
         Self::parse(bytes.first(len)?, bytes.u8(2)?, 4 + descriptors)
     }
 
-    /// Reads the answer to MODE SENSE (10) (SPC-4 7.5.5, table 451).
+    /// Reads the answer to MODE SENSE (10).
     pub fn parse10(bytes: &[u8]) -> Result<Self, AnswerError> {
         let bytes = Bytes::new("MODE SENSE (10) data", bytes);
         let len = usize::from(bytes.u16(0)?) + 2;
@@ -80,7 +80,7 @@ impl ModeData {
         Self::parse(bytes.first(len)?, bytes.u8(3)?, 8 + descriptors)
     }
 
-    /// The pages begin at `start`. DEVICE-SPECIFIC PARAMETER is SBC-3 6.5.1, table 175.
+    /// The pages begin at `start`. DEVICE-SPECIFIC PARAMETER is that of SBC-3.
     fn parse(bytes: Bytes<'_>, specific: u8, start: usize) -> Result<Self, AnswerError> {
         let mut data = Self {
             write_protected: specific & 0x80 != 0,

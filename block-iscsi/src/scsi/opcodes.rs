@@ -10,7 +10,7 @@ pub const COMMANDS_MAX: usize = 1024;
 /// Longest usage data of one command, in bytes: the longest CDB that the standard knows.
 pub const USAGE_LEN_MAX: usize = 260;
 
-/// Whether a command is supported (SUPPORT, table 302).
+/// Whether a command is supported (SUPPORT).
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Support {
     /// The target does not know at the moment.
@@ -23,7 +23,7 @@ pub enum Support {
     Vendor,
 }
 
-/// The answer about one command (table 301).
+/// The answer about one command (one_command).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OneCommand {
     /// Whether it is supported.
@@ -52,7 +52,7 @@ impl OneCommand {
     }
 }
 
-/// A command of the list of all (table 299).
+/// A command of the list of all (all_commands).
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub struct SupportedCommand {
     /// OPERATION CODE.

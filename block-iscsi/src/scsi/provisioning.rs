@@ -21,8 +21,8 @@ const STATUS_HEADER_LEN: usize = 8;
 const UNMAP_HEADER_LEN: usize = 8;
 const DESCRIPTOR_LEN: usize = 16;
 
-/// What unmapped blocks read as (LBPRZ of page B2: three bits, SBC-4 table 286; SBC-3 has the lowest
-/// of them only).
+/// What unmapped blocks read as (LBPRZ of page B2: three bits in SBC-4; SBC-3 has the lowest of
+/// them only).
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum UnmappedReads {
     /// Nobody knows, or not always the same.
@@ -48,7 +48,7 @@ pub enum ProvisioningType {
     Other(u8),
 }
 
-/// VPD page B2 (SBC-3 6.6.5).
+/// VPD page B2, logical block provisioning (SBC-3).
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Provisioning {
     /// UNMAP is there (LBPU).
@@ -91,7 +91,7 @@ impl Provisioning {
     }
 }
 
-/// PROVISIONING STATUS of blocks (SBC-3 table 60).
+/// PROVISIONING STATUS of blocks.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum BlockState {
     /// Mapped, or nobody knows.
@@ -131,7 +131,7 @@ pub struct StatusExtent {
     pub state: BlockState,
 }
 
-/// The answer to GET LBA STATUS (SBC-3 5.6.2). See the module for what holds.
+/// The answer to GET LBA STATUS (SBC-3 5.4). See the module for what holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LbaStatus(Vec<StatusExtent>);
 
@@ -203,7 +203,7 @@ pub struct UnmapExtent {
     pub blocks: NonZeroU32,
 }
 
-/// The parameter list of UNMAP (SBC-3 5.25.2).
+/// The parameter list of UNMAP (SBC-3 5.28).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct UnmapList {
     bytes: Vec<u8>,

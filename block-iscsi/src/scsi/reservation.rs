@@ -1,4 +1,4 @@
-//! Persistent reservations (SPC-4 5.13, 6.15, 6.16): who may use a unit, and who has said so.
+//! Persistent reservations (SPC-4): who may use a unit, and who has said so.
 //!
 //! Left out: READ FULL STATUS, REGISTER AND MOVE, and registering for other initiators (SPEC_I_PT).
 
@@ -14,7 +14,7 @@ pub const RESERVE_LIST_LEN: usize = 24;
 const HEADER_LEN: usize = 8;
 const KEY_LEN: usize = 8;
 
-/// The type of a reservation (SPC-4 table 195).
+/// The type of a reservation (TYPE).
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum ReservationType {
     /// Others read.
@@ -60,7 +60,7 @@ impl ReservationType {
     }
 }
 
-/// What PERSISTENT RESERVE IN asks (SPC-4 table 192).
+/// What PERSISTENT RESERVE IN asks (SERVICE ACTION).
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum ReserveIn {
     /// Which keys are registered: [`Keys`].
@@ -81,7 +81,7 @@ impl ReserveIn {
     }
 }
 
-/// What PERSISTENT RESERVE OUT does (SPC-4 table 204).
+/// What PERSISTENT RESERVE OUT does (SERVICE ACTION).
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum ReserveOut {
     /// Registers the service action key in place of the reservation key; zero ends a registration.
@@ -134,7 +134,7 @@ pub enum Persistence {
     ThroughPowerLoss,
 }
 
-/// The parameter list of PERSISTENT RESERVE OUT (SPC-4 6.16.3).
+/// The parameter list of PERSISTENT RESERVE OUT.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ReserveList {
     /// RESERVATION KEY: the one that is registered; zero if there is none.
@@ -156,7 +156,7 @@ impl ReserveList {
     }
 }
 
-/// The answer to READ KEYS (SPC-4 6.15.2).
+/// The answer to READ KEYS.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Keys {
     /// PRGENERATION: counts the changes of registrations.
@@ -191,7 +191,7 @@ pub struct Holder {
     pub kind: ReservationType,
 }
 
-/// The answer to READ RESERVATION (SPC-4 6.15.3).
+/// The answer to READ RESERVATION.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Reservation {
     /// PRGENERATION.
@@ -228,7 +228,7 @@ impl Reservation {
     }
 }
 
-/// The answer to REPORT CAPABILITIES (SPC-4 6.15.4).
+/// The answer to REPORT CAPABILITIES.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Capabilities {
     /// Registrations can survive a loss of power (PTPL_C).

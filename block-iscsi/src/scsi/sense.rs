@@ -7,10 +7,10 @@
 use super::wire::Bytes;
 use super::{AnswerError, Problem};
 
-/// Most bytes of sense data that are looked at (SPC-4 4.5.1).
+/// Most bytes of sense data that are looked at (SPC-4 4.5).
 pub const SENSE_LEN_MAX: usize = 252;
 
-/// A status code (SAM-5 table 34).
+/// A status code (SAM-5 5.3).
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Status {
     /// It is done.
@@ -88,7 +88,7 @@ pub enum Retry {
 
 macro_rules! sense_keys {
     ($($(#[$doc:meta])* $name:ident = $code:literal,)*) => {
-        /// SENSE KEY (SPC-4 table 47).
+        /// SENSE KEY (SPC-4 4.5).
         #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
         pub enum SenseKey {
             $($(#[$doc])* $name,)*
@@ -141,8 +141,8 @@ sense_keys! {
     Completed = 0xf,
 }
 
-/// ADDITIONAL SENSE CODE and its qualifier (SPC-4 annex F.2). The constants are those that a driver
-/// of disks meets.
+/// ADDITIONAL SENSE CODE and its qualifier (SPC-4 has the list). The constants are those that a
+/// driver of disks meets.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct SenseCode {
     /// ADDITIONAL SENSE CODE.
@@ -190,7 +190,7 @@ sense_codes! {
     PORT_UNAVAILABLE = 0x04 0x0c,
     /// Room is being made.
     SPACE_ALLOCATION_RUNNING = 0x04 0x14,
-    /// The command has fields that contradict its data.
+    /// What the transport says of the command contradicts it, such as a length.
     INVALID_FIELD_IN_INFORMATION_UNIT = 0x0e 0x03,
     /// The block could not be written.
     WRITE_ERROR = 0x0c 0x00,
@@ -244,7 +244,7 @@ sense_codes! {
     SOFT_THRESHOLD_REACHED = 0x38 0x07,
     /// There is no medium.
     MEDIUM_NOT_PRESENT = 0x3a 0x00,
-    /// There is no such LUN any more.
+    /// The unit has not configured itself yet.
     UNIT_NOT_CONFIGURED = 0x3e 0x00,
     /// INQUIRY data changed.
     INQUIRY_DATA_CHANGED = 0x3f 0x03,
@@ -263,7 +263,7 @@ impl std::fmt::Display for SenseCode {
     }
 }
 
-/// SENSE KEY SPECIFIC (SPC-4 4.5.2.4.1): its meaning depends on the key.
+/// SENSE KEY SPECIFIC (SPC-4 4.5): its meaning depends on the key.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum KeySpecific {
     /// ILLEGAL REQUEST: which field is wrong.
@@ -295,7 +295,7 @@ pub enum FieldPlace {
 /// Sense data, of whatever format.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Sense {
-    /// It is about an earlier command; this one did not run (SPC-4 4.5.5).
+    /// It is about an earlier command; this one did not run.
     pub deferred: bool,
     /// What kind of thing happened.
     pub key: SenseKey,
@@ -323,7 +323,7 @@ impl Sense {
         }
     }
 
-    /// SPC-4 4.5.3.
+    /// Fixed format (SPC-4 4.5.3).
     fn parse_fixed(bytes: Bytes<'_>, deferred: bool) -> Result<Self, AnswerError> {
         let valid = bytes.u8(0)? & 0x80 != 0;
         let key = SenseKey::from_code(bytes.u8(2)?);
@@ -341,7 +341,7 @@ impl Sense {
         })
     }
 
-    /// SPC-4 4.5.2.
+    /// Descriptor format (SPC-4 4.5.2).
     fn parse_descriptors(bytes: Bytes<'_>, deferred: bool) -> Result<Self, AnswerError> {
         let mut sense = Self {
             deferred,
@@ -362,7 +362,7 @@ impl Sense {
         Ok(sense)
     }
 
-    /// A descriptor of type `kind` (SPC-4 table 28); those that are too short say nothing.
+    /// A descriptor of type `kind`; those that are too short say nothing.
     fn keep(&mut self, kind: u8, descriptor: Bytes<'_>) {
         match kind {
             0x00 => {
@@ -398,7 +398,8 @@ impl Sense {
                 | SenseCode::OPERATION_RUNNING
                 | SenseCode::SELF_TEST_RUNNING
                 | SenseCode::PORT_IN_TRANSITION
-                | SenseCode::SPACE_ALLOCATION_RUNNING => Retry::After,
+                | SenseCode::SPACE_ALLOCATION_RUNNING
+                | SenseCode::UNIT_NOT_CONFIGURED => Retry::After,
                 _ => Retry::Never,
             }),
             _ => Some(Retry::Never),
@@ -426,7 +427,7 @@ impl Sense {
     }
 }
 
-/// What a unit attention tells (SPC-4 table 63), as far as an initiator acts on it.
+/// What a unit attention tells, as far as an initiator acts on it.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Attention {
     /// The unit, the target or the session began anew: 29h with any qualifier.
@@ -551,6 +552,7 @@ mod tests {
             (0x1, none, None),
             (0x2, SenseCode::BECOMING_READY, Some(After)),
             (0x2, SenseCode::FORMATTING, Some(After)),
+            (0x2, SenseCode::UNIT_NOT_CONFIGURED, Some(After)),
             (0x2, SenseCode::PORT_IN_TRANSITION, Some(After)),
             (0x2, SenseCode::START_NEEDED, Some(Never)),
             (0x2, SenseCode::MEDIUM_NOT_PRESENT, Some(Never)),

@@ -27,6 +27,12 @@ const REDIRECTS_MAX: u32 = 8;
 /// MaxRecvDataSegmentLength.
 const LOGIN_DATA_LEN_MAX: u32 = 8192;
 
+/// A session that was there for so long was no mere attempt, even if no task has ended in it.
+const STEADY: Duration = Duration::from_secs(5);
+
+/// How often a task may be under way when a connection is lost, before it is taken for the reason.
+pub(super) const LOSSES_MAX: u32 = 32;
+
 /// The login's task tag: it is alone.
 const LOGIN_TAG: u32 = 0;
 
@@ -85,9 +91,9 @@ impl Attempt {
         }
     }
 
-    /// The target has done something right.
+    /// A task has ended well: the session is of use.
     pub(super) fn well_behaved(&mut self) {
-        self.violations = 0;
+        (self.violations, self.failures) = (0, 0);
     }
 
     /// The target wants no connection for so long.
@@ -222,6 +228,7 @@ impl Session {
             exp_stat_sn,
             jobs: Default::default(),
             urgent: Default::default(),
+            since: now,
             heard: now,
             pinged: None,
             leaving: None,
@@ -229,10 +236,10 @@ impl Session {
         if std::mem::replace(&mut self.attempt.was_up, true) {
             self.events.push_back(SessionEvent::Nexus(NexusEvent::Reinstated));
         }
-        self.attempt.failures = 0;
         self.attempt.redirects = 0;
         self.attempt.down_since = None;
         self.events.push_back(SessionEvent::Up);
+        self.start_resets();
     }
 
     /// The connection is no longer of use. Another one is made, unless this is the end.
@@ -243,6 +250,9 @@ impl Session {
             return;
         }
         if let State::Up(up) = &lost {
+            if up.since + STEADY <= now {
+                self.attempt.failures = 0;
+            }
             self.take_back(up.cmd_sn);
         }
         if self.closing && self.tasks.open() == 0 {
@@ -291,13 +301,22 @@ impl Session {
                     self.finish(id, Err(TaskError::Unknown));
                     continue;
                 }
+                _ if task.losses >= LOSSES_MAX => {
+                    self.finish(id, Err(TaskError::Lost { times: LOSSES_MAX }));
+                    continue;
+                }
                 Kind::Text(text) => {
                     text.received = TextBuffer::new(super::ANSWER_LEN_MAX);
                     (text.target_tag, text.exchanges) = (None, 0);
                 }
                 Kind::Scsi(_) | Kind::Reset(_) | Kind::Abort(..) => {}
             }
+            task.losses += 1;
+            let is_reset = matches!(task.kind, Kind::Reset(_));
             self.tasks.deactivate(id);
+            if is_reset {
+                continue;
+            }
             again.push((Reverse(age.unwrap_or(0)), id));
         }
         again.sort_by_key(|(age, _)| *age);

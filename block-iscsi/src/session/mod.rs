@@ -104,7 +104,7 @@ pub struct Session {
     state: State,
     attempt: Attempt,
     tasks: Tasks,
-    /// Tasks that wait to be sent, the next one first. May name tasks that have ended.
+    /// Commands and texts that wait to be sent, the next one first. May name tasks that have ended.
     queue: VecDeque<TaskId>,
     events: VecDeque<SessionEvent>,
     /// No task's patience ends before that; `None` if none's ends.
@@ -126,6 +126,8 @@ struct Up {
     jobs: VecDeque<DataJob>,
     /// PDUs out of order, encoded but for their numbers.
     urgent: VecDeque<send::Urgent>,
+    /// When it began.
+    since: Duration,
     /// When the last byte came.
     heard: Duration,
     /// When the target was asked for a sign.
@@ -165,12 +167,14 @@ impl Session {
         if u32::try_from(command.data.len()).is_err() {
             return Err(TaskError::TooLong { len: command.data.len() });
         }
-        self.add(Kind::Scsi(command), now)
+        self.enqueue(Kind::Scsi(command), now)
     }
 
     /// Hands over the reset of a unit.
     pub fn submit_reset(&mut self, lun: Lun, now: Duration) -> Result<TaskId, TaskError> {
-        self.add(Kind::Reset(lun), now)
+        let id = self.add(Kind::Reset(lun), now)?;
+        self.start_resets();
+        Ok(id)
     }
 
     /// Hands over a text, of at most 8 KiB.
@@ -180,7 +184,7 @@ impl Session {
             return Err(TaskError::TooLong { len: text.len() });
         }
         let received = TextBuffer::new(ANSWER_LEN_MAX);
-        self.add(Kind::Text(TextTask { text, received, target_tag: None, exchanges: 0 }), now)
+        self.enqueue(Kind::Text(TextTask { text, received, target_tag: None, exchanges: 0 }), now)
     }
 
     /// The result of a task that is done, once. Its [`TaskId`] means nothing after that.
@@ -235,6 +239,11 @@ impl Session {
         let deadline = self.config.patience.command.map(|patience| now + patience);
         let id = self.tasks.add(kind, deadline).ok_or(TaskError::TooMany { limit: TASKS_MAX })?;
         self.note_deadline(deadline);
+        Ok(id)
+    }
+
+    fn enqueue(&mut self, kind: Kind, now: Duration) -> Result<TaskId, TaskError> {
+        let id = self.add(kind, now)?;
         self.queue.push_back(id);
         Ok(id)
     }

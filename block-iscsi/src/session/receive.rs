@@ -115,7 +115,7 @@ impl Session {
     }
 
     /// Takes the numbers of a PDU that takes up a StatSN, which has to be the next one: at error
-    /// recovery level 0 nothing can be missing (section 7.1.3).
+    /// recovery level 0 nothing can be missing (section 7.1.5).
     fn take_status(&mut self, opcode: Opcode, serials: ResponseSerials) -> Result<(), Violation> {
         self.take_window(opcode, serials)?;
         let up = self.up(opcode)?;
@@ -271,7 +271,7 @@ impl Session {
     fn handle_nop(&mut self, pdu: &NopIn, data: &[u8]) -> Result<(), Violation> {
         let opcode = Opcode::NopIn;
         match (pdu.task_tag, pdu.target_tag) {
-            // StatSN is only taken up by an answer (section 11.19.1).
+            // StatSN is only taken up by an answer (section 11.19.2).
             (None, _) => self.take_window(opcode, pdu.serials)?,
             (Some(PING_TAG), _) => self.take_status(opcode, pdu.serials)?,
             (Some(tag), _) => return Err(no_task(opcode, tag)),

@@ -167,6 +167,10 @@ impl Session {
             match job.target_tag {
                 // What nobody asked for goes in the order of the commands.
                 None => up.jobs.push_front(job),
+                // R2Ts of one task are fulfilled in the order in which they came (section 11.8).
+                Some(_) if up.jobs.iter().any(|other| other.id == job.id) => {
+                    up.jobs.push_front(job);
+                }
                 // Other tasks have their turn, too.
                 Some(_) => up.jobs.push_back(job),
             }
@@ -184,40 +188,39 @@ impl Session {
         if up.leaving.is_some() {
             return false;
         }
+        let under_way = self.tasks.active();
         while let Some(id) = self.queue.front().copied() {
             let Some(task) = self.tasks.get(id).filter(|t| matches!(t.stage, Stage::Waiting))
             else {
                 self.queue.pop_front();
                 continue;
             };
-            let has_place = match &task.kind {
-                Kind::Scsi(_) | Kind::Text(_) => up.window.contains(up.cmd_sn),
-                Kind::Reset(_) | Kind::Abort(..) => true,
+            let active = match &mut task.kind {
+                _ if !up.window.contains(up.cmd_sn) => return false,
+                _ if under_way >= self.config.depth.max(1) => return false,
+                Kind::Scsi(command) => up.push_scsi(id, command, outbound),
+                Kind::Text(text) => up.push_text(id, text, outbound),
+                Kind::Reset(_) | Kind::Abort(..) => Active::default(),
             };
-            if !has_place || self.tasks.active() >= self.config.depth.max(1) {
-                return false;
-            }
             self.queue.pop_front();
-            self.start(id, outbound);
+            self.tasks.activate(id, active);
             return true;
         }
         false
     }
 
-    fn start(&mut self, id: TaskId, outbound: &mut Outbound) {
+    /// Sends the resets that wait. They wait for no window and for no other task.
+    pub(super) fn start_resets(&mut self) {
         let State::Up(up) = &mut self.state else { return };
-        let Some(task) = self.tasks.get(id) else { return };
-        let active = match &mut task.kind {
-            Kind::Scsi(command) => up.push_scsi(id, command, outbound),
-            Kind::Text(text) => up.push_text(id, text, outbound),
-            Kind::Reset(lun) => {
+        for id in self.tasks.ids() {
+            if let Some(Task { kind: Kind::Reset(lun), stage: Stage::Waiting, .. }) =
+                self.tasks.get(id)
+            {
                 let function = TaskFunction::LogicalUnitReset;
                 up.urgent.push_back(Urgent::Manage { id, lun: lun.0, function });
-                Active::default()
+                self.tasks.activate(id, Active::default());
             }
-            Kind::Abort(..) => return,
-        };
-        self.tasks.activate(id, active);
+        }
     }
 }
 
@@ -285,7 +288,7 @@ impl Up {
 }
 
 /// How much of the data of a write goes with the command, and how much behind it without being asked
-/// for (section 4.2.4.2 and the keys ImmediateData, InitialR2T and FirstBurstLength).
+/// for (section 4.2.5.2 and the keys ImmediateData, InitialR2T and FirstBurstLength).
 fn unasked(agreed: &Negotiated, expected: usize) -> (usize, usize) {
     let first = to_usize(agreed.first_burst_len.into()).min(expected);
     let segment = to_usize(agreed.max_send_data_segment_len.into());

@@ -105,6 +105,8 @@ pub(super) struct Task {
     pub(super) kind: Kind,
     pub(super) stage: Stage,
     pub(super) deadline: Option<Duration>,
+    /// How many connections were lost while the target had it.
+    pub(super) losses: u32,
     /// Its owner no longer wants to know.
     pub(super) abandoned: bool,
 }
@@ -163,7 +165,8 @@ impl Tasks {
             None => return None,
         };
         let place = self.places.get_mut(usize::try_from(index).ok()?)?;
-        place.task = Some(Task { kind, stage: Stage::Waiting, deadline, abandoned: false });
+        place.task =
+            Some(Task { kind, stage: Stage::Waiting, deadline, losses: 0, abandoned: false });
         self.open += 1;
         Some(TaskId((place.turn & TURN_MASK) << PLACE_BITS | index))
     }

@@ -38,6 +38,7 @@ impl Session {
         if self.sweep.is_some_and(|sweep| sweep <= now) {
             self.sweep_tasks(now);
         }
+        self.check_leaving(now);
         match &mut self.state {
             State::Connecting { until } if *until <= now => {
                 self.lose(SessionError::TimedOut(Awaited::Connection), now);
@@ -54,7 +55,6 @@ impl Session {
     }
 
     fn handle_timeout_up(&mut self, now: Duration) {
-        self.check_leaving(now);
         let patience = self.config.patience;
         let State::Up(up) = &mut self.state else { return };
         if up.leaving.and_then(|leaving| leaving.sent).is_some_and(|until| until <= now) {

@@ -3,6 +3,10 @@
 //! A [`Connector`] makes [`Stream`]s and tells the time. Which runtime they belong to is their own
 //! business; nothing here starts a thread or demands an executor.
 
+pub mod futures_io;
+#[cfg(feature = "tcp")]
+pub mod tcp;
+
 use std::io;
 use std::task::{Context, Poll};
 use std::time::Duration;

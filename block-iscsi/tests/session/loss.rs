@@ -281,3 +281,35 @@ fn closing_waits_for_what_is_under_way_and_logs_out() {
         assert_eq!(peer.session.wanted(peer.now), Wanted::End);
     }
 }
+
+/// Whatever the target does at the login, it is not asked again and again without a pause, and a
+/// task that the connection does not survive is given up.
+#[test]
+fn a_connection_that_never_survives_a_task_is_not_made_for_ever() {
+    let mut peer = Peer::up(config(), KEYS);
+    let id = peer.submit(write(&pattern(512)));
+    let mut rounds = 0;
+    let mut waited = Duration::ZERO;
+    while peer.result(id).is_none() {
+        peer.hear_command();
+        cut(&mut peer);
+        let start = peer.now;
+        while peer.session.wanted(peer.now) == Wanted::Nothing {
+            peer.now = peer.session.poll_timeout().unwrap();
+            peer.session.handle_timeout(peer.now);
+        }
+        waited += peer.now - start;
+        peer.reconnect();
+        peer.log_in(KEYS);
+        rounds += 1;
+    }
+    assert_eq!(rounds, 33);
+    assert!(waited > 28 * Duration::from_millis(400), "{waited:?}");
+    // A session that works is made again at once.
+    let id = peer.submit(write(&pattern(512)));
+    let (sent, _) = peer.hear_command();
+    peer.say_status(sent.task_tag, 0, &[]);
+    assert!(peer.result(id).is_some());
+    cut(&mut peer);
+    assert!(matches!(peer.session.wanted(peer.now), Wanted::Connection(_)));
+}

@@ -182,3 +182,24 @@ fn a_task_that_nobody_waits_for_runs_to_its_end() {
     assert_eq!(peer.events(), []);
     assert_eq!(peer.result(id), None);
 }
+
+/// With as many commands under way as there may be, and more that wait.
+#[test]
+fn a_reset_waits_for_nothing() {
+    let mut peer = Peer::up(SessionConfig { depth: 1, ..config() }, KEYS);
+    let first = peer.submit(write(&pattern(512)));
+    peer.submit(write(&pattern(512)));
+    peer.hear_command();
+    peer.hear_nothing();
+    let lun = Lun::from_number(5).unwrap();
+    let reset = peer.session.submit_reset(lun, peer.now).unwrap();
+    let (Request::TaskManagement(_), _) = peer.hear() else { panic!("no reset") };
+    // It survives a lost connection, too, and still comes before what waits.
+    peer.session.handle_disconnected(block_iscsi::session::ConnectionError::Closed, peer.now);
+    peer.reconnect();
+    peer.log_in(KEYS);
+    let (Request::TaskManagement(request), _) = peer.hear() else { panic!("no reset") };
+    say_managed(&mut peer, request.task_tag, TaskResult::Complete);
+    assert_eq!(peer.result(reset), Some(Ok(Answer::Reset)));
+    assert_eq!(peer.result(first), None, "it was not sent again before the reset");
+}

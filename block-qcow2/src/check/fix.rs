@@ -13,14 +13,14 @@
 //! before an entry refers to it; what an entry gives up stays referenced until the refcounts are
 //! lowered, last of all.
 
+use block_core::metadata::bytes::{read_bytes, write_bytes};
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Node, Result};
 
 use crate::check::counts::Counts;
 use crate::check::judge::{Judged, Target, Words};
-use crate::check::tables::{Piece, TableReader, write_bytes};
+use crate::check::tables::{Piece, TableReader};
 use crate::check::walk::{L1, Walk};
-use crate::compress::inflate::read_bytes;
 use crate::spec::entry::{Copied, with_copied};
 use crate::spec::refcount::max_refcount;
 

@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 
+use block_core::metadata::bytes::write_bytes;
 use block_core::range::to_usize;
 use block_core::{Error, Node, Result};
 
 use crate::check::counts::Counts;
 use crate::check::layout::Layout;
-use crate::check::tables::write_bytes;
 use crate::check::walk::Walk;
 use crate::spec::header::MAX_REFCOUNT_TABLE_BYTES;
 use crate::spec::refcount::{max_refcount, set_refcount};

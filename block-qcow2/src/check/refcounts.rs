@@ -5,12 +5,13 @@
 
 use std::collections::BTreeSet;
 
+use block_core::metadata::bytes::write_bytes;
 use block_core::range::{to_u64, to_usize};
 use block_core::{Error, Node, Result};
 
 use crate::check::counts::Counts;
 use crate::check::layout::Layout;
-use crate::check::tables::{TableReader, read_all, write_bytes};
+use crate::check::tables::{TableReader, read_all};
 use crate::check::walk::Walk;
 use crate::geometry::Geometry;
 use crate::spec::refcount::{max_refcount, refcount, set_refcount};

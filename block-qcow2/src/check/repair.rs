@@ -10,6 +10,7 @@
 //! says corrupt are taken away only when a last walk finds no error.
 
 use block_core::ability::{CheckReport, Repair};
+use block_core::metadata::bytes::write_bytes;
 use block_core::range::to_u64;
 use block_core::{Node, Result};
 
@@ -18,7 +19,7 @@ use crate::check::fix::{Pass, Spare};
 use crate::check::layout::Layout;
 use crate::check::log::{Found, Log};
 use crate::check::refcounts::Difference;
-use crate::check::tables::{read_all, write_bytes};
+use crate::check::tables::read_all;
 use crate::check::walk::Walk;
 use crate::geometry::Version;
 

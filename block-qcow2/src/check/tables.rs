@@ -1,10 +1,9 @@
 //! Tables of words, read in pieces and without reading the holes of the file.
 
+use block_core::metadata::bytes::read_bytes;
 use block_core::range::{to_u64, to_usize};
 use block_core::request::status::StatusDetail;
-use block_core::{ByteRange, Node, OwnedBuf, RequestFlags, Result};
-
-use crate::compress::inflate::read_bytes;
+use block_core::{ByteRange, Node, Result};
 
 /// Bytes that are read at once.
 const CHUNK: u64 = 256 << 10;
@@ -80,11 +79,4 @@ pub(super) async fn read_all(file: &Node, start: u64, len: u64) -> Result<Vec<u6
         places.zip(piece.words()).for_each(|(place, word)| *place = word);
     }
     Ok(all)
-}
-
-/// Writes bytes to a place in the file.
-pub(super) async fn write_bytes(file: &Node, offset: u64, bytes: &[u8]) -> Result<()> {
-    let buf = OwnedBuf::copy_of(bytes, file.limits().opt_mem_alignment)?.into_shared();
-    let range = ByteRange::new(offset, to_u64(bytes.len()))?;
-    file.write(range, buf.into(), RequestFlags::empty()).await
 }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use block_core::metadata::bytes::read_bytes;
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Error, IoVec, Node, OwnedBuf, Result};
 use futures::future::join_all;
@@ -228,18 +229,6 @@ impl InFlight<'_> {
 
 fn damaged(payload: Payload) -> Error {
     Error::Corrupt { what: "damaged compressed cluster at", value: payload.offset.bytes() }
-}
-
-/// Reads a part of a node into memory of its own.
-pub(crate) async fn read_bytes(node: &Node, range: ByteRange) -> Result<OwnedBuf> {
-    let align = node.limits().opt_mem_alignment;
-    let buf = OwnedBuf::zeroed(to_usize(range.len()), align)?.into_shared();
-    if range.is_empty() {
-        return buf.try_into_owned().map_err(|_| Error::Closed);
-    }
-    node.read(range, buf.clone().into()).await?;
-    // A request that keeps its handle for longer costs a copy.
-    buf.try_into_owned().or_else(|shared| OwnedBuf::copy_of(&shared.to_vec(), align))
 }
 
 #[cfg(test)]

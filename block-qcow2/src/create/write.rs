@@ -2,10 +2,13 @@
 //!
 //! Invariant: every entry that is written is that of a cluster which is referenced exactly once.
 
-use block_core::driver::{Exactness, Prealloc};
+use block_core::driver::Prealloc;
 use block_core::error::Problem;
-use block_core::range::{to_u64, to_usize};
-use block_core::{Alignment, ByteRange, Error, IoBuf, Node, OpenError, RequestFlags};
+use block_core::metadata::new_file::{
+    Emptied, clear, empty, flush, grow, seal, write, write_words, zero,
+};
+use block_core::range::{SECTOR_SIZE, to_u64, to_usize};
+use block_core::{Node, OpenError};
 
 use super::options::{CreateOptions, Plan};
 use crate::geometry::{DataLocation, Geometry, L2Format, Version};
@@ -15,10 +18,6 @@ use crate::spec::header::{Compression, CryptMethod, Features, Header, Table};
 use crate::spec::refcount::set_refcount;
 use crate::units::HostOffset;
 
-/// Bytes of a table that are written at once.
-const CHUNK: u64 = 1 << 20;
-/// Bytes that storage writes as a whole or not at all.
-const SECTOR: u64 = 512;
 /// Bytes of a data file that are written in any case.
 const FIRST_BLOCK: u64 = 4096;
 /// Smallest cluster whose header has room for the names of feature bits beside everything else.
@@ -48,11 +47,9 @@ pub async fn create_on(
     new.write_l1().await?;
     new.write_l2().await?;
 
-    let (sector, rest) = header.split_at(header.len().min(to_usize(SECTOR)));
-    write("header", file, SECTOR, rest).await?;
-    flush(file).await?;
-    write("header", file, 0, sector).await?;
-    flush(file).await
+    let (sector, rest) = header.split_at(header.len().min(to_usize(SECTOR_SIZE)));
+    write("header", file, SECTOR_SIZE, rest).await?;
+    seal("header", file, sector).await
 }
 
 /// The used bytes of the first cluster; fails if the names do not fit.
@@ -106,40 +103,29 @@ struct NewImage<'a> {
 impl NewImage<'_> {
     /// Gives the file its length, all of it zeroes: after this it is no image.
     async fn clear(&self) -> Result<(), OpenError> {
+        const WHAT: &str = "image file";
         let layout = self.plan.layout;
         let (tables, len) = (layout.data_offset().bytes(), layout.len());
-        match empty(self.file).await? {
-            Emptied::Yes => {
-                // No old header comes back beside new tables.
-                flush(self.file).await?;
-                grow("image file", self.file, tables, Prealloc::Off).await?;
-                let space = space_of(self.options.allocated());
-                grow("image file", self.file, len, space).await
-            }
-            // A device keeps its length. The first sector goes first.
-            Emptied::No => {
-                zero("header", self.file, 0, SECTOR).await?;
-                flush(self.file).await?;
-                zero("image file", self.file, 0, len).await
-            }
+        match clear(WHAT, self.file, tables, Prealloc::Off).await? {
+            Emptied::Yes => grow(WHAT, self.file, len, space_of(self.options.allocated())).await,
+            Emptied::No => zero(WHAT, self.file, tables, len - tables).await,
         }
     }
 
     /// Makes the data file as long as the disk.
     async fn make_data(&self, data: &Node) -> Result<(), OpenError> {
+        const WHAT: &str = "data file";
         let len = self.plan.disk_len;
-        match empty(data).await? {
-            Emptied::Yes => {
-                grow("data file", data, len, space_of(self.options.allocated())).await?
-            }
+        match empty(WHAT, data).await? {
+            Emptied::Yes => grow(WHAT, data, len, space_of(self.options.allocated())).await?,
             // What is not mapped is not shown, whatever it holds.
             Emptied::No if self.options.allocated() == Prealloc::Off => {}
-            Emptied::No => zero("data file", data, 0, len).await?,
+            Emptied::No => zero(WHAT, data, 0, len).await?,
         }
         if self.options.allocated() != Prealloc::Full {
             // Who opens it with O_DIRECT learns its alignment there, and not from a hole.
             let first = vec![0; to_usize(len.min(FIRST_BLOCK))];
-            write("data file", data, 0, &first).await?;
+            write(WHAT, data, 0, &first).await?;
         }
         flush(data).await
     }
@@ -150,8 +136,9 @@ impl NewImage<'_> {
         let blocks = layout.refcount_blocks_offset();
         let size = geometry.cluster_size();
         let table = layout.refcount_table_offset();
-        let block = |index: u64| blocks.plus(index * size).bytes();
-        self.write_words("refcount table", table, layout.refcount_blocks, block).await?;
+        let block = |index: u64| blocks.plus(index * size).bytes().to_be_bytes();
+        write_words("refcount table", self.file, table.bytes(), layout.refcount_blocks, block)
+            .await?;
 
         let full = block_of_ones(geometry, geometry.refcounts_per_block());
         let mut rest = layout.clusters();
@@ -171,8 +158,9 @@ impl NewImage<'_> {
     async fn write_l1(&self) -> Result<(), OpenError> {
         let (size, layout) = (self.plan.geometry.cluster_size(), self.plan.layout);
         let tables = layout.l2_offset();
-        let entry = |index: u64| encode_l1(tables.plus(index * size), Copied::Yes);
-        self.write_words("L1 table", layout.l1_offset(), layout.l2_tables, entry).await
+        let entry = |index: u64| encode_l1(tables.plus(index * size), Copied::Yes).to_be_bytes();
+        write_words("L1 table", self.file, layout.l1_offset().bytes(), layout.l2_tables, entry)
+            .await
     }
 
     /// Writes the L2 tables: an entry for each cluster of the disk.
@@ -196,28 +184,10 @@ impl NewImage<'_> {
         let word = |index: u64| {
             let host = first.plus(index / words * geometry.cluster_size());
             let entry = encode_plain(geometry, Some(host), subclusters, 0, Copied::Yes);
-            if index.is_multiple_of(words) { entry.0 } else { entry.1 }
+            if index.is_multiple_of(words) { entry.0.to_be_bytes() } else { entry.1.to_be_bytes() }
         };
         let count = disk_len.div_ceil(geometry.cluster_size()) * words;
-        self.write_words("L2 table", layout.l2_offset(), count, word).await
-    }
-
-    /// Writes a table of `count` words.
-    async fn write_words(
-        &self,
-        what: &'static str,
-        offset: HostOffset,
-        count: u64,
-        word: impl Fn(u64) -> u64 + Send,
-    ) -> Result<(), OpenError> {
-        let mut done = 0;
-        while done < count {
-            let end = count.min(done + CHUNK / 8);
-            let bytes: Vec<u8> = (done..end).flat_map(|i| word(i).to_be_bytes()).collect();
-            write(what, self.file, offset.bytes() + done * 8, &bytes).await?;
-            done = end;
-        }
-        Ok(())
+        write_words("L2 table", self.file, layout.l2_offset().bytes(), count, word).await
     }
 }
 
@@ -231,64 +201,10 @@ fn block_of_ones(geometry: Geometry, count: u64) -> Vec<u8> {
     block
 }
 
-/// Whether a node is empty now, or has kept its length and contents.
-enum Emptied {
-    Yes,
-    No,
-}
-
-/// Cuts a node to nothing, if what it then grows by reads as zeroes.
-async fn empty(node: &Node) -> Result<Emptied, OpenError> {
-    if !node.capabilities().has_zero_init {
-        return Ok(Emptied::No);
-    }
-    match node.truncate(0, Exactness::Exact, Prealloc::Off).await {
-        Ok(()) => Ok(Emptied::Yes),
-        Err(Error::Unsupported) => Ok(Emptied::No),
-        Err(error) => Err(OpenError::Request { what: "emptying the file", error }),
-    }
-}
-
 /// How much of a file is allocated for data of an image that has this much allocated.
 fn space_of(preallocation: Prealloc) -> Prealloc {
     match preallocation {
         Prealloc::Off | Prealloc::Metadata => Prealloc::Off,
         space => space,
     }
-}
-
-async fn grow(
-    what: &'static str,
-    node: &Node,
-    len: u64,
-    prealloc: Prealloc,
-) -> Result<(), OpenError> {
-    let grown = node.truncate(len, Exactness::AtLeast, prealloc).await;
-    grown.map_err(|error| OpenError::Request { what, error })
-}
-
-async fn zero(what: &'static str, node: &Node, offset: u64, len: u64) -> Result<(), OpenError> {
-    let failed = |error| OpenError::Request { what, error };
-    let range = ByteRange::new(offset, len).map_err(|error| failed(error.into()))?;
-    node.write_zeroes(range, RequestFlags::empty()).await.map_err(failed)
-}
-
-async fn write(
-    what: &'static str,
-    node: &Node,
-    offset: u64,
-    bytes: &[u8],
-) -> Result<(), OpenError> {
-    if bytes.is_empty() {
-        return Ok(());
-    }
-    let failed = |error| OpenError::Request { what, error };
-    let range = ByteRange::new(offset, to_u64(bytes.len())).map_err(|e| failed(e.into()))?;
-    let buf = IoBuf::zeroed(bytes.len(), Alignment::PAGE).map_err(failed)?;
-    buf.copy_from(0, bytes);
-    node.write(range, buf.into(), RequestFlags::empty()).await.map_err(failed)
-}
-
-async fn flush(node: &Node) -> Result<(), OpenError> {
-    node.flush().await.map_err(|error| OpenError::Request { what: "flush", error })
 }

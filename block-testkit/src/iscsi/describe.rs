@@ -1,16 +1,18 @@
-//! What a unit says of itself: INQUIRY, MODE SENSE, REPORT LUNS, REPORT SUPPORTED OPERATION CODES
-//! (SPC-4 clause 6).
+//! What a unit says of itself: INQUIRY, REPORT LUNS, REPORT SUPPORTED OPERATION CODES (SPC-4 clause 6),
+//! READ DEFECT DATA.
 
 use block_core::range::to_usize;
 
-use super::check::{Check, SenseFormat};
-use super::command::{COMMANDS, Cdb, Entry, Op};
-use super::lun::{Access, Lun, Medium, Provisioning};
+use super::check::Check;
+use super::command::{Cdb, Entry, Op};
+use super::copy;
+use super::lun::{Lun, Medium, NoBlocks, Provisioning};
+use super::table::COMMANDS;
 
 const VENDOR: &[u8; 8] = b"TESTKIT ";
 const PRODUCT: &[u8; 16] = b"memory disk     ";
 const REVISION: &[u8; 4] = b"1   ";
-const PAGES: [u8; 6] = [0x00, 0x80, 0x83, 0xb0, 0xb1, 0xb2];
+const PAGES: [u8; 7] = [0x00, 0x80, 0x83, 0x8f, 0xb0, 0xb1, 0xb2];
 
 /// As many bytes as the initiator has room for.
 pub(super) fn cut(mut bytes: Vec<u8>, allocation: impl Into<u64>) -> Vec<u8> {
@@ -39,8 +41,8 @@ fn standard(lun: Option<&Lun>) -> Vec<u8> {
     let mut out = vec![0; 8];
     out[0] = if lun.is_some() { 0x00 } else { 0x7f };
     out[1] = if removable { 0x80 } else { 0 };
-    // SPC-4; HISUP, format 2; 91 bytes follow; CMDQUE.
-    out[2..].copy_from_slice(&[6, 0x12, 91, 0, 0, 0x02]);
+    // SPC-4; HISUP, format 2; 91 bytes follow; 3PC; CMDQUE.
+    out[2..].copy_from_slice(&[6, 0x12, 91, 0x08, 0, 0x02]);
     out.extend(VENDOR);
     out.extend(PRODUCT);
     out.extend(REVISION);
@@ -58,9 +60,12 @@ impl Lun {
             0x00 => PAGES.to_vec(),
             0x80 => self.config.serial.clone().into_bytes(),
             0x83 => self.designators(),
+            0x8f => copy::page(),
             0xb0 => self.block_limits(),
             0xb1 => {
-                let mut out = vec![0, 1];
+                // Not a rotating medium; after an erasure reads are good (WABEREQ and WACEREQ are 1).
+                let block_erase = if self.is_thin() { 0x40 } else { 0 };
+                let mut out = vec![0, 1, 0, block_erase | 0x10];
                 out.resize(60, 0);
                 out
             }
@@ -73,26 +78,30 @@ impl Lun {
         })
     }
 
-    /// SPC-4 7.8.6: a T10 designator and a locally assigned NAA, both of the serial number.
+    /// Page 83: a T10 designator and a locally assigned NAA, both of the serial number.
     fn designators(&self) -> Vec<u8> {
+        let [named, naa] = self.names();
+        let len = |name: &[u8]| u8::try_from(name.len()).unwrap_or(u8::MAX);
+        let heads = [[0x02, 0x01, 0, len(&named)], [0x01, 0x03, 0, len(&naa)]];
+        [heads[0].as_slice(), &named, &heads[1], &naa].concat()
+    }
+
+    /// The designators themselves: T10, NAA.
+    pub(super) fn names(&self) -> [Vec<u8>; 2] {
         let serial = self.config.serial.as_bytes();
-        let len = u8::try_from(VENDOR.len() + serial.len()).unwrap_or(u8::MAX);
-        let mut out = vec![0x02, 0x01, 0, len];
-        out.extend(VENDOR);
-        out.extend(serial);
         // FNV-1a, so that other serial numbers have other names.
         let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         let hash = serial.iter().fold(0xcbf2_9ce4_8422_2325, step);
-        out.extend([0x01, 0x03, 0, 8]);
-        out.extend((hash >> 4 | 3 << 60).to_be_bytes());
-        out
+        [[VENDOR, serial].concat(), (hash >> 4 | 3 << 60).to_be_bytes().to_vec()]
     }
 
-    /// SBC-3 6.6.4.
+    /// Page B0.
     fn block_limits(&self) -> Vec<u8> {
         let config = &self.config;
-        // WSNZ; COMPARE AND WRITE of up to 255 blocks.
-        let mut out = vec![1, 255, 0, 1];
+        let wsnz = u8::from(config.no_blocks == NoBlocks::Refused);
+        // COMPARE AND WRITE of up to 255 blocks; the optimal granularity is a physical block.
+        let [.., high, low] = (1u32 << config.physical_exponent).to_be_bytes();
+        let mut out = vec![wsnz, 255, high, low];
         let best = config.max_transfer.min((1 << 20) / config.block_size);
         let (unmap, granule) = match config.provisioning {
             Provisioning::Thick => ([0, 0], [0, 0]),
@@ -107,74 +116,20 @@ impl Lun {
         }
         out.extend(granule[1].to_be_bytes());
         out.extend(u64::from(config.max_write_same).to_be_bytes());
+        // WRITE ATOMIC, of any alignment and length, without boundaries.
+        out.extend(self.max_atomic().to_be_bytes());
         out.resize(60, 0);
         out
     }
 
-    /// MODE SENSE (SPC-4 6.13, 6.14).
-    pub(super) fn mode_sense(
-        &self,
-        op: Op,
-        cdb: Cdb,
-        format: SenseFormat,
-    ) -> Result<Vec<u8>, Check> {
-        let control = cdb.u8(2) >> 6;
-        if control == 3 {
-            return Err(Check::NO_SAVED_PAGES);
+    /// Whether the unit has a command.
+    pub(super) fn has(&self, entry: &Entry) -> bool {
+        match entry.op {
+            Op::Unmap | Op::BlockErase => self.is_thin(),
+            Op::Overwrite => self.can_be_overwritten(),
+            Op::PreventRemoval => self.config.medium == Medium::Removable,
+            _ => true,
         }
-        let pages = self.mode_pages(cdb.u8(2) & 0x3f, cdb.u8(3), control == 1, format)?;
-        let write_protected = self.config.access == Access::ReadOnly;
-        // WP and DPOFUA.
-        let specific = if write_protected { 0x90 } else { 0x10 };
-        let descriptor = if cdb.has(1, 0x08) { Vec::new() } else { self.block_descriptor() };
-        let descriptor_len = u8::try_from(descriptor.len()).unwrap_or(u8::MAX);
-        let content = [descriptor, pages].concat();
-        if op == Op::ModeSense6 {
-            let len = u8::try_from(content.len() + 3).unwrap_or(u8::MAX);
-            let out = [&[len, 0, specific, descriptor_len], content.as_slice()].concat();
-            return Ok(cut(out, cdb.u8(4)));
-        }
-        let len = u16::try_from(content.len() + 6).unwrap_or(u16::MAX).to_be_bytes();
-        let head = [len[0], len[1], 0, specific, 0, 0, 0, descriptor_len];
-        Ok(cut([&head, content.as_slice()].concat(), cdb.u16(7)))
-    }
-
-    /// SBC-3 6.5.2.2.
-    fn block_descriptor(&self) -> Vec<u8> {
-        let blocks = u32::try_from(self.config.blocks).unwrap_or(u32::MAX);
-        [blocks.to_be_bytes(), self.config.block_size.to_be_bytes()].concat()
-    }
-
-    /// The pages that are asked for; with `changeable` the bits that can be changed, which are none.
-    fn mode_pages(
-        &self,
-        page: u8,
-        subpage: u8,
-        changeable: bool,
-        format: SenseFormat,
-    ) -> Result<Vec<u8>, Check> {
-        if subpage != 0 && !(page == 0x3f && subpage == 0xff) {
-            return Err(Check::field(3, 7));
-        }
-        let mut caching = vec![0x08, 0x12, 0x04];
-        caching.resize(20, 0);
-        let mut control = vec![0x0a, 0x0a];
-        control.push(if format == SenseFormat::Descriptor { 0x04 } else { 0 });
-        control.resize(12, 0);
-        if changeable {
-            caching[2..].fill(0);
-            control[2..].fill(0);
-        }
-        match page {
-            0x08 => Ok(caching),
-            0x0a => Ok(control),
-            0x3f => Ok([caching, control].concat()),
-            _ => Err(Check::field(2, 5)),
-        }
-    }
-
-    fn has(&self, entry: &Entry) -> bool {
-        self.is_thin() || !entry.needs_thin()
     }
 
     /// REPORT SUPPORTED OPERATION CODES (SPC-4 6.35).
@@ -191,9 +146,9 @@ impl Lun {
     fn all_opcodes(&self, timeouts: bool) -> Vec<u8> {
         let mut list = Vec::new();
         for entry in COMMANDS.iter().filter(|entry| self.has(entry)) {
-            let flags = u8::from(entry.action.is_some()) | if timeouts { 2 } else { 0 };
+            let flags = u8::from(entry.action().is_some()) | if timeouts { 2 } else { 0 };
             let len = u8::try_from(entry.usage.len()).unwrap_or(u8::MAX);
-            list.extend([entry.opcode(), 0, 0, entry.action.unwrap_or(0), 0, flags, 0, len]);
+            list.extend([entry.opcode(), 0, 0, entry.action().unwrap_or(0), 0, flags, 0, len]);
             list.extend(timeout(timeouts));
         }
         let len = u32::try_from(list.len()).unwrap_or(u32::MAX);
@@ -208,12 +163,12 @@ impl Lun {
         timeouts: bool,
     ) -> Result<Vec<u8>, Check> {
         let mut entries = COMMANDS.iter().filter(|entry| entry.opcode() == opcode).peekable();
-        let has_actions = entries.peek().map(|entry| entry.action.is_some());
+        let has_actions = entries.peek().map(|entry| entry.action().is_some());
         match (options, has_actions) {
             (1, Some(true)) | (2, Some(false)) => return Err(Check::field(2, 2)),
             _ => {}
         }
-        let found = entries.filter(|entry| self.has(entry)).find(|entry| match entry.action {
+        let found = entries.filter(|entry| self.has(entry)).find(|entry| match entry.action() {
             Some(code) => u16::from(code) == action,
             None => options == 1 || action == 0,
         });
@@ -227,12 +182,20 @@ impl Lun {
     }
 }
 
-/// A command timeouts descriptor that tells nothing (SPC-4 6.35.4).
+/// READ DEFECT DATA (10) and (12) (SBC-3): the lists that were asked for are there, and empty.
+pub(super) fn defects(op: Op, cdb: Cdb) -> Vec<u8> {
+    match op {
+        Op::ReadDefects10 => cut(vec![0, cdb.u8(2), 0, 0], cdb.u16(7)),
+        _ => cut(vec![0, cdb.u8(1), 0, 0, 0, 0, 0, 0], cdb.u32(6)),
+    }
+}
+
+/// A command timeouts descriptor that tells nothing (SPC-4 6.35).
 fn timeout(wanted: bool) -> &'static [u8] {
     if wanted { &[0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] } else { &[] }
 }
 
-/// REPORT LUNS (SPC-4 6.33). There are no well known logical units.
+/// REPORT LUNS (SPC-4). There are no well known logical units.
 pub(super) fn report_luns(numbers: impl Iterator<Item = u16>, cdb: Cdb) -> Result<Vec<u8>, Check> {
     let luns: Vec<u8> = match cdb.u8(2) {
         0 | 2 => numbers.flat_map(address).collect(),
@@ -243,7 +206,7 @@ pub(super) fn report_luns(numbers: impl Iterator<Item = u16>, cdb: Cdb) -> Resul
     Ok(cut([len.to_be_bytes().as_slice(), &[0; 4], &luns].concat(), cdb.u32(6)))
 }
 
-/// SAM-5 4.7.7: the peripheral device method up to 255, flat addressing beyond.
+/// SAM-5 4.7: the peripheral device method up to 255, flat addressing beyond.
 fn address(number: u16) -> [u8; 8] {
     let [high, low] = number.to_be_bytes();
     let method = if high == 0 { 0 } else { 0x40 };

@@ -9,8 +9,9 @@ use block_core::range::to_u64;
 
 use super::check::{Check, Refusal, SenseFormat};
 use super::command::{self, Cdb, Entry, Op};
-use super::describe;
 use super::lun::{Access, ConfigError, Lun, LunConfig, Medium};
+use super::mode::Mode;
+use super::{copy, describe};
 
 /// An I_T nexus: an initiator's session, named by whoever drives the device. A session that comes
 /// back under the same name finds its registrations.
@@ -57,7 +58,8 @@ impl Answer {
 /// What was asked so far.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
-    commands: BTreeMap<u8, u64>,
+    /// By operation code and, where there is one in byte 1, service action.
+    commands: BTreeMap<(u8, Option<u8>), u64>,
     /// Bytes of answers.
     pub data_in: u64,
     /// Bytes that came with commands.
@@ -67,7 +69,20 @@ pub struct Counters {
 impl Counters {
     /// Commands with this operation code.
     pub fn of(&self, opcode: u8) -> u64 {
-        self.commands.get(&opcode).copied().unwrap_or(0)
+        let range = self.commands.range((opcode, None)..=(opcode, Some(u8::MAX)));
+        range.map(|(_, count)| count).sum()
+    }
+
+    /// Operation codes that were seen, with the service actions of SERVICE ACTION IN (16), and how often.
+    pub fn iter(&self) -> impl Iterator<Item = (u8, Option<u8>, u64)> {
+        self.commands.iter().map(|((opcode, action), count)| (*opcode, *action, *count))
+    }
+
+    /// Counts a command, by its first two bytes.
+    pub(super) fn count(&mut self, opcode: u8, second: u8) {
+        const SERVICE_ACTION_IN_16: u8 = 0x9e;
+        let action = (opcode == SERVICE_ACTION_IN_16).then_some(second & 0x1f);
+        *self.commands.entry((opcode, action)).or_default() += 1;
     }
 
     /// All commands.
@@ -79,11 +94,16 @@ impl Counters {
 /// A target with its logical units.
 #[derive(Debug, Default)]
 pub struct Device {
-    luns: BTreeMap<u16, Lun>,
+    pub(super) luns: BTreeMap<u16, Lun>,
     nexuses: BTreeSet<Nexus>,
-    counters: Counters,
+    /// The names of initiator ports, also of sessions that have ended.
+    names: BTreeMap<Nexus, String>,
+    pub(super) counters: Counters,
     format: SenseFormat,
 }
+
+/// The service action of PERSISTENT RESERVE IN.
+const FULL_STATUS: u8 = 3;
 
 const GOOD: u8 = 0x00;
 const CHECK_CONDITION: u8 = 0x02;
@@ -91,8 +111,8 @@ const RESERVATION_CONFLICT: u8 = 0x18;
 
 const POWER_ON: (u8, u8) = (0x29, 0x00);
 const DEVICE_RESET: (u8, u8) = (0x29, 0x03);
-const MEDIUM_CHANGED: (u8, u8) = (0x28, 0x00);
-const MODE_CHANGED: (u8, u8) = (0x2a, 0x01);
+pub(super) const MEDIUM_CHANGED: (u8, u8) = (0x28, 0x00);
+pub(super) const MODE_CHANGED: (u8, u8) = (0x2a, 0x01);
 const CAPACITY_CHANGED: (u8, u8) = (0x2a, 0x09);
 const LUNS_CHANGED: (u8, u8) = (0x3f, 0x0e);
 
@@ -107,7 +127,7 @@ impl Device {
         if number > 0x3fff || self.luns.contains_key(&number) {
             return Err(ConfigError::Number(number));
         }
-        let lun = Lun::new(config)?;
+        let lun = Lun::new(config, Mode::new(self.format))?;
         self.tell_all(LUNS_CHANGED);
         self.luns.insert(number, lun);
         self.tell(number, POWER_ON);
@@ -132,6 +152,11 @@ impl Device {
         }
     }
 
+    /// Names the initiator port of a nexus, for READ FULL STATUS.
+    pub fn name(&mut self, nexus: Nexus, port: &str) {
+        self.names.insert(nexus, port.to_owned());
+    }
+
     /// A session ends: what RESERVE (6) did is over, registrations stay.
     pub fn disconnect(&mut self, nexus: Nexus) {
         self.nexuses.remove(&nexus);
@@ -144,7 +169,7 @@ impl Device {
     /// Resets a unit (LOGICAL UNIT RESET). Says whether there is one.
     pub fn reset(&mut self, number: u16) -> bool {
         if let Some(lun) = self.luns.get_mut(&number) {
-            lun.reservations.reset();
+            lun.reset();
         }
         self.tell(number, DEVICE_RESET)
     }
@@ -165,9 +190,14 @@ impl Device {
         self.tell(number, MODE_CHANGED)
     }
 
-    /// Takes the medium out of a unit. Says whether that could be done.
+    /// Takes the medium out of a unit. Says whether that could be done: nobody prevents it.
     pub fn eject(&mut self, number: u16) -> bool {
         self.removable(number).is_some_and(|lun| std::mem::replace(&mut lun.medium_present, false))
+    }
+
+    /// Lets a SANITIZE that goes on fail. Says whether there is one.
+    pub fn fail_sanitize(&mut self, number: u16) -> bool {
+        self.luns.get_mut(&number).is_some_and(Lun::fail_sanitize)
     }
 
     /// Puts the medium back in. Says whether that could be done.
@@ -179,7 +209,8 @@ impl Device {
     }
 
     fn removable(&mut self, number: u16) -> Option<&mut Lun> {
-        self.luns.get_mut(&number).filter(|lun| lun.config.medium == Medium::Removable)
+        let lun = self.luns.get_mut(&number)?;
+        (lun.config.medium == Medium::Removable && lun.may_be_removed()).then_some(lun)
     }
 
     /// Tells everybody who is connected something of one unit; `false` if there is none.
@@ -208,6 +239,11 @@ impl Device {
         self.counters = Counters::default();
     }
 
+    /// The numbers of all units.
+    pub fn numbers(&self) -> Vec<u16> {
+        self.luns.keys().copied().collect()
+    }
+
     /// Bytes of memory that the contents of all units take.
     pub fn memory(&self) -> u64 {
         self.luns.values().map(|lun| lun.store.memory()).sum()
@@ -229,7 +265,7 @@ impl Device {
     /// CDB says.
     pub fn execute(&mut self, nexus: Nexus, number: u16, cdb: &[u8], data_out: &[u8]) -> Answer {
         let opcode = cdb.first().copied().unwrap_or(0);
-        *self.counters.commands.entry(opcode).or_default() += 1;
+        self.counters.count(opcode, cdb.get(1).copied().unwrap_or(0));
         self.counters.data_out += to_u64(data_out.len());
         let data_out_len = self.data_out_len(number, cdb);
         let result = self.run(nexus, number, Cdb::new(cdb), data_out);
@@ -240,7 +276,8 @@ impl Device {
             Err(Refusal::ReservationConflict) => answer.status = RESERVATION_CONFLICT,
             Err(Refusal::Check(check)) => {
                 answer.status = CHECK_CONDITION;
-                answer.sense = check.sense(self.format);
+                let lun = self.luns.get(&number);
+                answer.sense = check.sense(lun.map_or(self.format, |lun| lun.mode.format));
             }
         }
         self.counters.data_in += to_u64(answer.data_in.len());
@@ -273,18 +310,27 @@ impl Device {
         }
         let lun = self.luns.get_mut(&number).ok_or(Check::NO_LUN)?;
         let entry = entry?;
-        if entry.needs_thin() && !lun.is_thin() {
-            return Err(Check::INVALID_OPCODE.into());
+        if !lun.has(entry) {
+            let unknown = entry.action().map_or(Check::INVALID_OPCODE, |_| Check::field(1, 4));
+            return Err(unknown.into());
         }
-        lun.reservations.check(nexus, entry.kind)?;
-        if entry.op == Op::ReserveOut {
-            let news = lun.reservations.change(nexus, cdb, data)?;
-            for (other, code) in news {
-                lun.tell(other, code);
+        lun.reservations.check(nexus, entry.kind(cdb))?;
+        lun.check_sanitizing(entry)?;
+        match entry.op {
+            Op::ReserveOut => {
+                for (other, code) in lun.reservations.change(nexus, cdb, data)? {
+                    lun.tell(other, code);
+                }
+                Ok(Vec::new())
             }
-            return Ok(Vec::new());
+            Op::ReserveIn if cdb.u8(1) == FULL_STATUS => {
+                let unnamed = |nexus: Nexus| format!("iqn.2000-01.invalid:nexus-{}", nexus.0);
+                let name = |nexus| self.names.get(&nexus).cloned().unwrap_or(unnamed(nexus));
+                Ok(describe::cut(lun.reservations.full_status(name)?, cdb.u16(7)))
+            }
+            Op::ExtendedCopy => self.copy(nexus, number, cdb, data).map(|()| Vec::new()),
+            _ => Self::run_on(lun, entry, nexus, cdb, data),
         }
-        Self::run_on(lun, entry, nexus, cdb, data, self.format)
     }
 
     fn run_on(
@@ -293,29 +339,40 @@ impl Device {
         nexus: Nexus,
         cdb: Cdb,
         data: &[u8],
-        format: SenseFormat,
     ) -> Result<Vec<u8>, Refusal> {
         if entry.needs_medium() && !lun.medium_present {
             return Err(Check::NO_MEDIUM.into());
         }
-        if entry.writes() && lun.config.access == Access::ReadOnly {
-            return Err(Check::WRITE_PROTECTED.into());
+        if entry.writes() {
+            lun.check_writable()?;
         }
         match entry.op {
-            Op::Reserve6 => lun.reservations.reserve6(nexus).map(|()| Vec::new()),
-            Op::Release6 => lun.reservations.release6(nexus).map(|()| Vec::new()),
-            Op::ReserveIn => Ok(describe::cut(lun.reservations.answer(cdb.u8(1)), cdb.u16(7))),
-            Op::ModeSense6 | Op::ModeSense10 => Ok(lun.mode_sense(entry.op, cdb, format)?),
-            Op::ReportOpcodes => Ok(lun.report_opcodes(cdb)?),
-            op => Ok(lun.run_medium(op, cdb, data)?),
+            Op::Reserve6 => lun.reservations.reserve6(nexus)?,
+            Op::Release6 => lun.reservations.release6(nexus)?,
+            Op::ModeSelect6 | Op::ModeSelect10 => lun.mode_select(nexus, entry.op, cdb, data)?,
+            Op::StartStop => lun.start_stop(nexus, cdb)?,
+            Op::PreventRemoval => lun.prevent_removal(nexus, cdb),
+            Op::ReserveIn => {
+                return Ok(describe::cut(lun.reservations.answer(cdb.u8(1))?, cdb.u16(7)));
+            }
+            Op::ModeSense6 | Op::ModeSense10 => return Ok(lun.mode_sense(entry.op, cdb)?),
+            Op::ReportOpcodes => return Ok(lun.report_opcodes(cdb)?),
+            Op::ReadDefects10 | Op::ReadDefects12 => return Ok(describe::defects(entry.op, cdb)),
+            Op::CopyStatus => return Ok(copy::status(&lun.copies, nexus, cdb)?),
+            Op::CopyParameters => return Ok(copy::parameters(cdb)),
+            op => return Ok(lun.run_medium(op, cdb, data)?),
         }
+        Ok(Vec::new())
     }
 
-    /// REQUEST SENSE (SPC-4 6.39): what the nexus must be told, as data.
+    /// REQUEST SENSE (SPC-4): what the nexus must be told, as data.
     fn request_sense(&mut self, nexus: Nexus, number: u16, cdb: Cdb) -> Vec<u8> {
         let check = match self.luns.get_mut(&number) {
             None => Check::NO_LUN,
-            Some(lun) => lun.take_attention(nexus).unwrap_or(Check::NO_SENSE),
+            Some(lun) => {
+                let attention = lun.take_attention(nexus);
+                attention.or_else(|| lun.sanitize_step()).unwrap_or(Check::NO_SENSE)
+            }
         };
         let wanted = if cdb.has(1, 1) { SenseFormat::Descriptor } else { SenseFormat::Fixed };
         describe::cut(check.sense(wanted), cdb.u8(4))

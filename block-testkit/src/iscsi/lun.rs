@@ -1,10 +1,13 @@
 //! A logical unit: what it is like, what it holds, who has reserved it, who must be told what.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::check::Check;
+use super::copy::Copied;
 use super::device::Nexus;
+use super::mode::Mode;
 use super::reserve::Reservations;
+use super::sanitize::Sanitizing;
 use super::store::Store;
 
 /// What blocks that are not mapped read as.
@@ -51,6 +54,15 @@ pub enum Medium {
     Removable,
 }
 
+/// What WRITE SAME does if it names no blocks.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum NoBlocks {
+    /// It is refused (WSNZ is 1).
+    Refused,
+    /// It writes to the end of the unit.
+    ToTheEnd,
+}
+
 /// What a logical unit is like. Lengths are in blocks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LunConfig {
@@ -58,6 +70,8 @@ pub struct LunConfig {
     pub block_size: u32,
     /// How many blocks; at least one.
     pub blocks: u64,
+    /// How many blocks are a physical block, as an exponent of two; at most 15.
+    pub physical_exponent: u8,
     /// How blocks get their places.
     pub provisioning: Provisioning,
     /// Whether it can be written.
@@ -70,10 +84,14 @@ pub struct LunConfig {
     pub max_transfer: u32,
     /// Longest WRITE SAME.
     pub max_write_same: u32,
+    /// What a WRITE SAME of no blocks is.
+    pub no_blocks: NoBlocks,
     /// Most blocks of one UNMAP.
     pub max_unmap_blocks: u32,
     /// Most descriptors of one UNMAP.
     pub max_unmap_descriptors: u32,
+    /// How many commands are refused before a SANITIZE has ended. With zero it ends when it begins.
+    pub sanitize_steps: u32,
 }
 
 /// Why a unit cannot be like this.
@@ -85,6 +103,9 @@ pub enum ConfigError {
     /// No blocks, or more than `i64::MAX` bytes.
     #[error("a unit of {0} blocks")]
     Blocks(u64),
+    /// More than four bits can say.
+    #[error("a physical block of 2^{0} blocks")]
+    Physical(u8),
     /// A granularity of zero, or an alignment that is not less.
     #[error("a granularity of {granularity} blocks with an alignment of {alignment}")]
     Granularity {
@@ -110,14 +131,17 @@ impl LunConfig {
         Self {
             block_size,
             blocks,
+            physical_exponent: 0,
             provisioning: Provisioning::Thick,
             access: Access::ReadWrite,
             medium: Medium::Fixed,
             serial: "testkit-1".to_owned(),
             max_transfer: (16 << 20) / block_size.max(1),
             max_write_same: 1 << 22,
+            no_blocks: NoBlocks::Refused,
             max_unmap_blocks: u32::MAX,
             max_unmap_descriptors: 256,
+            sanitize_steps: 0,
         }
     }
 
@@ -133,6 +157,9 @@ impl LunConfig {
             return Err(ConfigError::BlockSize(self.block_size));
         }
         self.check_blocks(self.blocks)?;
+        if self.physical_exponent > 15 {
+            return Err(ConfigError::Physical(self.physical_exponent));
+        }
         if let Provisioning::Thin { granularity, alignment, .. } = self.provisioning
             && alignment >= granularity
         {
@@ -165,12 +192,20 @@ pub(super) struct Lun {
     pub(super) reservations: Reservations,
     /// Whether the medium is in.
     pub(super) medium_present: bool,
-    /// What each nexus has not been told yet.
+    /// Who prevents that it is taken out.
+    pub(super) preventing: BTreeSet<Nexus>,
+    pub(super) mode: Mode,
+    /// The mode after a reset.
+    pub(super) default_mode: Mode,
+    pub(super) sanitizing: Sanitizing,
+    /// How copies ended, by their list identifiers.
+    pub(super) copies: BTreeMap<(Nexus, u8), Copied>,
+    /// What each nexus that is connected has not been told yet.
     attentions: BTreeMap<Nexus, VecDeque<(u8, u8)>>,
 }
 
 impl Lun {
-    pub(super) fn new(config: LunConfig) -> Result<Self, ConfigError> {
+    pub(super) fn new(config: LunConfig, mode: Mode) -> Result<Self, ConfigError> {
         config.check()?;
         let store = Store::new(config.block_size);
         Ok(Self {
@@ -178,6 +213,11 @@ impl Lun {
             store,
             reservations: Reservations::default(),
             medium_present: true,
+            preventing: BTreeSet::new(),
+            mode,
+            default_mode: mode,
+            sanitizing: Sanitizing::default(),
+            copies: BTreeMap::new(),
             attentions: BTreeMap::new(),
         })
     }
@@ -211,8 +251,32 @@ impl Lun {
         self.attentions.get_mut(&nexus)?.pop_front().map(Check::attention)
     }
 
-    /// Forgets what `nexus` was to be told.
+    /// Whether there is something that `nexus` must be told.
+    pub(super) fn has_attention(&self, nexus: Nexus) -> bool {
+        self.attentions.get(&nexus).is_some_and(|waiting| !waiting.is_empty())
+    }
+
+    /// Tells all that are connected but `nexus`.
+    pub(super) fn tell_others(&mut self, nexus: Nexus, code: (u8, u8)) {
+        let others: Vec<_> =
+            self.attentions.keys().copied().filter(|other| *other != nexus).collect();
+        for other in others {
+            self.tell(other, code);
+        }
+    }
+
+    /// Forgets what `nexus` was to be told, and what ends with its session.
     pub(super) fn forget(&mut self, nexus: Nexus) {
         self.attentions.remove(&nexus);
+        self.preventing.remove(&nexus);
+        self.copies.retain(|(owner, _), _| *owner != nexus);
+    }
+
+    /// The unit was reset. Registrations stay, and a SANITIZE goes on.
+    pub(super) fn reset(&mut self) {
+        self.reservations.reset();
+        self.preventing.clear();
+        self.mode = self.default_mode;
+        self.copies.clear();
     }
 }

@@ -1,4 +1,4 @@
-//! Reservations: RESERVE (6) of SPC-2 and persistent ones (SPC-4 5.13), by nexus.
+//! Reservations: RESERVE (6) of SPC-2 and persistent ones (SPC-4), by nexus.
 //!
 //! Invariants: the holder of a persistent reservation is registered; without registrations there is
 //! no persistent reservation; nobody holds both kinds.
@@ -98,7 +98,7 @@ impl Reservations {
         })
     }
 
-    /// RESERVE (6). With registrations it is a conflict (CRH is 0).
+    /// RESERVE (6). With registrations it is a conflict (SPC-2 5.5.1; CRH is 0).
     pub(super) fn reserve6(&mut self, nexus: Nexus) -> Result<(), Refusal> {
         if !self.keys.is_empty() || self.simple.is_some_and(|holder| holder != nexus) {
             return Err(Refusal::ReservationConflict);
@@ -126,11 +126,13 @@ impl Reservations {
         self.simple = None;
     }
 
-    /// PERSISTENT RESERVE IN (SPC-4 6.15).
-    pub(super) fn answer(&self, action: u8) -> Vec<u8> {
+    /// PERSISTENT RESERVE IN (SPC-4) without READ FULL STATUS. With RESERVE (6) it is a conflict,
+    /// whoever asks (SPC-2 5.5.1).
+    pub(super) fn answer(&self, action: u8) -> Result<Vec<u8>, Refusal> {
+        self.check_simple()?;
         if action == 2 {
             // TMV, no commands allowed that the standard leaves open; all types.
-            return vec![0, 8, 0, 0x80, 0xea, 0x01, 0, 0];
+            return Ok(vec![0, 8, 0, 0x80, 0xea, 0x01, 0, 0]);
         }
         let mut list = Vec::new();
         match (action, self.held) {
@@ -143,17 +145,38 @@ impl Reservations {
             }
             (_, None) => {}
         }
-        let len = u32::try_from(list.len()).unwrap_or(u32::MAX);
-        [self.generation.to_be_bytes(), len.to_be_bytes()]
-            .concat()
-            .into_iter()
-            .chain(list)
-            .collect()
+        Ok(self.with_head(list))
     }
 
-    /// PERSISTENT RESERVE OUT (SPC-4 6.16); tells who must be told what.
+    fn check_simple(&self) -> Result<(), Refusal> {
+        if self.simple.is_some() { Err(Refusal::ReservationConflict) } else { Ok(()) }
+    }
+
+    /// READ FULL STATUS (SPC-4), with the names of initiator ports.
+    pub(super) fn full_status(&self, name: impl Fn(Nexus) -> String) -> Result<Vec<u8>, Refusal> {
+        self.check_simple()?;
+        let mut list = Vec::new();
+        for (nexus, key) in &self.keys {
+            let kind = self.held.filter(|_| self.holds(*nexus)).map_or(0, |held| held.kind.0);
+            let port = transport_id(&name(*nexus));
+            list.extend(key.to_be_bytes());
+            // R_HOLDER, SCOPE and TYPE, the relative target port.
+            list.extend([0, 0, 0, 0, u8::from(kind != 0), kind, 0, 0, 0, 0, 0, 1]);
+            list.extend(u32::try_from(port.len()).unwrap_or(u32::MAX).to_be_bytes());
+            list.extend(port);
+        }
+        Ok(self.with_head(list))
+    }
+
+    fn with_head(&self, list: Vec<u8>) -> Vec<u8> {
+        let len = u32::try_from(list.len()).unwrap_or(u32::MAX).to_be_bytes();
+        [self.generation.to_be_bytes().as_slice(), &len, &list].concat()
+    }
+
+    /// PERSISTENT RESERVE OUT (SPC-4); tells who must be told what. With RESERVE (6) it is a conflict,
+    /// whoever it comes from (SPC-2 5.5.1).
     pub(super) fn change(&mut self, nexus: Nexus, cdb: Cdb, data: &[u8]) -> Result<News, Refusal> {
-        if self.simple.is_some_and(|holder| holder != nexus) {
+        if self.simple.is_some() {
             return Err(Refusal::ReservationConflict);
         }
         if cdb.u32(5) != 24 {
@@ -181,7 +204,7 @@ impl Reservations {
         }
     }
 
-    /// SPC-4 5.13.7.
+    /// REGISTER, and REGISTER AND IGNORE EXISTING KEY.
     fn register(&mut self, nexus: Nexus, keys: Keys, ignore: bool) -> Result<News, Refusal> {
         let registered = self.keys.get(&nexus).copied().unwrap_or(0);
         if !ignore && keys.key != registered {
@@ -192,7 +215,6 @@ impl Reservations {
         }
         self.generation = self.generation.wrapping_add(1);
         if keys.action != 0 {
-            self.simple = None;
             self.keys.insert(nexus, keys.action);
             return Ok(News::new());
         }
@@ -201,7 +223,7 @@ impl Reservations {
         Ok(if held { self.holder_left(nexus) } else { News::new() })
     }
 
-    /// A registrant that held the reservation is none any more (SPC-4 5.13.11.2).
+    /// A registrant that held the reservation is none any more: it unregistered, or was preempted.
     fn holder_left(&mut self, nexus: Nexus) -> News {
         let Some(held) = self.held else { return News::new() };
         if let (true, Some(other)) = (held.kind.all_registrants(), self.keys.keys().next()) {
@@ -218,7 +240,7 @@ impl Reservations {
         others.map(|other| (*other, code)).collect()
     }
 
-    /// SPC-4 5.13.9.
+    /// RESERVE.
     fn reserve(&mut self, nexus: Nexus, kind: Type) -> Result<News, Refusal> {
         match self.held {
             None => self.held = Some(Held { holder: nexus, kind }),
@@ -228,7 +250,7 @@ impl Reservations {
         Ok(News::new())
     }
 
-    /// SPC-4 5.13.11.1.
+    /// RELEASE.
     fn release(&mut self, nexus: Nexus, kind: Type) -> Result<News, Refusal> {
         let Some(held) = self.held.filter(|_| self.holds(nexus)) else {
             return Ok(News::new());
@@ -240,7 +262,7 @@ impl Reservations {
         Ok(if kind.registrants() { self.others(nexus, RELEASED) } else { News::new() })
     }
 
-    /// SPC-4 5.13.11.4.
+    /// CLEAR.
     fn clear(&mut self, nexus: Nexus) -> News {
         let news = self.others(nexus, PREEMPTED);
         self.keys.clear();
@@ -249,7 +271,7 @@ impl Reservations {
         news
     }
 
-    /// SPC-4 5.13.11.3.
+    /// PREEMPT, and PREEMPT AND ABORT.
     fn preempt(&mut self, nexus: Nexus, victim: u64, cdb: Cdb) -> Result<News, Refusal> {
         let all = self.held.is_some_and(|held| held.kind.all_registrants());
         if victim == 0 && !all {
@@ -289,4 +311,12 @@ impl Reservations {
         }
         Ok(news)
     }
+}
+
+/// The TransportID of an iSCSI initiator port (SPC-4), filled up to four bytes.
+fn transport_id(name: &str) -> Vec<u8> {
+    let mut id = name.as_bytes().to_vec();
+    id.resize((id.len() + 1).next_multiple_of(4).max(20), 0);
+    let [high, low] = u16::try_from(id.len()).unwrap_or(u16::MAX).to_be_bytes();
+    [&[0x45, 0, high, low], id.as_slice()].concat()
 }

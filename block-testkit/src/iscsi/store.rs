@@ -61,24 +61,39 @@ impl Store {
 
     /// The blocks `[lba, lba + count)`; those that are not mapped read as `unmapped`.
     pub(super) fn read(&self, lba: u64, count: u64, unmapped: u8) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.bytes(count));
-        for piece in pieces(lba, count) {
-            let chunk = self.chunks.get(&piece.chunk);
-            let data = chunk.and_then(|chunk| chunk.data.as_deref());
-            let mapped = chunk.map_or(0, |chunk| chunk.mapped);
-            for block in piece.first..piece.first + piece.count {
-                let end = out.len() + self.block;
-                match data {
-                    _ if mapped >> block & 1 == 0 => out.resize(end, unmapped),
-                    Some(data) => {
-                        let start = self.bytes(block);
-                        out.extend_from_slice(&data[start..start + self.block]);
-                    }
-                    None => out.resize(end, 0),
-                }
-            }
-        }
+        let len = self.bytes(count);
+        let mut out = Vec::with_capacity(len);
+        self.append(lba * to_u64(self.block), len, unmapped, &mut out);
         out
+    }
+
+    /// Appends the bytes `[offset, offset + len)` to `out`; blocks that are not mapped read as
+    /// `unmapped`.
+    pub(super) fn append(&self, offset: u64, len: usize, unmapped: u8, out: &mut Vec<u8>) {
+        let block = to_u64(self.block);
+        let (mut at, end) = (offset, offset + to_u64(len));
+        while at < end {
+            let lba = at / block;
+            let (number, first) = (lba / CHUNK, lba % CHUNK);
+            let chunk = self.chunks.get(&number);
+            let (data, mapped) =
+                chunk.map_or((None, 0), |chunk| (chunk.data.as_deref(), chunk.mapped));
+            // How many blocks from here on are mapped, or are not, as this one.
+            let bits = mapped >> first;
+            let is_mapped = bits & 1 != 0;
+            let alike = if is_mapped { bits.trailing_ones() } else { bits.trailing_zeros() };
+            let alike = u64::from(alike).min(CHUNK - first);
+            let stop = end.min((lba + alike) * block);
+            let piece = to_usize(stop - at);
+            match data {
+                Some(data) if is_mapped => {
+                    let start = to_usize(at - number * CHUNK * block);
+                    out.extend_from_slice(&data[start..start + piece]);
+                }
+                _ => out.resize(out.len() + piece, if is_mapped { 0 } else { unmapped }),
+            }
+            at = stop;
+        }
     }
 
     /// Writes and maps the whole blocks of `data` from `lba` on.

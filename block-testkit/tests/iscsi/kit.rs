@@ -34,6 +34,12 @@ pub(crate) fn range10(opcode: u8, flags: u8, lba: u32, blocks: u16) -> Vec<u8> {
     cdb(10, opcode, [(1, &[flags]), (2, &lba), (7, &blocks)])
 }
 
+/// A CDB of 12 bytes about a range.
+pub(crate) fn range12(opcode: u8, flags: u8, lba: u32, blocks: u32) -> Vec<u8> {
+    let (lba, blocks) = (lba.to_be_bytes(), blocks.to_be_bytes());
+    cdb(12, opcode, [(1, &[flags]), (2, &lba), (6, &blocks)])
+}
+
 /// A CDB of 16 bytes about a range.
 pub(crate) fn range16(opcode: u8, flags: u8, lba: u64, blocks: u32) -> Vec<u8> {
     let (lba, blocks) = (lba.to_be_bytes(), blocks.to_be_bytes());

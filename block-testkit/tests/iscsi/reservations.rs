@@ -1,5 +1,6 @@
 //! Reservations of both kinds: who may do what, who is told what.
 
+use block_core::range::to_usize;
 use block_testkit::iscsi::{Device, LunConfig, Nexus};
 
 use crate::kit::*;
@@ -61,7 +62,7 @@ fn can(device: &mut Device, nexus: Nexus) -> [bool; 3] {
 }
 
 fn told(device: &mut Device, nexus: Nexus) -> Option<(u8, u8, u8)> {
-    // REPORT SUPPORTED OPERATION CODES: no reservation of SPC-4 keeps it from running.
+    // REPORT SUPPORTED OPERATION CODES, whose answer does not matter: what is to be told comes first.
     let answer = device.execute(nexus, 0, &cdb(12, 0xa3, [(1, &[0x0c])]), &[]);
     (answer.status == 2).then(|| sense(&answer))
 }
@@ -75,7 +76,12 @@ fn reserve_6_keeps_everybody_else_out() {
     assert_eq!((status(&mut device, A, 0x16), status(&mut device, A, 0x16)), (0, 0));
     assert_eq!(status(&mut device, B, 0x16), CONFLICT);
     assert_eq!((can(&mut device, A), can(&mut device, B)), ([true; 3], [false; 3]));
-    assert_eq!(out(&mut device, B, IGNORE, 0, 0, 1), CONFLICT);
+    // With it there is nothing persistent, not even for the holder.
+    for nexus in [A, B] {
+        assert_eq!(out(&mut device, nexus, IGNORE, 0, 0, 1), CONFLICT);
+        let asked = device.execute(nexus, 0, &cdb(10, 0x5e, [(8, &[8])]), &[]);
+        assert_eq!(asked.status, CONFLICT);
+    }
     good(device.execute(B, 0, &[0x12, 0, 0, 0, 36, 0], &[]));
     // Somebody else's release is good and releases nothing.
     assert_eq!((status(&mut device, B, 0x17), can(&mut device, B)), (0, [false; 3]));
@@ -90,6 +96,29 @@ fn reserve_6_keeps_everybody_else_out() {
     register(&mut device, C, 9);
     assert_eq!(status(&mut device, C, 0x16), CONFLICT);
     assert_eq!(status(&mut device, C, 0x17), CONFLICT);
+}
+
+/// Asking for the operation codes is reading: exclusive access keeps out who may not read.
+#[test]
+fn operation_codes_are_told_to_whom_may_read() {
+    let status = |device: &mut Device, nexus| {
+        device.execute(nexus, 0, &cdb(12, 0xa3, [(1, &[0x0c])]), &[]).status
+    };
+    for (kind, registered, other) in [
+        (1, 0, 0),
+        (3, CONFLICT, CONFLICT),
+        (5, 0, 0),
+        (6, 0, CONFLICT),
+        (7, 0, 0),
+        (8, 0, CONFLICT),
+    ] {
+        let mut device = disk();
+        register(&mut device, A, 1);
+        register(&mut device, B, 2);
+        assert_eq!(out(&mut device, A, RESERVE, kind, 1, 0), 0);
+        let found = [A, B, C].map(|nexus| status(&mut device, nexus));
+        assert_eq!(found, [0, registered, other], "type {kind}");
+    }
 }
 
 #[test]
@@ -247,4 +276,25 @@ fn registrations_survive_the_session() {
     device.connect(A);
     assert_eq!(told(&mut device, A), Some((6, 0x29, 0)));
     assert_eq!(can(&mut device, A), [true; 3]);
+}
+
+#[test]
+fn full_status_names_the_ports_and_who_holds() {
+    let mut device = disk();
+    device.name(A, "iqn.2001-04.com.example:a,i,0x400000000001");
+    register(&mut device, A, 1);
+    register(&mut device, B, 2);
+    assert_eq!(out(&mut device, A, RESERVE, 3, 1, 0), 0);
+    let status = good(run(&mut device, &cdb(10, 0x5e, [(1, &[3]), (7, &[1, 0])]), &[]));
+    assert_eq!((be32(&status, 0), to_usize(be32(&status, 4).into())), (2, status.len() - 8));
+    let (first, second) = status[8..].split_at(24 + 4 + 44);
+    assert_eq!((be64(first, 0), &first[12..14]), (1, &[1, 3][..]));
+    assert_eq!((be32(first, 20), &first[24..28]), (48, &[0x45, 0, 0, 44][..]));
+    assert_eq!(
+        first[28..].strip_suffix(&[0, 0]),
+        Some(&b"iqn.2001-04.com.example:a,i,0x400000000001"[..])
+    );
+    // Who has no name has one made up, and holds nothing.
+    assert_eq!((be64(second, 0), &second[12..14]), (2, &[0, 0][..]));
+    assert_eq!((second.len() % 4, &second[28..32]), (0, &b"iqn."[..]));
 }

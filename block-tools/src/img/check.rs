@@ -11,6 +11,7 @@ use block_core::{Node, OpenFlags, graph};
 use clap::ValueEnum;
 
 use crate::open::{CacheMode, ImageSpec, block_on};
+use crate::spec::shown;
 
 use super::common::{OutputFormat, cache_mode, one_image, open_image};
 use super::json::Json;
@@ -101,8 +102,8 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
             match args.output {
                 OutputFormat::Human => print_human(&report, out)?,
                 OutputFormat::Json => {
-                    let shown = to_json(&report, name, node.driver().name());
-                    writeln!(out, "{}", shown.to_pretty())?;
+                    let json = to_json(&report, &shown(name), node.driver().name());
+                    writeln!(out, "{}", json.to_pretty())?;
                 }
             }
         }

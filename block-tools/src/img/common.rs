@@ -6,7 +6,7 @@ use block_core::range::{Alignment, SECTOR_SIZE};
 use clap::ValueEnum;
 
 use crate::open::{CacheMode, ImageSpec, open};
-use crate::spec::SpecError;
+use crate::spec::{SpecError, shown};
 
 use super::Failure;
 
@@ -28,7 +28,7 @@ pub(super) async fn open_image(spec: &ImageSpec, status: u8) -> Result<Node, Fai
 
 /// The failure of an image that could not be opened.
 pub(super) fn cannot_open(name: &str, error: &SpecError) -> Failure {
-    Failure::new(format_args!("Could not open '{name}': {error}"))
+    Failure::new(format_args!("Could not open '{}': {error}", shown(name)))
 }
 
 /// Length of a disk as tools count it: in whole sectors.
@@ -97,7 +97,7 @@ pub(super) fn warn_of_guess(spec: &ImageSpec, node: &Node) {
              Automatically detecting the format is dangerous for raw images, write operations on \
              block 0 will be restricted.\n         \
              Specify the 'raw' format explicitly to remove the restrictions.",
-            spec.name
+            shown(&spec.name)
         );
     }
 }

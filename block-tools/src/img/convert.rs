@@ -3,12 +3,13 @@
 //! Invariant: when it ends, by whatever way but a second interrupt, every image is closed and no lock
 //! is held; a target that was not finished is left as it is.
 
+use block_core::flags::Support;
 use block_core::job::copy::{
     Copied, CopyOptions, CopySource, Layers, MAX_PARALLEL, MAX_SPARSE_BYTES, Offload, OnReadError,
     Sparseness, TargetContents, WriteOrder,
 };
 use block_core::job::{CopyError, copy};
-use block_core::{Cancel, Node, OpenFlags, Options, RequestFlags, graph};
+use block_core::{ByteRange, Cancel, Node, OpenFlags, Options, RequestFlags, graph};
 use block_vmdk::stream::ReadInto;
 
 use crate::open::{CacheMode, ImageSpec, block_on, open};
@@ -510,11 +511,26 @@ async fn open_target(
     if args.compress {
         compression::check_node(&node)?;
     }
-    let contents = match node.capabilities().has_zero_init && plan.backing.is_none() {
-        true => TargetContents::Zeroes,
-        false => TargetContents::Unknown,
-    };
+    let is_zero = plan.backing.is_none()
+        && (node.capabilities().has_zero_init || empties(plan, &node, total).await);
+    let contents = if is_zero { TargetContents::Zeroes } else { TargetContents::Unknown };
     Ok((node, contents))
+}
+
+/// Whether a raw target could be made to read as zeroes at once, and does: a device that is thin can.
+async fn empties(plan: &Plan<'_>, target: &Node, total: u64) -> bool {
+    let capabilities = target.capabilities();
+    let fast = [capabilities.zeroes_no_fallback, capabilities.zeroes_may_unmap];
+    let wanted = target.driver().name() == "raw"
+        && plan.copy.sparseness != Sparseness::Full
+        && fast == [Support::Native; 2];
+    let flags = RequestFlags::MAY_UNMAP | RequestFlags::NO_FALLBACK;
+    let len = target.limits().request_alignment.round_up(total).min(target.len());
+    match ByteRange::new(0, len) {
+        // What cannot be done at once is done hole by hole.
+        Ok(all) if wanted => target.write_zeroes(all, flags).await.is_ok(),
+        _ => false,
+    }
 }
 
 /// Opens a target that exists (`-n`), into `nodes`.

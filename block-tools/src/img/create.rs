@@ -13,7 +13,7 @@ use block_core::registry::{CreateOption, DriverFactory, OpenContext};
 use block_core::{OpenError, OpenFlags, Options, graph};
 
 use crate::open::{ImageSpec, block_on, open, registry};
-use crate::spec::{SpecError, image_opts};
+use crate::spec::{SpecError, image_opts, shown};
 
 use super::common::size_argument;
 use super::{Failure, Output};
@@ -65,7 +65,7 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
         Some(text) => Some(size_argument("image size", text, 0, max)?),
         None => None,
     };
-    let fail = |error: CreateError| Failure::new(format_args!("{name}: {error}"));
+    let fail = |error: CreateError| Failure::new(format_args!("{}: {error}", shown(name)));
     let new = prepare(args, name, size).map_err(fail)?;
     if !args.quiet {
         writeln!(out, "{new}")?;
@@ -73,6 +73,7 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
     block_on(new.create()).map_err(|error| match error {
         CreateError::Open(SpecError::Open(OpenError::File { path, error })) => {
             let path = path.display();
+            let name = shown(name);
             Failure::new(format_args!("{name}: Could not create '{path}': {error}"))
         }
         other => fail(other),
@@ -259,10 +260,10 @@ impl NewImage {
 impl fmt::Display for NewImage {
     /// What is being made, in one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Formatting '{}', fmt={}", self.name, self.factory.name())?;
+        write!(f, "Formatting '{}', fmt={}", shown(&self.name), self.factory.name())?;
         for option in &self.known {
             if let Some(value) = self.get(option.name).or(option.default) {
-                write!(f, " {}={value}", option.name)?;
+                write!(f, " {}={}", option.name, shown(value))?;
             }
         }
         Ok(())

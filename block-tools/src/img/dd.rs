@@ -11,6 +11,7 @@ use block_core::job::{CopyError, copy};
 use block_core::{Cancel, Node, Options, graph};
 
 use crate::open::{CacheMode, ImageSpec, block_on};
+use crate::spec::shown;
 
 use super::common::{count_argument, open_image, size_argument};
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
@@ -111,7 +112,7 @@ async fn copy_part(
     let len = match end.checked_sub(start) {
         Some(len) => len,
         None => {
-            let input = operands.input.unwrap_or_default();
+            let input = shown(operands.input.unwrap_or_default());
             eprintln!("{PROGRAM}: {input}: cannot skip to specified offset");
             0
         }

@@ -1,6 +1,10 @@
 //! Why a command failed: what it tells the user, and its exit status.
+//!
+//! Invariant: no message holds a password.
 
 use std::fmt::Display;
+
+use crate::spec::shown;
 
 use super::PROGRAM;
 
@@ -16,7 +20,7 @@ pub struct Failure {
 impl Failure {
     /// A failure with exit status 1.
     pub fn new(message: impl Display) -> Self {
-        Self { message: message.to_string(), status: 1, usage: None }
+        Self { message: shown(&message.to_string()), status: 1, usage: None }
     }
 
     /// Wrong usage of `command` (empty: of the program), which exits with status 1 too.

@@ -1,7 +1,8 @@
 //! `info`: what an image says of itself, and of the files below it.
 //!
 //! Invariant: only metadata is read: no data file and no backing file is opened, unless the chain was
-//! asked for, and then each by its plain name, never by a name that could mean more than a file.
+//! asked for, and then each by its plain name, never by a name that could mean more than a file. No name is
+//! shown with a password in it.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -13,6 +14,7 @@ use block_core::registry::{MAX_CHAIN, OpenContext};
 use block_core::{Node, OpenFlags, Options, graph};
 
 use crate::open::{ImageSpec, block_on, open, registry};
+use crate::spec::{shown, shown_value};
 
 use super::common::{OutputFormat, cannot_open, one_image};
 use super::json::Json;
@@ -147,16 +149,21 @@ fn plain_name(spec: &ImageSpec) -> Option<String> {
 
 impl Report {
     fn of(node: &Node, name: Option<String>) -> Self {
-        let info = node.driver().info();
+        let mut info = node.driver().info();
+        let full_backing = info.backing_filename.as_deref().and_then(|b| resolve(node, b));
+        info.backing_filename = info.backing_filename.as_deref().map(shown);
+        for (_, value) in &mut info.specific {
+            shown_value(value);
+        }
         let storage = info.filename.clone().or_else(|| storage_name(node));
         let snapshots = node.driver().as_snapshots().map(|s| s.list()).unwrap_or_default();
         Self {
-            filename: name.or(storage).unwrap_or_default(),
+            filename: shown(&name.or(storage).unwrap_or_default()),
             format: node.driver().name(),
             len: Alignment::SECTOR.round_up(node.len()),
             actual_size: actual_size(node),
             snapshots,
-            full_backing: info.backing_filename.as_deref().and_then(|b| resolve(node, b)),
+            full_backing,
             children: named_children(node)
                 .map(|(name, node)| (name, Self::of(&node, None)))
                 .collect(),

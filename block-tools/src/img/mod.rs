@@ -23,6 +23,7 @@ mod failure;
 mod human;
 mod info;
 mod interrupt;
+mod iscsi;
 mod json;
 mod map;
 mod measure;
@@ -88,6 +89,8 @@ enum Command {
     Create(create::Args),
     /// Display information about an image.
     Info(info::Args),
+    /// Ask iSCSI portals.
+    Iscsi(iscsi::Args),
     /// Show how the contents of an image are stored.
     Map(map::Args),
     /// Calculate the size that a new image would need.
@@ -116,6 +119,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
         Command::Convert(args) => convert::run(&args, out),
         Command::Create(args) => create::run(&args, out),
         Command::Info(args) => info::run(&args, out),
+        Command::Iscsi(args) => iscsi::run(&args, out),
         Command::Map(args) => map::run(&args, out),
         Command::Measure(args) => measure::run(&args, out),
     };
@@ -135,7 +139,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
 fn command_of(args: &[OsString]) -> &'static str {
     const NAMES: &[&str] = &[
         "amend", "bench", "bitmap", "check", "commit", "compare", "convert", "create", "dd",
-        "info", "map", "measure", "rebase", "resize", "snapshot",
+        "info", "iscsi", "map", "measure", "rebase", "resize", "snapshot",
     ];
     let given = args.get(1).and_then(|arg| arg.to_str()).unwrap_or_default();
     NAMES.iter().find(|name| **name == given).copied().unwrap_or_default()

@@ -3,6 +3,7 @@
 use block_core::{Node, OpenFlags, Options};
 
 use crate::open::{CacheMode, ImageSpec, open};
+use crate::spec::shown;
 
 use super::Failure;
 use super::create::{CreateError, NewImage, format_of};
@@ -59,7 +60,7 @@ impl<'a> Target<'a> {
     }
 
     fn failed(&self, error: &CreateError) -> Failure {
-        let Self { name, format, .. } = self;
+        let (name, format) = (shown(self.name), self.format);
         Failure::new(format_args!("{name}: error while converting {format}: {error}"))
     }
 }

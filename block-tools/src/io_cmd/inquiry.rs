@@ -8,6 +8,8 @@ use block_core::request::status::StatusDetail;
 use block_core::{ByteRange, Error, Node, Result};
 use futures::channel::oneshot;
 
+use crate::spec::shown_value;
+
 use super::number::size_text;
 use super::{Failure, Session, size};
 
@@ -57,7 +59,8 @@ impl Session {
 
     pub(super) fn info(&mut self) -> Result<(), Failure> {
         let node = self.image()?.node().clone();
-        let info = node.driver().info();
+        let mut info = node.driver().info();
+        info.specific.iter_mut().for_each(|(_, value)| shown_value(value));
         self.out.line(format_args!("format name: {}", node.driver().name()));
         self.out.line(format_args!("cluster size: {}", size_text(info.cluster_size.unwrap_or(0))));
         let vm_state = size_text(vm_state_offset(node.len(), &info));

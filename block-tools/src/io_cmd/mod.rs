@@ -24,7 +24,7 @@ use block_core::backend::BlockBackend;
 use block_core::{Result, graph};
 
 use crate::open::ImageSpec;
-use crate::spec::SpecError;
+use crate::spec::{SpecError, shown};
 use args::Parsed;
 use pending::Pending;
 use report::{Described, Output};
@@ -220,7 +220,7 @@ impl Session {
 
     fn complain(&mut self, line: &str) {
         // Nobody is left to be told if this fails.
-        let _ = writeln!(self.err, "{line}");
+        let _ = writeln!(self.err, "{}", shown(line));
     }
 
     /// A complaint that starts with the program's name.
@@ -287,6 +287,9 @@ fn size(text: &str) -> Result<u64, Failure> {
 
 /// What opening said, as the tools print it.
 fn open_failure(name: &'static str, spec: &ImageSpec, error: &SpecError) -> Failure {
-    let image = if spec.name.is_empty() { String::new() } else { format!(" device {}", spec.name) };
+    let image = match spec.name.as_str() {
+        "" => String::new(),
+        image => format!(" device {}", shown(image)),
+    };
     Failure::Complaint(format!("{name}: can't open{image}: {error}"))
 }

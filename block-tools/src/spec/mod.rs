@@ -8,6 +8,9 @@
 
 pub mod image_opts;
 pub mod json;
+mod shown;
+
+pub use shown::{shown, shown_value};
 
 use block_core::{OpenError, Options};
 

@@ -7,11 +7,11 @@
 //! end of the file. Written as they are, the file has the layout that is in [`Examined::layout`].
 
 use block_core::error::Problem;
-use block_core::range::{to_u64, to_usize};
+use block_core::metadata::bytes::read_bytes;
+use block_core::range::to_usize;
 use block_core::{ByteRange, Node, OpenError};
 
 use crate::error::bad_field;
-use crate::extent::file_io::read_bytes;
 use crate::extent::geometry::SECTOR;
 use crate::extent::layout::{Header, SparseLayout};
 use crate::spec::cowd;
@@ -349,9 +349,5 @@ pub(super) async fn read_sectors(
     let failed = |error| OpenError::Request { what: "header", error };
     let truncated = || bad_field("sector", start, Problem::Truncated(file.len()));
     let range = ByteRange::new(start * SECTOR, count * SECTOR).map_err(|_| truncated())?;
-    let inside = range.intersect(ByteRange::up_to(file.len()));
-    let mut bytes = read_bytes(file, inside).await.map_err(failed)?;
-    bytes.resize(to_usize(range.len()), 0);
-    debug_assert_eq!(to_u64(bytes.len()), count * SECTOR);
-    Ok(bytes)
+    Ok(read_bytes(file, range).await.map_err(failed)?.to_vec())
 }

@@ -9,6 +9,7 @@
 
 use block_core::ability::{CheckReport, Repair};
 use block_core::driver::{Exactness, Prealloc};
+use block_core::metadata::bytes::write_bytes;
 use block_core::{Node, Result};
 
 use super::examine::{Examined, Mending, examine};
@@ -16,7 +17,6 @@ use super::log::{Found, Log};
 use super::rewrite::Changed;
 use super::walk::Walk;
 use super::{refused, sesparse};
-use crate::extent::file_io::write_bytes;
 use crate::extent::geometry::SECTOR;
 use crate::extent::layout::Header;
 use crate::spec::cowd;

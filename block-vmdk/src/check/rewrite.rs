@@ -4,6 +4,7 @@
 //! redundant copy. **Invariant.** At every moment one of the copies that a reader finds is no worse than
 //! what was there before.
 
+use block_core::metadata::bytes::{read_bytes, write_bytes};
 use block_core::range::to_usize;
 use block_core::{ByteRange, Result};
 
@@ -13,7 +14,6 @@ use super::places::Directory;
 use super::space::Spare;
 use super::tables::encode;
 use super::walk::{State, Walk, Which};
-use crate::extent::file_io::{read_bytes, write_bytes};
 use crate::extent::geometry::SECTOR;
 
 /// Bytes of a grain that are copied at once.
@@ -152,9 +152,7 @@ impl Walk<'_> {
         let len = self.grain() * SECTOR;
         while done < len {
             let range = ByteRange::new(from + done, COPY_BYTES.min(len - done))?;
-            let inside = range.intersect(ByteRange::up_to(self.file.len()));
-            let mut bytes = read_bytes(self.file, inside).await?;
-            bytes.resize(to_usize(range.len()), 0);
+            let bytes = read_bytes(self.file, range).await?;
             write_bytes(self.file, to + done, &bytes).await?;
             done += range.len();
         }

@@ -4,14 +4,15 @@
 //! follow.
 
 use block_core::ability::CheckReport;
+use block_core::metadata::bytes::{read_bytes, read_inside};
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Node, Problem, Result};
 use roaring::{RoaringBitmap, RoaringTreemap};
 
 use super::log::Log;
-use crate::extent::file_io::{long_words, read_bytes, read_inside};
 use crate::extent::geometry::{Entry, SECTOR};
 use crate::extent::layout::SparseLayout;
+use crate::extent::words::long_words;
 use crate::spec::sesparse::{GT_SECTORS, SeSparseHeader, decode_gde};
 
 /// Bytes of the directory that are read at once.

@@ -1,12 +1,12 @@
 //! Compressed grains and the markers of streamOptimized extents.
 
+use block_core::metadata::bytes::write_bytes;
 use block_core::range::MAX_LEN;
 use block_core::{Problem, Result};
 
 use super::examine::read_sectors;
 use super::refused;
 use super::walk::{State, Walk, Which};
-use crate::extent::file_io::write_bytes;
 use crate::extent::geometry::SECTOR;
 use crate::spec::marker::{GrainMarker, Marker, MarkerError, MetadataKind, MetadataMarker};
 use crate::units::SectorCount;

@@ -2,14 +2,14 @@
 //!
 //! Invariant: a [`TableReader`] holds at most [`CHUNK`] bytes, and one table if that is longer.
 
+use block_core::metadata::bytes::{is_hole, read_inside};
 use block_core::range::{to_u64, to_usize};
-use block_core::request::status::StatusDetail;
-use block_core::{ByteRange, Node, Result};
+use block_core::{ByteRange, Node, OwnedBuf, Result};
 
 use super::places::Directory;
-use crate::extent::file_io::{read_inside, words};
 use crate::extent::geometry::SECTOR;
 use crate::extent::layout::SparseLayout;
+use crate::extent::words::words;
 
 /// Most bytes of tables that are read at once.
 const CHUNK: u64 = 1 << 20;
@@ -21,7 +21,7 @@ pub(super) struct TableReader<'a> {
     table_bytes: u64,
     /// The first sector of what was read.
     first: u64,
-    bytes: Vec<u8>,
+    bytes: Option<OwnedBuf>,
     /// Up to this sector, from `first` on, the file is known to be a hole.
     hole_end: u64,
 }
@@ -29,7 +29,7 @@ pub(super) struct TableReader<'a> {
 impl<'a> TableReader<'a> {
     pub(super) fn new(file: &'a Node, layout: &SparseLayout) -> Self {
         let (sectors, table_bytes) = (layout.table_sectors().0, layout.table_bytes());
-        Self { file, sectors, table_bytes, first: 0, bytes: Vec::new(), hole_end: 0 }
+        Self { file, sectors, table_bytes, first: 0, bytes: None, hole_end: 0 }
     }
 
     /// The entries of the table `number` of the directory, which has a place inside of the file.
@@ -47,22 +47,23 @@ impl<'a> TableReader<'a> {
         let stride = self.sectors * SECTOR;
         let range = ByteRange::new(sector * SECTOR, (count - 1) * stride + self.table_bytes)?;
         let range = range.intersect(ByteRange::up_to(self.file.len()));
-        let status = self.file.block_status(range, StatusDetail::Zeroes).await?;
+        let is_hole = is_hole(self.file, range).await?;
         self.first = sector;
-        if status.is_zero() && status.len >= range.len() {
+        if is_hole {
             self.hole_end = sector + count * self.sectors;
-            self.bytes.clear();
+            self.bytes = None;
             return Ok(vec![0; to_usize(self.table_bytes / 4)]);
         }
         self.hole_end = 0;
-        self.bytes.clear();
-        self.bytes = read_inside(self.file, "grain table", range.offset(), range.len()).await?;
+        self.bytes = None;
+        let read = read_inside(self.file, "grain table", range.offset(), range.len());
+        self.bytes = Some(read.await?);
         Ok(self.held(sector).map(|table| words(table).collect()).unwrap_or_default())
     }
 
     fn held(&self, sector: u64) -> Option<&[u8]> {
         let start = to_usize(sector.checked_sub(self.first)?.checked_mul(SECTOR)?);
-        self.bytes.get(start..start.checked_add(to_usize(self.table_bytes))?)
+        self.bytes.as_ref()?.get(start..start.checked_add(to_usize(self.table_bytes))?)
     }
 }
 

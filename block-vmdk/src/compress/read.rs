@@ -7,8 +7,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use block_core::metadata::bytes::read_bytes;
 use block_core::range::{SECTOR_SIZE, to_u64, to_usize};
-use block_core::{Alignment, ByteRange, Error, IoBuf, IoVec, Node, OwnedBuf, Problem, Result, cpu};
+use block_core::{Alignment, ByteRange, Error, IoVec, Node, OwnedBuf, Problem, Result, cpu};
 use futures::future::join_all;
 
 use super::{COMPRESSED_GRAIN_SECTORS_MAX, inflate, inflate_with};
@@ -154,7 +155,7 @@ impl GrainReader {
     /// Reads from the grain at `first` to that at `last`, and of this one what is likely to be there.
     async fn read(&self, first: Sector, last: Sector) -> Result<Blob> {
         let end = offset_of(last)?.saturating_add(self.likely_len());
-        self.read_bytes(offset_of(first)?, end).await
+        self.read_blob(offset_of(first)?, end).await
     }
 
     /// `blob` if all of the grain is in it, else one that has it.
@@ -164,12 +165,12 @@ impl GrainReader {
         if blob.since(start).len() >= len {
             return Ok(blob);
         }
-        let blob = self.read_bytes(start, start.saturating_add(to_u64(len))).await?;
+        let blob = self.read_blob(start, start.saturating_add(to_u64(len))).await?;
         Ok(Arc::new(blob))
     }
 
     /// Reads the bytes `[start, end)` of the file; those beyond its end are left out.
-    async fn read_bytes(&self, start: u64, end: u64) -> Result<Blob> {
+    async fn read_blob(&self, start: u64, end: u64) -> Result<Blob> {
         let (limits, len) = (self.file.limits(), self.file.len());
         let start = limits.request_alignment.round_down(start);
         let end = limits.request_alignment.round_up(end.min(len)).min(len);
@@ -177,14 +178,7 @@ impl GrainReader {
             what: "compressed grain beyond the end of the file",
             value: start,
         })?;
-        let align = limits.opt_mem_alignment;
-        let buf = OwnedBuf::zeroed(to_usize(range.len()), align)?.into_shared();
-        if !range.is_empty() {
-            self.file.read(range, buf.clone().into()).await?;
-        }
-        // A request that keeps its handle for longer costs a copy.
-        let copy = |shared: IoBuf| OwnedBuf::copy_of(&shared.to_vec(), align);
-        Ok(Blob { bytes: buf.try_into_owned().or_else(copy)?, start })
+        Ok(Blob { bytes: read_bytes(&self.file, range).await?, start })
     }
 
     /// The grain's stream. All of it is in `blob`, or it is not in the file.

@@ -4,7 +4,6 @@
 //! descriptor that names them, and the first sector of each file is written last, behind a flush, so
 //! that a half-made image does not open; memory is bounded whatever the size of the disk.
 
-mod file;
 mod layout;
 mod names;
 mod options;
@@ -24,6 +23,7 @@ pub(crate) use write::{descriptor_len, embedded_descriptor, new_content_id};
 
 use async_trait::async_trait;
 use block_core::error::Problem;
+use block_core::metadata::new_file::close;
 use block_core::registry::OpenContext;
 use block_core::{Node, OpenError, Options};
 
@@ -56,7 +56,7 @@ pub(crate) async fn create(mut options: Options, context: OpenContext) -> Result
     let file = context.create_file(options).await?;
     let files = Beside { context, image: name };
     let made = create_on(&file, &files.image, &files, &new).await;
-    made.and(file::close(&file).await)
+    made.and(close(&file).await)
 }
 
 /// Makes files in the directory of an image.

@@ -5,10 +5,11 @@
 //! behind its marker.
 
 use block_core::driver::Prealloc;
+use block_core::metadata::new_file::{clear, seal, write as write_at};
 use block_core::{Node, OpenError};
 
-use super::file::{SECTOR, clear, seal, write as write_at};
 use super::layout::{DESCRIPTOR, GRAIN_SECTORS};
+use crate::extent::geometry::SECTOR;
 use crate::spec::marker::{MetadataKind, MetadataMarker};
 use crate::spec::sparse::{GrainDirectory, HeaderError, SparseHeader};
 use crate::units::{Sector, SectorCount};

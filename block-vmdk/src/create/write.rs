@@ -5,16 +5,19 @@
 use async_trait::async_trait;
 use block_core::driver::Prealloc;
 use block_core::error::Problem;
+use block_core::metadata::new_file::{
+    Emptied, clear, close, flush, grow, seal, write, write_words,
+};
 use block_core::range::{to_u64, to_usize};
 use block_core::{Node, OpenError};
 
-use super::file::{Emptied, SECTOR, clear, close, flush, grow, seal, write, write_words};
 use super::layout::{COWD_GRAIN_SECTORS, DESCRIPTOR, Embedded, HostedLayout};
 use super::names::Names;
 use super::options::{CreateOptions, Plan, refuse};
 use super::stream;
 use crate::descriptor::{CreateType, DESCRIPTOR_BYTES_MAX, ExtentKind, NewDescriptor};
 use crate::error::bad_field;
+use crate::extent::geometry::SECTOR;
 use crate::spec::cowd::CowdHeader;
 use crate::units::{ContentId, Sector, SectorCount};
 
@@ -163,7 +166,7 @@ async fn write_hosted(
     let header = layout.header(plan.zeroed_grains)?;
     clear("sparse extent", node, bytes(layout.overhead()), Prealloc::Off).await?;
     for gd in [layout.redundant_gd(), layout.gd()] {
-        let entry = |index: u64| entry(layout.table(gd, index));
+        let entry = |index: u64| entry(layout.table(gd, index)).to_le_bytes();
         let at = gd.0 * SECTOR;
         write_words("grain directory", node, at, layout.gd_entries, entry).await?;
     }

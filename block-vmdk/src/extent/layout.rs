@@ -5,11 +5,12 @@
 //! tables themselves lie inside of the file is checked when they are read.
 
 use block_core::error::Problem;
+use block_core::metadata::bytes::{read_bytes, read_inside};
 use block_core::range::to_usize;
 use block_core::{ByteRange, Node, OpenError};
 
-use super::file_io::{long_words, read_bytes, read_inside, words};
 use super::geometry::{EntryFormat, Geometry, SECTOR, ZeroedGrains};
+use super::words::{long_words, words};
 use crate::error::bad_field;
 use crate::spec::cowd::{self, CowdHeader};
 use crate::spec::marker::{Marker, MetadataKind};

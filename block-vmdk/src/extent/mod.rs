@@ -3,10 +3,10 @@
 //! **Invariant.** Extents follow one another without gaps, from the start of the disk to its end, and
 //! none is empty. A request that crosses the end of one is split there, whatever its grains.
 
-pub(crate) mod file_io;
 pub(crate) mod geometry;
 pub(crate) mod layout;
 pub(crate) mod sparse;
+pub(crate) mod words;
 
 use std::sync::Arc;
 
@@ -139,10 +139,7 @@ impl DiskExtent {
         match &self.body {
             Body::Zero => Ok(()),
             Body::Flat { node, offset } => node.write_zeroes(range.shifted(*offset)?, flags).await,
-            Body::Sparse(sparse) => {
-                let _pass = sparse.enter().await;
-                sparse.zero(range, flags).await
-            }
+            Body::Sparse(sparse) => sparse.zero(range, flags).await,
         }
     }
 
@@ -150,20 +147,14 @@ impl DiskExtent {
         match &self.body {
             Body::Zero => Ok(()),
             Body::Flat { node, offset } => node.discard(range.shifted(*offset)?).await,
-            Body::Sparse(sparse) => {
-                let _pass = sparse.enter().await;
-                sparse.discard(range).await
-            }
+            Body::Sparse(sparse) => sparse.discard(range).await,
         }
     }
 
     /// Lets all data of the extent go, so that the backing file shows.
     pub(crate) async fn make_empty(&self) -> Result<()> {
         match &self.body {
-            Body::Sparse(sparse) => {
-                let _pass = sparse.enter().await;
-                sparse.make_empty().await
-            }
+            Body::Sparse(sparse) => sparse.make_empty().await,
             Body::Zero | Body::Flat { .. } => Err(Error::Unsupported),
         }
     }

@@ -10,6 +10,7 @@ mod compressed;
 mod contender;
 mod conversions;
 mod disks;
+mod iscsi;
 mod layer;
 mod report;
 mod requests;
@@ -62,6 +63,7 @@ enum Part {
     Compressed,
     Codecs,
     Vmdk,
+    Iscsi,
     Layer,
 }
 
@@ -116,6 +118,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     if wanted(Part::Vmdk) {
         text += &vmdk::measure(&programs, &scratch, scale, &arguments.row)?;
+    }
+    if wanted(Part::Iscsi) {
+        text += &iscsi::measure(&programs, scale, &arguments.row)?;
     }
     if wanted(Part::Codecs) {
         text += &codecs::measure(&programs, &scratch, scale)?;

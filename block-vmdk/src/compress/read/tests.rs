@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use block_core::IoBuf;
 use block_core::proto::mem::MemDriver;
 use futures::executor::block_on;
 

@@ -1,12 +1,13 @@
 //! From a byte of the extent to where it is stored.
 
+use block_core::metadata::bytes::read_inside;
 use block_core::range::to_usize;
 use block_core::{ByteRange, Error, Result};
 use futures::FutureExt;
 
 use super::{SparseExtent, Table};
-use crate::extent::file_io::{long_words, read_inside, words};
 use crate::extent::geometry::{Entry, EntryFormat, Geometry, SECTOR};
+use crate::extent::words::{long_words, words};
 
 /// A run of the extent that is stored one way.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]

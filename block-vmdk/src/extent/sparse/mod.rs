@@ -9,6 +9,7 @@ mod lookup;
 mod now;
 mod plan;
 mod read;
+mod room;
 mod scan;
 mod space;
 mod status;

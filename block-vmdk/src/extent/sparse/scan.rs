@@ -1,6 +1,6 @@
 //! The first change of an open extent: what is free, and the mark that it is being changed.
 //!
-//! All tables are read once, in large pieces, so that afterwards no allocation asks the file anything.
+//! All tables are read once, in large pieces and without the holes of the file, so that afterwards no allocation asks the file anything.
 //! New grains go behind the highest one that is referenced: the end of the file says nothing where the
 //! file is a block device, was made long in advance, or was left long by a crash.
 //!
@@ -9,15 +9,15 @@
 
 use std::sync::atomic::Ordering;
 
+use block_core::metadata::bytes::{is_hole, read_inside, write_bytes};
 use block_core::range::{to_u64, to_usize};
-use block_core::{Error, Result};
+use block_core::{ByteRange, Error, Result};
 use roaring::RoaringBitmap;
 
 use super::SparseExtent;
 use super::lookup::decode_table;
 use super::space::{SECTORS_MAX, Space};
 use super::writer::Meta;
-use crate::extent::file_io::{read_inside, write_bytes};
 use crate::extent::geometry::{Entry, SECTOR};
 use crate::extent::layout::Header;
 use crate::spec::sparse;
@@ -178,7 +178,17 @@ impl SparseExtent {
         let table_bytes = self.layout.table_bytes();
         let stride = self.layout.table_sectors().0 * SECTOR;
         let len = stride * to_u64(chunk.len());
-        let bytes = read_inside(&self.file, "grain table", u64::from(*first) * SECTOR, len).await?;
+        let at = u64::from(*first) * SECTOR;
+        let unclean = self.writer()?.unclean.load(Ordering::Acquire);
+        // Tables that were made in advance are holes mostly, and many.
+        if is_hole(&self.file, ByteRange::new(at, len)?).await? {
+            let empty = vec![0; to_usize(table_bytes)];
+            for (_, number) in chunk.iter().filter(|_| unclean) {
+                self.renew_redundant(meta, *number, &empty).await?;
+            }
+            return Ok(());
+        }
+        let bytes = read_inside(&self.file, "grain table", at, len).await?;
         for (table, (_, number)) in bytes.chunks(to_usize(stride)).zip(chunk) {
             let table = table.get(..to_usize(table_bytes)).unwrap_or_default();
             let mapped = self.geometry.table_range(*number).len();
@@ -188,7 +198,7 @@ impl SparseExtent {
                     survey.note(slots, at / SECTOR, self.grain_sectors())?;
                 }
             }
-            if self.writer()?.unclean.load(Ordering::Acquire) {
+            if unclean {
                 self.renew_redundant(meta, *number, table).await?;
             }
         }
@@ -211,8 +221,12 @@ impl SparseExtent {
         let place = meta.redundant.as_ref().and_then(|all| all.get(to_usize(number)));
         let Some(sector) = place.copied().filter(|sector| *sector != 0) else { return Ok(()) };
         let (at, len) = (u64::from(sector) * SECTOR, to_u64(primary.len()));
+        let is_empty = primary.iter().all(|byte| *byte == 0);
+        if is_empty && is_hole(&self.file, ByteRange::new(at, len)?).await? {
+            return Ok(());
+        }
         let redundant = read_inside(&self.file, "redundant grain table", at, len).await?;
-        if redundant == primary {
+        if *redundant == *primary {
             return Ok(());
         }
         write_bytes(&self.file, at, primary).await

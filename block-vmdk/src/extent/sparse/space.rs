@@ -57,13 +57,10 @@ impl Space {
     /// # Errors
     /// `EFBIG` where entries can name no further sector, `ENOSPC` where the file cannot grow.
     pub(super) fn allocate(&mut self, wanted: u64) -> Result<Place> {
-        if let Some((&sector, &count)) = self.returned.first_key_value() {
-            let grains = wanted.min(count / self.grain);
-            let taken = grains * self.grain;
-            self.returned.remove(&sector);
-            if taken < count {
-                self.returned.insert(sector + taken, count - taken);
-            }
+        let first = self.returned.first_key_value().map(|(_, count)| count / self.grain);
+        if let Some(grains) = first.map(|count| wanted.min(count))
+            && let Some(sector) = self.take_returned(grains * self.grain)
+        {
             return Ok(Place { sector, grains, fresh: false });
         }
         let sector = self.next.next_multiple_of(self.grain);
@@ -75,19 +72,33 @@ impl Space {
         Ok(Place { sector, grains, fresh })
     }
 
-    /// A place for a table of `sectors`, which the caller writes as a whole.
+    /// A place for a table of `sectors`, which the caller writes as a whole. Grains that were given back are
+    /// taken for it where there is no other room.
     pub(super) fn allocate_table(&mut self, sectors: u64) -> Result<u64> {
         if self.tables.end - self.tables.start < sectors {
             // Whole grains, so that those that follow stay aligned.
-            let start = self.next.next_multiple_of(self.grain);
             let count = sectors.next_multiple_of(self.grain);
-            self.take(start, count)?;
+            let start = self.next.next_multiple_of(self.grain);
+            let start = match self.take(start, count) {
+                Ok(()) => start,
+                Err(full) => self.take_returned(count).ok_or(full)?,
+            };
             self.tables = start..start + count;
             self.fresh_from = self.fresh_from.max(self.next);
         }
         let sector = self.tables.start;
         self.tables.start += sectors;
         Ok(sector)
+    }
+
+    /// Takes `sectors` in a row that were given back.
+    fn take_returned(&mut self, sectors: u64) -> Option<u64> {
+        let (&sector, &count) = self.returned.iter().find(|(_, count)| **count >= sectors)?;
+        self.returned.remove(&sector);
+        if sectors < count {
+            self.returned.insert(sector + sectors, count - sectors);
+        }
+        Some(sector)
     }
 
     fn take(&mut self, sector: u64, sectors: u64) -> Result<()> {

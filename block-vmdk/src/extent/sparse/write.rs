@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use block_core::metadata::bytes::write_bytes;
 use block_core::metadata::inflight::{Blocker, Running};
 use block_core::metadata::steps;
 use block_core::range::{to_u64, to_usize};
@@ -21,14 +22,10 @@ use super::space::Place;
 use super::writeback::WriteBack;
 use super::writer::{Meta, directory_sector};
 use super::{SparseExtent, Table};
-use crate::extent::file_io::write_bytes;
 use crate::extent::geometry::SECTOR;
 
 /// Most steps of one write in flight.
 const AT_ONCE: usize = 8;
-
-/// How often a write is tried again when grains that were let go are free again.
-const RETRIES: usize = 8;
 
 /// A step that was planned, with all that it needs.
 pub(super) enum Work {
@@ -77,33 +74,15 @@ impl SparseExtent {
             self.event("write_aio");
             return self.file.write(host?, iov, RequestFlags::empty()).await;
         }
-        // Boxed, so that the future of the short way above stays small.
-        let steps: BoxFuture<'_, _> = Box::pin(self.write_steps(range, iov.clone()));
-        let mut written = steps.await;
         drop(pass);
-        // Others may take what is free again before this one comes to it.
-        for _ in 0..RETRIES {
-            if written != Err(Error::NO_SPACE) || !self.reclaim().await? {
-                break;
-            }
-            let _pass = self.enter().await;
-            written = self.write_steps(range, iov.clone()).await;
-        }
-        written
-    }
-
-    /// Waits until grains that were let go are free again, if there are any; says whether there were.
-    async fn reclaim(&self) -> Result<bool> {
-        if !self.writer()?.meta.lock().await.has_waiting() {
-            return Ok(false);
-        }
-        self.write_back(WriteBack::Reclaim).await?;
-        // Whoever was inside may use them.
-        let _alone = self.gate.exclusive().await;
-        self.release().await.map(|()| true)
+        // Boxed, so that the future of the short way above stays small.
+        let written: BoxFuture<'_, _> =
+            Box::pin(self.with_room(move || self.write_steps(range, iov.clone())));
+        written.await
     }
 
     async fn write_steps(self: &Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
+        let _pass = self.enter().await;
         self.begin_change().await?;
         let first = self.next_work(range).await?;
         if first.range() == range {

@@ -13,6 +13,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 
 use block_core::driver::{Exactness, Prealloc};
+use block_core::metadata::bytes::write_bytes;
 use block_core::metadata::steps;
 use block_core::range::to_usize;
 use block_core::{ByteRange, Error, Result, Support};
@@ -20,7 +21,6 @@ use futures::stream;
 
 use super::writer::{Discards, Meta, Sectors, sector_entries};
 use super::{SparseExtent, Table};
-use crate::extent::file_io::write_bytes;
 use crate::extent::geometry::SECTOR;
 use crate::extent::layout::Header;
 use crate::units::Sector;

@@ -99,6 +99,12 @@ impl SparseExtent {
         if whole.is_empty() {
             return Ok(());
         }
+        // What is done already is found done.
+        self.with_room(|| self.retarget_all(whole, target)).await
+    }
+
+    async fn retarget_all(&self, whole: ByteRange, target: u64) -> Result<()> {
+        let _pass = self.enter().await;
         self.begin_change().await?;
         let mut rest = whole;
         while !rest.is_empty() {

@@ -1,0 +1,48 @@
+//! Writes and flushes.
+
+use std::sync::atomic::Ordering;
+
+use block_core::error::Result;
+use block_core::flags::RequestFlags;
+use block_core::{ByteRange, IoVec};
+
+use crate::scsi::cdb::Caching;
+
+use super::IscsiDriver;
+use super::knowledge::Change;
+use super::zeroes::Refused;
+
+impl IscsiDriver {
+    pub(super) async fn write(
+        &self,
+        range: ByteRange,
+        iov: IoVec,
+        flags: RequestFlags,
+    ) -> Result<()> {
+        let fua = flags.contains(RequestFlags::FUA);
+        let caching = if fua { Caching::FUA } else { Caching::DEFAULT };
+        let (lba, blocks) = self.blocks(range)?;
+        let running = self.knowledge.begin(range, Change::Data);
+        let written = self.unit.write(lba, blocks, iov, caching).await;
+        match &written {
+            Ok(()) => self.knowledge.done(running),
+            Err(_) => self.knowledge.failed(running),
+        }
+        Ok(written?)
+    }
+
+    /// Makes everything stable that was written, where there is a cache that it may be in.
+    pub(super) async fn synchronize(&self) -> Result<()> {
+        if !self.write_cache.load(Ordering::Acquire) || self.has_refused(Refused::Synchronize) {
+            return Ok(());
+        }
+        match self.unit.synchronize().await {
+            Err(error) if error.is_unknown_command() => {
+                // A unit that has a cache must know how to empty it.
+                self.refuse(Refused::Synchronize);
+                Ok(())
+            }
+            synchronized => Ok(synchronized?),
+        }
+    }
+}

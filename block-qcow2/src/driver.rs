@@ -455,6 +455,10 @@ impl BlockDriver for Qcow2Driver {
         Some(self)
     }
 
+    fn event(&self, name: &'static str) {
+        Self::event(self, name);
+    }
+
     fn set_event_sink(&self, sink: Arc<dyn Fn(NodeEvent) + Send + Sync>) {
         // Called once; a second sink would be a second owner.
         let _ = self.events.sink.set(sink);

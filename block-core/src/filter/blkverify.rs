@@ -4,7 +4,8 @@
 //! differ fail the read with [`Error::Mismatch`], a request that only one of the images fails with
 //! [`Error::Diverged`].
 //!
-//! Invariants: a request is done to both images before it is answered; memory is bounded by [`PIECE`]. Zero
+//! Invariants: a request is done to both images before it is answered, and requests that overlap go one after
+//! the other, or the images would differ by who was quicker; memory is bounded by [`PIECE`]. Zero
 //! writes and discards are left to the layer, so that both images get the same bytes.
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::node::Node;
 use crate::options::Options;
 use crate::range::{Alignment, ByteRange, to_u64, to_usize};
 use crate::registry::{DriverFactory, OpenContext};
+use crate::request::tracked::{Claim, Tracker};
 
 /// The name of the driver and of its scheme.
 const NAME: &str = "blkverify";
@@ -35,13 +37,16 @@ const CHUNK: usize = 4096;
 pub struct BlkverifyDriver {
     raw: Node,
     test: Node,
+    /// Every request claims its range for itself, after its place at this filter's own node and before those
+    /// at the images.
+    turns: Arc<Tracker>,
     read_only: AtomicBool,
 }
 
 impl BlkverifyDriver {
     /// A filter that holds `test` against `raw`.
     pub fn new(raw: Node, test: Node) -> Self {
-        Self { raw, test, read_only: AtomicBool::new(false) }
+        Self { raw, test, turns: Arc::default(), read_only: AtomicBool::new(false) }
     }
 
     /// Compares `iov`, read from `range` of the image in question, with the trusted image.
@@ -127,6 +132,7 @@ impl BlockDriver for BlkverifyDriver {
     }
 
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
+        let _turn = self.turns.begin(Claim::serialising(range)).await;
         match self.test.read(range, iov.clone()).await {
             Ok(()) => self.compare(range, &iov).await,
             Err(error) => {
@@ -142,6 +148,7 @@ impl BlockDriver for BlkverifyDriver {
         iov: IoVec,
         flags: RequestFlags,
     ) -> Result<()> {
+        let _turn = self.turns.begin(Claim::serialising(range)).await;
         let trusted = self.raw.write(range, iov.clone(), flags).await;
         let found = self.test.write(range, iov, flags).await;
         agreed(range, trusted, found)

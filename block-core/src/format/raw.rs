@@ -209,6 +209,10 @@ impl BlockDriver for RawDriver {
         self.file.truncate(len, exactness, prealloc).await
     }
 
+    fn event(&self, name: &'static str) {
+        self.file.driver().event(name);
+    }
+
     async fn reopen_prepare(
         self: Arc<Self>,
         options: &ReopenOptions,

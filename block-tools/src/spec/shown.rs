@@ -67,10 +67,11 @@ fn json_value(after: &str) -> Option<(usize, usize)> {
     let value = after.strip_prefix(['"', '\''])?.trim_start().strip_prefix(':')?.trim_start();
     let quote = value.chars().next()?;
     if !matches!(quote, '"' | '\'') {
-        // A number, or a word.
+        // A number, or a word; several words are no value but a sentence about the option.
         let start = after.len() - value.len();
         let len = value.find([',', '}', ']']).unwrap_or(value.len());
-        return Some((start, start + len));
+        let word = value.get(..len)?.trim_end();
+        return (!word.contains(char::is_whitespace)).then_some((start, start + word.len()));
     }
     let value = value.get(1..)?;
     let start = after.len() - value.len();

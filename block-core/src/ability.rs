@@ -5,6 +5,7 @@
 //! meanwhile. Requests may be in flight; a driver waits for them where it must.
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 
 use crate::dirty::DirtyBitmaps;
 use crate::error::{OpenError, Result};
@@ -200,6 +201,38 @@ pub trait Rebase: Send + Sync {
     /// Drops all of the image's own data, so that the backing file shows. Nothing else is lost:
     /// snapshots, bitmaps and unknown extensions stay.
     async fn make_empty(&self) -> Result<()>;
+}
+
+/// What happened to a request at a breakpoint.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum BreakpointChange {
+    /// It waits.
+    Suspended,
+    /// It goes on.
+    Resumed,
+}
+
+/// Requests that are held at the events of [`BlockDriver::event`](crate::BlockDriver::event). A tag names the
+/// breakpoint and what it holds; it need not be unique.
+pub trait Breakpoints: Send + Sync {
+    /// Holds the next request after `event`, once. `ENOENT` if there is no such event.
+    fn set(&self, event: &str, tag: &str) -> Result<()>;
+
+    /// Takes breakpoints away, and lets what they hold go on. `ENOENT` if none was still to come.
+    fn remove(&self, tag: &str) -> Result<()>;
+
+    /// Lets the request go on that was held first. `ENOENT` if there is none.
+    fn resume(&self, tag: &str) -> Result<()>;
+
+    /// Ready once a request is held under `tag`; at once if one is.
+    fn suspended(&self, tag: &str) -> BoxFuture<'static, ()>;
+
+    /// Takes all breakpoints away and lets everything go on.
+    fn clear(&self);
+
+    /// Calls `listener` for every request that is held or goes on, with its tag. It must not block. There is
+    /// one listener.
+    fn listen(&self, listener: Box<dyn Fn(&str, BreakpointChange) + Send + Sync>);
 }
 
 /// What an image of a format would need.

@@ -334,6 +334,11 @@ pub trait BlockDriver: Send + Sync + 'static {
         None
     }
 
+    /// Breakpoints at events, where the driver has them.
+    fn as_breakpoints(&self) -> Option<&dyn ability::Breakpoints> {
+        None
+    }
+
     /// For a node that finds trouble by itself: where to report it. Called once, before requests.
     fn set_event_sink(&self, sink: Arc<dyn Fn(NodeEvent) + Send + Sync>) {
         drop(sink);

@@ -48,6 +48,22 @@ pub enum Error {
         /// Its value.
         value: u64,
     },
+    /// Two images that should hold the same do not (`blkverify`).
+    #[error("contents mismatch at offset {offset}")]
+    Mismatch {
+        /// What was read.
+        range: ByteRange,
+        /// The first byte that differs.
+        offset: u64,
+    },
+    /// Of two images that should do the same, one failed (`blkverify`).
+    #[error("one of two images failed: {}", errno_text(*errno))]
+    Diverged {
+        /// What was asked for.
+        range: ByteRange,
+        /// How it failed.
+        errno: i32,
+    },
     /// The node was closed, or its engine is gone.
     #[error("the node is closed")]
     Closed,
@@ -66,7 +82,10 @@ impl Error {
     pub fn errno(self) -> i32 {
         match self {
             Self::Os(errno) => errno,
-            Self::OutOfRange { .. } | Self::Corrupt { .. } => libc::EIO,
+            Self::OutOfRange { .. }
+            | Self::Corrupt { .. }
+            | Self::Mismatch { .. }
+            | Self::Diverged { .. } => libc::EIO,
             Self::Invalid => libc::EINVAL,
             Self::ReadOnly => libc::EPERM,
             Self::Unsupported => libc::ENOTSUP,

@@ -125,6 +125,8 @@ pub struct OpenContext {
     /// How many images are above the one backing file that is opened writable; `None`: no backing file
     /// is, whatever `flags` say. For a commit.
     pub writable_backing_depth: Option<usize>,
+    /// How files are read and written whose options do not say it (`aio`).
+    pub default_aio: Option<&'static str>,
     /// Called with whatever needs saying that is no error: a probed format, a clock that is off.
     pub warn: Arc<dyn Fn(&str) + Send + Sync>,
     /// The `file` child, where probing has already opened it.
@@ -141,6 +143,7 @@ impl OpenContext {
             policy: ReferencePolicy::default(),
             depth: 0,
             writable_backing_depth: None,
+            default_aio: None,
             warn: Arc::new(|_| ()),
             opened: None,
         }
@@ -181,6 +184,21 @@ impl OpenContext {
         }
         let context = Self { opened: None, ..self.clone() };
         context.open(sub).await
+    }
+
+    /// Opens the child `name` from its part of `options`, as the user names an image: its format is probed
+    /// where no driver is named.
+    pub async fn open_image(
+        &self,
+        options: &mut Options,
+        name: &'static str,
+    ) -> Result<Node, OpenError> {
+        let sub = options.take_sub(name);
+        if sub.is_empty() {
+            let option = name.to_owned();
+            return Err(OpenError::Option { option, problem: Problem::Missing });
+        }
+        Self { opened: None, ..self.clone() }.open(sub).await
     }
 
     /// Makes the storage of a new image and opens it for writing: `filename`, which its protocol makes

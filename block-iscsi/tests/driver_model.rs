@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use block_core::options::OpenFlags;
-use block_core::{ByteRange, Error, RequestFlags};
+use block_core::{Alignment, ByteRange, Error, RequestFlags};
 use block_iscsi::nexus::{Nexus, NexusEvent};
 use block_iscsi::scsi::luns::Lun;
 use block_testkit::campaign::{Campaign, Game, seeded};
@@ -91,7 +91,7 @@ fn make(setups: &[Setup], seed: u64, most: usize) -> Game<Setup> {
     };
     let edges = [block, u64::from(unit) * block, 4096, 64 << 10, u64::from(unit + shift) * block];
     let space = OpSpace {
-        max_request: 300 << 10,
+        max_request: [300 << 10, 40 << 10, 12 << 10][usize::try_from(seed % 3).unwrap()],
         discards: Discards::Sometimes,
         truncates: setup.reads_zeroes().then(|| setup.len() + 50 * block),
         reopens: Reopens::Sometimes,
@@ -99,13 +99,22 @@ fn make(setups: &[Setup], seed: u64, most: usize) -> Game<Setup> {
         ..OpSpace::new(setup.len(), &edges)
     };
     let mut ops = seeded(&space.ops(most), seed);
+    let align = Alignment::new(block).unwrap();
     for op in &mut ops {
-        if let Op::Truncate { len } = op {
+        match op {
             // The unit itself is resized, to whole blocks.
-            *len = (*len / block).max(20) * block;
+            Op::Truncate { len } => *len = (*len / block).max(20) * block,
+            // What is written of a block in part would undo what somebody else writes to it meanwhile.
+            Op::Write { range, .. } | Op::WriteZeroData { range } | Op::Zero { range, .. }
+                if setup.shared =>
+            {
+                *range = range.expand(align);
+            }
+            _ => {}
         }
     }
-    Game { depth: 1 + usize::try_from(seed / count % 8).unwrap(), setup, ops, seed }
+    let depth = [6, 2, 16, 1][usize::try_from(seed / count % 4).unwrap()];
+    Game { depth, setup, ops, seed }
 }
 
 /// Writes by somebody else begin here in the numbering of operations, which the bytes depend on.
@@ -117,7 +126,7 @@ static FREE: AtomicUsize = AtomicUsize::new(0);
 async fn disturb(exec: Exec, current: Current, stop: Arc<AtomicUsize>) {
     let lun = Lun::from_number(LUN).unwrap();
     while stop.load(Ordering::Relaxed) == 0 {
-        exec.sleep(Duration::from_micros(exec.random(30) * 200)).await;
+        exec.sleep(Duration::from_micros(exec.random(30) * 1000)).await;
         let nexus = current.lock().clone();
         if nexus.is_closed() {
             continue;
@@ -248,7 +257,7 @@ fn unexpected(ops: &[Op], played: &[Played]) -> Result<(), String> {
 fn any_interleaving_on_any_unit_equals_the_flat_disk() {
     let setups = setups();
     let campaign = Campaign::new("iscsi model", 4 * setups.len() as u64);
-    campaign.run(|seed| make(&setups, seed, 40), play);
+    campaign.run(|seed| make(&setups, seed, 80), play);
     if campaign.seeds().count() >= 4 * setups.len() {
         println!("{} disks were read without the target", FREE.load(Ordering::Relaxed));
     }

@@ -367,6 +367,16 @@ fn where_others_may_write_nothing_is_remembered_as_zeroes() {
         question.release();
         reader.await;
     });
+    // Nor is one beside a write of this host: the target is read.
+    on(gib(), DIRECT, |world| async move {
+        let mut question = world.nexus.hold(Point::After, Sent::is_lba_status);
+        let reader = world.clone();
+        let reader = world.exec.spawn("reader", async move { reader.read(0, PAGE).await });
+        question.arrived().await;
+        world.write(0, &[7; LEN]).await;
+        question.release();
+        assert_eq!(reader.await, [7; LEN]);
+    });
 }
 
 #[test]

@@ -26,6 +26,7 @@ fn open(
         let nexus = MemoryNexus::new(&exec, config);
         change(&nexus);
         let opened = try_open(&exec, &nexus, flags).await;
+        assert_eq!(nexus.is_closed(), opened.is_err());
         (opened, nexus.take_log())
     })
 }

@@ -33,15 +33,19 @@ impl Qcow2Driver {
         let whole = self.host_range(allocation, place, fill)?;
         self.writer()?.overlap.check_data(whole).map_err(|fault| self.fault(fault))?;
         let node = self.data.clone().ok_or(Error::Unsupported)?;
-        self.event("cow_write");
         if self.reads_zero(head).await? && self.reads_zero(tail).await? {
             let gap = head.len() + tail.len();
+            if gap > 0 {
+                self.event("cow_write");
+            }
             let there = place.fresh || gap == 0;
-            if there || (gap > ZERO_BUFFER_MAX && zeroed_at_once(&node, whole).await?) {
+            if there || (gap > ZERO_BUFFER_MAX && self.zeroed_at_once(&node, whole).await?) {
                 let range = self.host_range(allocation, place, write)?;
+                self.event("write_aio");
                 return data.put(&node, range).await;
             }
             let iov = joined(zeroes(head)?, data.in_memory()?, zeroes(tail)?);
+            self.event("write_aio");
             return node.write(whole, iov, RequestFlags::empty()).await;
         }
         let data = data.in_memory()?;
@@ -53,7 +57,19 @@ impl Qcow2Driver {
         );
         let (first, second) = reads.await;
         first.and(second)?;
+        self.event("cow_write");
+        self.event("write_aio");
         node.write(whole, joined(before, data, after), RequestFlags::empty()).await
+    }
+
+    /// Zeroes `range` if that is quicker than writing zeroes; says whether it was.
+    async fn zeroed_at_once(&self, node: &Node, range: ByteRange) -> Result<bool> {
+        self.event("cluster_alloc_space");
+        match node.write_zeroes(range, RequestFlags::NO_FALLBACK).await {
+            Ok(()) => Ok(true),
+            Err(Error::Unsupported) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Where a part of an allocation goes.
@@ -98,15 +114,6 @@ impl Qcow2Driver {
             rest = rest.split_at(status.len).1;
         }
         Ok(true)
-    }
-}
-
-/// Zeroes `range` if that is quicker than writing zeroes; says whether it was.
-async fn zeroed_at_once(node: &Node, range: ByteRange) -> Result<bool> {
-    match node.write_zeroes(range, RequestFlags::NO_FALLBACK).await {
-        Ok(()) => Ok(true),
-        Err(Error::Unsupported) => Ok(false),
-        Err(error) => Err(error),
     }
 }
 

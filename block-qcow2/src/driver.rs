@@ -303,11 +303,13 @@ impl BlockDriver for Qcow2Driver {
         match self.one_kind(range) {
             Some(Kind::Data(host)) => {
                 if let Some((node, range)) = inside(&self.data, host.bytes(), range.len()) {
+                    self.event("read_aio");
                     return node.read(range, iov).await;
                 }
             }
             Some(Kind::Unallocated(_)) => {
                 if let Some((node, range)) = inside(&self.backing, range.offset(), range.len()) {
+                    self.event("read_backing_aio");
                     return node.read(range, iov).await;
                 }
             }
@@ -451,6 +453,10 @@ impl BlockDriver for Qcow2Driver {
 
     fn as_rebase(&self) -> Option<&dyn Rebase> {
         Some(self)
+    }
+
+    fn event(&self, name: &'static str) {
+        Self::event(self, name);
     }
 
     fn set_event_sink(&self, sink: Arc<dyn Fn(NodeEvent) + Send + Sync>) {

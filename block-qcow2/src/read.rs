@@ -23,8 +23,8 @@ const AT_ONCE: usize = 8;
 
 /// A piece of a read that waits for something; zeroes are filled in while planning.
 enum Piece {
-    /// Read `range` of `node`.
-    Node { node: Node, range: ByteRange, iov: IoVec },
+    /// Read `range` of `node`, announced by `event`.
+    Node { node: Node, event: &'static str, range: ByteRange, iov: IoVec },
     /// Inflate whole clusters.
     Clusters(Group),
     /// Inflate a cluster and take a part of it.
@@ -88,7 +88,10 @@ impl Qcow2Driver {
 
     async fn read_piece(&self, piece: Piece) -> Result<()> {
         match piece {
-            Piece::Node { node, range, iov } => node.read(range, iov).await,
+            Piece::Node { node, event, range, iov } => {
+                self.event(event);
+                node.read(range, iov).await
+            }
             Piece::Clusters(group) => {
                 let filled = self.inflater.fill(group).await;
                 filled.map_err(|e| self.reported(e))
@@ -122,11 +125,12 @@ impl Plan {
                 }
                 Kind::Unallocated(_) => {
                     let backing = self.driver.backing.clone();
-                    self.node_piece(backing.as_ref(), run.range.offset(), run.range)
+                    let offset = run.range.offset();
+                    self.node_piece(backing.as_ref(), "read_backing_aio", offset, run.range)
                 }
                 Kind::Data(host) => {
                     let data = self.driver.data.clone();
-                    self.node_piece(data.as_ref(), host.bytes(), run.range)
+                    self.node_piece(data.as_ref(), "read_aio", host.bytes(), run.range)
                 }
                 Kind::Compressed { payload, skip } => {
                     Some(self.compressed_piece(run.range, payload, skip).await?)
@@ -140,7 +144,13 @@ impl Plan {
     }
 
     /// A read of `range` from `offset` of `node`; beyond the node's end there are zeroes.
-    fn node_piece(&self, node: Option<&Node>, offset: u64, range: ByteRange) -> Option<Piece> {
+    fn node_piece(
+        &self,
+        node: Option<&Node>,
+        event: &'static str,
+        offset: u64,
+        range: ByteRange,
+    ) -> Option<Piece> {
         let room = node.map_or(0, |node| node.len().saturating_sub(offset));
         let (stored, beyond) = range.split_at(room);
         self.fill(beyond);
@@ -149,7 +159,7 @@ impl Plan {
         if stored.is_empty() {
             return None;
         }
-        Some(Piece::Node { node: node?.clone(), range: there, iov: self.part(stored) })
+        Some(Piece::Node { node: node?.clone(), event, range: there, iov: self.part(stored) })
     }
 
     async fn compressed_piece(

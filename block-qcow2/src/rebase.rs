@@ -38,6 +38,7 @@ impl Rebase for Qcow2Driver {
     async fn make_empty(&self) -> Result<()> {
         self.distrust_bitmaps().await?;
         let _exclusive = self.gate.exclusive().await;
+        self.event("empty_image_prepare");
         // What is about to go must not be in a write that is under way to the file.
         self.write_back(Extent::Flush).await?;
         for index in 0..self.l1_len() {

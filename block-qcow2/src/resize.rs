@@ -129,7 +129,7 @@ impl Qcow2Driver {
         // All that the old table says in memory must be there before a copy of it is made.
         self.write_back(Extent::Flush).await?;
         let bytes = geometry.cluster_alignment().round_up(count * 8);
-        self.event("l1_grow.alloc_table");
+        self.event("l1_grow_alloc_table");
         let offset = {
             let mut meta = self.writer()?.meta.lock().await;
             let clusters = bytes >> geometry.cluster_bits();
@@ -137,7 +137,7 @@ impl Qcow2Driver {
         };
         let mut words = self.l1.read().clone();
         words.resize(to_usize(bytes / 8), 0);
-        self.event("l1_grow.write_table");
+        self.event("l1_grow_write_table");
         let replaced = self.replace_l1(offset, &words, count).await;
         let mut meta = self.writer()?.meta.lock().await;
         match replaced {
@@ -168,7 +168,7 @@ impl Qcow2Driver {
         // Its refcounts, and everything that it points at.
         self.write_back(Extent::Everything).await?;
         self.barrier().await?;
-        self.event("l1_grow.activate_table");
+        self.event("l1_grow_activate_table");
         let old = self.header.with(|parts| parts.header.l1);
         let count = u32::try_from(count).map_err(|_| Error::Os(libc::EFBIG))?;
         let switched = self.header.update(|header| header.l1 = Table { offset, count }).await;
@@ -244,8 +244,10 @@ impl Qcow2Driver {
         let end = geometry.cluster_alignment().round_up(len);
         for index in end / geometry.l2_coverage()..self.l1_len() {
             self.relieve().await?;
+            self.event("l1_shrink_free_l2_clusters");
             self.drop_table(index, end).await?;
         }
+        self.event("l1_shrink_write_table");
         self.write_back(Extent::Everything).await?;
         self.write_back(Extent::Everything).await?;
         self.trim_file().await

@@ -76,7 +76,7 @@ impl Qcow2Driver {
             return Ok(table);
         }
         let bytes = geometry.cluster_size();
-        self.event("l2_alloc.write");
+        self.event("l2_alloc_write");
         let new = meta.allocate_metadata(Section::ActiveL2, 1, &self.header).await?;
         let filled = match old {
             None => {
@@ -105,7 +105,7 @@ impl Qcow2Driver {
     /// Copies a table. What is shared is not dirty: whoever shared it wrote everything back.
     async fn copy_table(&self, from: HostOffset, to: HostOffset) -> Result<()> {
         let bytes = self.geometry().cluster_size();
-        self.event("l2_alloc.cow_read");
+        self.event("l2_alloc_cow_read");
         let range = self.table_range(from)?;
         let table = read_bytes(&self.file, range).await?;
         let mut all = table.to_vec();

@@ -232,6 +232,7 @@ impl Qcow2Driver {
                 let node = self.data.as_ref().ok_or(Error::Unsupported)?;
                 let range = ByteRange::new(host.bytes(), guest.len())?;
                 self.writer()?.overlap.check_data(range).map_err(|fault| self.fault(fault))?;
+                self.event("write_aio");
                 return data.put(node, range).await;
             }
             Work::Allocate { allocation, place, running } => (allocation, place, running),

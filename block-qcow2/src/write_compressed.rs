@@ -245,7 +245,7 @@ impl Qcow2Driver {
         }
         // The table is made before the data is written, so that linking needs no space.
         self.own_slice(&mut meta, GuestOffset::new(cluster.offset())).await?;
-        self.event("cluster_alloc");
+        self.event("cluster_alloc_bytes");
         let cache = writer.compressed.cache.as_deref();
         let stored = meta.allocate_compressed(len, &self.header, cache).await?;
         let end = geometry.cluster_alignment().round_up(stored.offset.bytes() + len);
@@ -297,6 +297,7 @@ impl Qcow2Driver {
             let may_drop = |dropped| overlap.check_dropped(dropped);
             link_compressed(geometry, words, slice.first_entry, guest, stored, may_drop)
         };
+        self.event("l2_update_compressed");
         if let Some(dropped) = self.change_slice(slice, change).await? {
             meta.drop_data(dropped, crate::alloc::Reason::Other);
         }

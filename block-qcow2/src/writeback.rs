@@ -165,7 +165,7 @@ impl Qcow2Driver {
         if let Some(cache) = &self.writer()?.compressed.cache {
             cache.flush().await?;
         }
-        self.write_parts(&batch.blocks, "refblock_update").await?;
+        self.write_parts(&batch.blocks, "refblock_update_part").await?;
         self.write_slices(&batch.unlinked).await?;
         match batch.has_barrier() {
             true => self.barrier().await,

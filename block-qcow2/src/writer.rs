@@ -249,6 +249,7 @@ pub(crate) async fn read_meta(
     let geometry = header.geometry;
     let table = header.refcount_table;
     let words = u64::from(table.count) * (geometry.cluster_size() / 8);
+    file.driver().event("reftable_load");
     let entries = read_words(file, "refcount table", table.offset, words).await?;
     let mut blocks = RoaringTreemap::new();
     for raw in &entries {

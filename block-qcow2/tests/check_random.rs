@@ -8,17 +8,16 @@ mod support;
 
 use std::sync::{Arc, OnceLock};
 
-use async_trait::async_trait;
 use block_core::ability::Repair;
-use block_core::driver::BlockDriver;
 use block_core::proto::mem::MemDriver;
-use block_core::range::{to_u64, to_usize};
-use block_core::{BlockLimits, ByteRange, Capabilities, IoVec, RequestFlags, Result};
+use block_core::range::to_usize;
+use block_testkit::disk::noting::{Noting, after_crash};
 use block_testkit::naive::qcow2::Image;
 use block_testkit::peer::ImageDir;
 use damaged::{Lost, Sample, check_bytes, check_driver, damages, open_for_check};
-use parking_lot::Mutex;
 use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 /// One of the images, made once.
 fn sample(index: usize) -> &'static Sample {
@@ -93,109 +92,25 @@ proptest! {
     }
 }
 
-/// A disk that notes what arrives, to be played again up to any point.
-struct Noting {
-    disk: Arc<MemDriver>,
-    notes: Mutex<Vec<Note>>,
-}
-
-#[derive(Clone)]
-enum Note {
-    Write(u64, Vec<u8>),
-    Flush,
-}
-
-#[async_trait]
-impl BlockDriver for Noting {
-    fn name(&self) -> &'static str {
-        "noting"
-    }
-
-    fn len(&self) -> u64 {
-        self.disk.len()
-    }
-
-    fn limits(&self) -> BlockLimits {
-        BlockLimits::default()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities { grows_on_write: true, ..Capabilities::default() }
-    }
-
-    fn is_read_only(&self) -> bool {
-        false
-    }
-
-    async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
-        Arc::clone(&self.disk).preadv(range, iov).await
-    }
-
-    async fn pwritev(
-        self: Arc<Self>,
-        range: ByteRange,
-        iov: IoVec,
-        flags: RequestFlags,
-    ) -> Result<()> {
-        self.notes.lock().push(Note::Write(range.offset(), iov.to_vec()));
-        Arc::clone(&self.disk).pwritev(range, iov, flags).await
-    }
-
-    async fn flush_to_disk(self: Arc<Self>) -> Result<()> {
-        self.notes.lock().push(Note::Flush);
-        Ok(())
-    }
-}
-
-/// What a disk may hold that lost power after `count` notes: all before the last flush, and of the
-/// sectors written since then those that `keeps` picks.
-fn after_crash(
-    start: &[u8],
-    notes: &[Note],
-    count: usize,
-    mut keeps: impl FnMut() -> bool,
-) -> Vec<u8> {
-    let mut bytes = start.to_vec();
-    let notes = &notes[..count];
-    let stable = notes.iter().rposition(|note| matches!(note, Note::Flush)).unwrap_or(0);
-    for (index, note) in notes.iter().enumerate() {
-        let Note::Write(offset, data) = note else { continue };
-        // Sectors are atomic; a write may begin within one.
-        let mut at = 0;
-        while at < data.len() {
-            let place = to_usize(*offset) + at;
-            let len = (512 - place % 512).min(data.len() - at);
-            if index < stable || keeps() {
-                if bytes.len() < place + len {
-                    bytes.resize(place + len, 0);
-                }
-                bytes[place..place + len].copy_from_slice(&data[at..at + len]);
-            }
-            at += len;
-        }
-    }
-    bytes
-}
-
 #[test]
 fn a_repair_that_is_cut_off_loses_nothing() {
-    let mut random = TestRandom(7);
+    let mut random = ChaCha8Rng::seed_from_u64(7);
     let mut images = 0;
     for which in [0, 3] {
         for damage in damages() {
             let mut damaged = sample(which).clone();
             let Some(lost) = (damage.apply)(&mut damaged) else { continue };
-            let disk = Arc::new(MemDriver::from_bytes(&damaged.bytes).unwrap());
-            let noting = Arc::new(Noting { disk, notes: Mutex::default() });
+            let noting = Noting::new(&damaged.bytes);
             check_driver(Arc::clone(&noting) as _, Repair::All).unwrap();
-            let notes = noting.notes.lock().clone();
+            let notes = noting.notes();
             let place = format!("{}: {}", damaged.shape, damage.name);
             assert!(notes.len() >= 2, "{place}: nothing was mended");
             for count in 0..=notes.len() {
                 // Nothing of what was not flushed, all of it, and some of it.
                 for share in [0, 4, 2] {
-                    let bytes =
-                        after_crash(&damaged.bytes, &notes, count, || random.below(4) < share);
+                    let bytes = after_crash(&damaged.bytes, &notes[..count], || {
+                        random.random_range(0..4) < share
+                    });
                     let cut = Sample { bytes, ..damaged.clone() };
                     images += 1;
                     no_worse(&damaged, &cut, &lost, &format!("{place} cut off after {count}"));
@@ -222,23 +137,4 @@ fn no_worse(damaged: &Sample, cut: &Sample, lost: &Lost, place: &str) {
 
 fn sample_of(shape: &str) -> &'static Sample {
     (0..6).map(sample).find(|sample| sample.shape == shape).unwrap()
-}
-
-/// A small generator whose seed stands in the test.
-struct TestRandom(u64);
-
-impl TestRandom {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        (self.0 >> 33) % bound
-    }
-}
-
-#[test]
-fn the_notes_are_a_disk() {
-    let notes = [Note::Write(510, vec![1; 4]), Note::Flush, Note::Write(512, vec![2; 2])];
-    let none = after_crash(&[0; 512], &notes, 3, || false);
-    assert_eq!((to_u64(none.len()), none[511], none[512]), (514, 1, 1));
-    assert_eq!(after_crash(&[0; 512], &notes, 3, || true)[512], 2);
-    assert_eq!(after_crash(&[0; 512], &notes, 1, || false).len(), 512);
 }

@@ -12,13 +12,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use block_core::{Alignment, ByteRange, Error, IoBuf, Node, RequestFlags, Result, graph};
 use block_testkit::disk::fault::{Fault, Rule};
 use block_testkit::disk::hold::{Hold, Point};
-use block_testkit::disk::mem::{MemConfig, MemDisk, all_capabilities};
+use block_testkit::disk::mem::{MemConfig, MemDisk};
 use block_testkit::disk::record::Record;
-use block_testkit::disk::tap::{Kind, Tapped};
+use block_testkit::disk::tap::Kind;
 use block_testkit::exec::Exec;
 use block_testkit::naive::qcow2::make::{Cluster, Made};
 use block_testkit::naive::qcow2::{Image, Place};
 use block_testkit::op::{contents, io_vec};
+use block_testkit::race::Taps;
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesOrdered;
@@ -53,16 +54,8 @@ impl Scene {
     async fn new(setup: Setup, clusters: &[(u64, Cluster)]) -> Self {
         let clusters: BTreeMap<u64, Cluster> = clusters.iter().cloned().collect();
         let made = setup.shape.make(&clusters, None);
-        let mut config = MemConfig::new(made.file.len() as u64);
-        config = config.aligned(setup.align);
-        config.capabilities =
-            block_core::Capabilities { grows_on_write: true, ..all_capabilities() };
-        let disk = config.build();
-        disk.load(0, &made.file);
-        let (fault, record, hold) = (Fault::new(), Record::new(), Hold::new());
-        let below = Tapped::new(Arc::clone(&disk) as _, Arc::clone(&record));
-        let below = Tapped::new(below, Arc::clone(&fault));
-        let below = Tapped::new(below, Arc::clone(&hold));
+        let disk = MemConfig::file().aligned(setup.align).holding(&made.file);
+        let (Taps { fault, record, hold }, below) = Taps::on(Arc::clone(&disk) as _);
         let node = World::new(&setup, below, None).open().await.unwrap();
         Self { setup, disk, fault, record, hold, node }
     }

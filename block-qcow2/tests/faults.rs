@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use block_core::error::Error;
-use block_core::{ByteRange, Capabilities, RequestFlags, graph};
+use block_core::{ByteRange, RequestFlags, graph};
 use block_testkit::campaign::{Campaign, Game};
 use block_testkit::disk::fault::{Effect, Fault, Rule};
-use block_testkit::disk::mem::{MemConfig, MemDisk, all_capabilities};
+use block_testkit::disk::mem::{MemConfig, MemDisk};
 use block_testkit::disk::tap::{Kind, Tapped};
 use block_testkit::exec::Exec;
 use block_testkit::model::disk::DiskModel;
@@ -58,12 +58,7 @@ struct Told {
 }
 
 fn file(bytes: &[u8]) -> Arc<MemDisk> {
-    let mut config = MemConfig::new(bytes.len() as u64);
-    config.step = None;
-    config.capabilities = Capabilities { grows_on_write: true, ..all_capabilities() };
-    let disk = config.build();
-    disk.load(0, bytes);
-    disk
+    MemConfig { step: None, ..MemConfig::file() }.holding(bytes)
 }
 
 /// Plays the operations one after the other.
@@ -273,7 +268,7 @@ fn each_in_turn(name: &str, op: Op, event: &'static str, kinds: &[Kind]) -> u64 
 #[test]
 fn an_l1_table_that_moved_is_given_back_once() {
     let longer = Op::Truncate { len: 0x28_0000 };
-    let injected = each_in_turn("512 full", longer, "l1_grow.alloc_table", &CHANGES);
+    let injected = each_in_turn("512 full", longer, "l1_grow_alloc_table", &CHANGES);
     assert!(injected > 10, "{injected} faults");
 }
 

@@ -16,7 +16,7 @@ use block_core::driver::NodeEvent;
 use block_core::error::Problem;
 use block_core::{Alignment, ByteRange, Error, IoBuf, Node, OpenError, OpenFlags, RequestFlags};
 use block_core::{Result, graph};
-use block_testkit::disk::mem::{MemConfig, MemDisk, all_capabilities};
+use block_testkit::disk::mem::{MemConfig, MemDisk};
 use block_testkit::naive::qcow2::Image;
 use block_testkit::naive::qcow2::make::{Cluster, Made};
 use block_testkit::op::{contents, io_vec};
@@ -114,11 +114,7 @@ impl Bytes {
     }
 
     fn try_open(&self) -> Result<Opened, OpenError> {
-        let mut config = MemConfig::new(self.all.len() as u64);
-        config.capabilities =
-            block_core::Capabilities { grows_on_write: true, ..all_capabilities() };
-        let disk = config.build();
-        disk.load(0, &self.all);
+        let disk = MemConfig::file().holding(&self.all);
         let world = World::new(&self.setup, disk.clone(), None);
         let node = block_on(world.open())?;
         let events: Arc<Mutex<Vec<NodeEvent>>> = Arc::default();

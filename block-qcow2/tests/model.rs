@@ -11,25 +11,21 @@ use block_core::driver::BlockDriver;
 use block_core::graph;
 use block_testkit::campaign::{Campaign, Game};
 use block_testkit::disk::inline::Inline;
-use block_testkit::disk::mem::{MemConfig, MemDisk, all_capabilities};
+use block_testkit::disk::mem::{MemConfig, MemDisk};
 use block_testkit::disk::tap::Tapped;
 use block_testkit::exec::Exec;
 use block_testkit::model::disk::DiskModel;
 use block_testkit::model::frozen::Frozen;
 use block_testkit::naive::qcow2::make::Made;
 use block_testkit::peer::{ImageDir, Verdict};
-use block_testkit::play::Player;
-use kit::{Complaint, Judged, Setup, World, judge, known, ops, setups, unexpected};
+use block_testkit::play::{Complaint, Player};
+use kit::{Judged, Setup, World, judge, known, ops, setups, unexpected};
 
 /// A file in memory that grows, as tests want it: it tears what overlaps, and discards leave junk.
 fn file(bytes: &[u8], setup: &Setup) -> Arc<MemDisk> {
-    let len = bytes.len() as u64;
-    let mut config = MemConfig::new(len).aligned(setup.align);
+    let mut config = MemConfig::file().aligned(setup.align);
     config.step = Some(setup.shape.cluster_size().max(2048) / 2);
-    config.capabilities = block_core::Capabilities { grows_on_write: true, ..all_capabilities() };
-    let disk = config.build();
-    disk.load(0, bytes);
-    disk
+    config.holding(bytes)
 }
 
 struct Files {

@@ -12,22 +12,22 @@ mod kit;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use block_core::ability::NewSnapshot;
 use block_core::driver::{BlockDriver, Exactness, Prealloc};
 use block_core::io::exec::block_on;
-use block_core::{Alignment, ByteRange, Error, IoBuf, Node, RequestFlags, Result, graph};
-use block_testkit::disk::fault::{Fault, Rule};
-use block_testkit::disk::hold::{Hold, Point};
-use block_testkit::disk::mem::{MemConfig, MemDisk, all_capabilities};
+use block_core::{ByteRange, Error, RequestFlags, Result, graph};
+use block_testkit::disk::fault::Rule;
+use block_testkit::disk::hold::Point;
+use block_testkit::disk::mem::{MemConfig, MemDisk};
 use block_testkit::disk::record::Record;
 use block_testkit::disk::tap::{Call, Kind, Tap, Tapped, Verdict};
-use block_testkit::exec::{Exec, JoinHandle};
+use block_testkit::exec::Exec;
 use block_testkit::naive::qcow2::make::{Cluster, L2Entries, Made};
-use block_testkit::op::{contents, io_vec};
+use block_testkit::op::contents;
 use block_testkit::peer::{self, ImageDir};
+use block_testkit::race::{Expected, HELD, Reused, Scene, Taps, check_contents, hammer};
 use kit::setups::{Filled, Setup, setup};
 use kit::{World, judge};
 use parking_lot::Mutex;
@@ -36,8 +36,6 @@ use parking_lot::Mutex;
 const SEEDS: u64 = 8;
 /// Bytes of a cluster where a test does not say otherwise.
 const CLUSTER: u64 = 4096;
-/// The request that a race is about.
-const HELD: u64 = 1;
 
 /// A setup with 64 clusters of 4 KiB and nothing in it.
 fn plain() -> Setup {
@@ -50,27 +48,7 @@ fn plain() -> Setup {
 
 /// An image file in memory: discards leave junk, and data moves in steps.
 fn disk(bytes: &[u8]) -> Arc<MemDisk> {
-    let mut config = MemConfig::new(bytes.len() as u64);
-    config.step = Some(CLUSTER / 2);
-    config.capabilities = block_core::Capabilities { grows_on_write: true, ..all_capabilities() };
-    let disk = config.build();
-    disk.load(0, bytes);
-    disk
-}
-
-/// An open image, what lies below it, and what its guest must see.
-#[derive(Clone)]
-struct Scene {
-    exec: Exec,
-    fault: Arc<Fault>,
-    /// What the disk got: nothing that is held.
-    record: Arc<Record>,
-    hold: Arc<Hold>,
-    node: Node,
-    cluster: u64,
-    /// `None` where a byte may be anything.
-    expected: Arc<Mutex<Vec<Option<u8>>>>,
-    next_op: Arc<AtomicUsize>,
+    MemConfig { step: Some(CLUSTER / 2), ..MemConfig::file() }.holding(bytes)
 }
 
 /// Plays a race on an image of these clusters under every seed, and judges what is left.
@@ -90,7 +68,7 @@ fn race<F>(
         let expected = Arc::new(Mutex::new(start.contents.iter().copied().map(Some).collect()));
         let (setup_here, below, wanted) = (setup.clone(), Arc::clone(&disk), Arc::clone(&expected));
         Exec::run(seed, move |exec| async move {
-            let scene = Scene::open(&setup_here, exec, below, wanted).await;
+            let scene = open(&setup_here, exec, below, wanted).await;
             play(scene.clone()).await;
             assert_eq!(scene.hold.held(), [], "seed {seed}: something is still held");
             graph::close(&scene.node).await.unwrap();
@@ -104,10 +82,7 @@ fn check_file(setup: &Setup, disk: &MemDisk, expected: &[Option<u8>], seed: u64)
     let made = Made { file: disk.to_vec(), data: Vec::new() };
     let judged = judge(setup, &made).unwrap();
     judged.clean().unwrap_or_else(|why| panic!("seed {seed}: {why}"));
-    assert_eq!(judged.contents.len(), expected.len(), "seed {seed}");
-    let wrong =
-        judged.contents.iter().zip(expected).position(|(is, want)| Some(*is) != want.or(Some(*is)));
-    assert_eq!(wrong, None, "seed {seed}: wrong contents from there on");
+    check_contents(&judged.contents, expected, seed);
     if seed == 0 {
         let dir = ImageDir::new().unwrap();
         dir.write("x.qcow2", &made.file).unwrap();
@@ -115,127 +90,11 @@ fn check_file(setup: &Setup, disk: &MemDisk, expected: &[Option<u8>], seed: u64)
     }
 }
 
-impl Scene {
-    async fn open(
-        setup: &Setup,
-        exec: Exec,
-        disk: Arc<MemDisk>,
-        expected: Arc<Mutex<Vec<Option<u8>>>>,
-    ) -> Self {
-        Self::over(setup, exec, disk, expected).await
-    }
-
-    /// A scene over `below`.
-    async fn over(
-        setup: &Setup,
-        exec: Exec,
-        below: Arc<dyn BlockDriver>,
-        expected: Arc<Mutex<Vec<Option<u8>>>>,
-    ) -> Self {
-        let (fault, record, hold) = (Fault::new(), Record::new(), Hold::new());
-        let below = Tapped::new(below, Arc::clone(&record));
-        let below = Tapped::new(below, Arc::clone(&fault));
-        let below = Tapped::new(below, Arc::clone(&hold));
-        let node = World::new(setup, below, None).open().await.unwrap();
-        let cluster = setup.shape.cluster_size();
-        let next_op = Arc::new(AtomicUsize::new(1));
-        Self { exec, fault, record, hold, node, cluster, expected, next_op }
-    }
-
-    /// `len` bytes from byte `within` of a guest cluster on.
-    fn part(&self, cluster: u64, within: u64, len: u64) -> ByteRange {
-        ByteRange::new(cluster * self.cluster + within, len).unwrap()
-    }
-
-    fn whole(&self, cluster: u64) -> ByteRange {
-        self.part(cluster, 0, self.cluster)
-    }
-
-    /// Starts a write on behalf of `label`. What it writes is expected from now on.
-    fn start_write(&self, label: u64, range: ByteRange) -> JoinHandle<Result<()>> {
-        let op = u32::try_from(self.next_op.fetch_add(1, Ordering::Relaxed)).unwrap();
-        let bytes = contents(op, range);
-        self.expect(range, bytes.iter().copied().map(Some));
-        let iov = io_vec(&bytes, Alignment::ONE, 1);
-        // Past the request layer, which would keep requests apart that overlap.
-        let driver = Arc::clone(self.node.driver());
-        let write = driver.pwritev(range, iov, RequestFlags::empty());
-        self.exec.spawn_labelled(label, format!("write {range}"), write)
-    }
-
-    async fn write(&self, range: ByteRange) {
-        self.start_write(HELD + 1, range).await.unwrap();
-    }
-
-    fn expect(&self, range: ByteRange, bytes: impl Iterator<Item = Option<u8>>) {
-        let mut expected = self.expected.lock();
-        for (at, byte) in (range.offset()..range.end()).zip(bytes) {
-            expected[kit::index(at)] = byte;
-        }
-    }
-
-    fn expect_zeroes(&self, range: ByteRange) {
-        self.expect(range, std::iter::repeat(Some(0)));
-    }
-
-    async fn read(&self, range: ByteRange) -> Vec<u8> {
-        let buf = IoBuf::zeroed(kit::index(range.len()), Alignment::ONE).unwrap();
-        self.node.read(range, buf.clone().into()).await.unwrap();
-        buf.to_vec()
-    }
-
-    /// Discards at the driver: the layer would wait for what runs in the range.
-    async fn discard(&self, range: ByteRange) {
-        Arc::clone(self.node.driver()).pdiscard(range).await.unwrap();
-        self.expect_zeroes(range);
-    }
-
-    /// Holds what arrives for [`HELD`] and is of this kind, before anything is done.
-    fn hold(&self, kind: Kind) {
-        self.hold.hold(Point::Before, move |call| call.kind == kind && call.label == Some(HELD));
-    }
-
-    /// The one request that is held, once it is there.
-    async fn held(&self) -> Call {
-        let mut calls = self.hold.arrived(1).await;
-        self.hold.stop_holding();
-        calls.pop().unwrap()
-    }
-
-    /// Returns when nothing can go on by itself any more.
-    async fn idle(&self) {
-        self.exec.sleep(Duration::from_secs(1)).await;
-    }
-
-    /// The host cluster that holds a byte of the image file.
-    fn host(&self, offset: u64) -> ByteRange {
-        ByteRange::new(offset, 1).unwrap().expand(Alignment::new(self.cluster).unwrap())
-    }
-
-    /// Writes and flushes guest clusters from `from` to `to`, one by one: what was freed before can be
-    /// given out again. Says whether `host` was.
-    async fn churn(&self, from: u64, to: u64, host: ByteRange) -> Reused {
-        self.record.take();
-        for cluster in from..to {
-            self.write(self.whole(cluster)).await;
-            self.node.flush().await.unwrap();
-        }
-        self.reused(host)
-    }
-
-    /// Whether something was written to `host` since the last look.
-    fn reused(&self, host: ByteRange) -> Reused {
-        let writes = |call: &Call| matches!(call.kind, Kind::Write | Kind::Zero);
-        let hit = |call: &Call| writes(call) && call.range.overlaps(host);
-        if self.record.take().iter().any(hit) { Reused::Yes } else { Reused::No }
-    }
-}
-
-/// Whether a host cluster was given out again.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
-enum Reused {
-    Yes,
-    No,
+/// Opens the image in `below`.
+async fn open(setup: &Setup, exec: Exec, below: Arc<dyn BlockDriver>, expected: Expected) -> Scene {
+    let (taps, below) = Taps::on(below);
+    let node = World::new(setup, below, None).open().await.unwrap();
+    Scene::new(exec, taps, node, setup.shape.cluster_size(), expected)
 }
 
 fn data(op: u32, cluster: u64) -> (u64, Cluster) {
@@ -651,7 +510,7 @@ fn flush_meets_link(seed: u64, point: usize) -> bool {
     let expected = Arc::new(Mutex::new(vec![Some(0); kit::index(setup.shape.size)]));
     let (wanted, setup_here) = (Arc::clone(&expected), setup.clone());
     let reached = Exec::run(seed, move |exec| async move {
-        let scene = Scene::over(&setup_here, exec, below, wanted).await;
+        let scene = open(&setup_here, exec, below, wanted).await;
         let old = scene.whole(4);
         scene.expect(old, contents(0, old).into_iter().map(Some));
         scene.write(scene.whole(5)).await;
@@ -687,75 +546,14 @@ fn flush_against_a_write_that_links_between_its_phases() {
     }
 }
 
-/// What a thread does with its own guest clusters: those whose number is `number` modulo `THREADS`.
-fn hammer(node: &Node, number: u64, rounds: u32, clusters: u64, cluster: u64) -> Vec<u32> {
-    let seed = u64::from(rounds) + number;
-    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = move |bound: u64| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random % bound
-    };
-    // Who wrote a cluster last; zero for nobody.
-    let mut owners = vec![0; kit::index(clusters)];
-    for round in 1..=rounds {
-        let at = next(clusters / THREADS) * THREADS + number;
-        let range = ByteRange::new(at * cluster, cluster).unwrap();
-        let owner = &mut owners[kit::index(at)];
-        match next(16) {
-            0 => block_on(node.flush()).unwrap(),
-            1..=4 => {
-                let buf = IoBuf::zeroed(kit::index(cluster), Alignment::ONE).unwrap();
-                block_on(node.read(range, buf.clone().into())).unwrap();
-                assert_eq!(buf.to_vec(), written(*owner, range), "thread {number}, round {round}");
-            }
-            5 => {
-                block_on(node.write_zeroes(range, RequestFlags::MAY_UNMAP)).unwrap();
-                *owner = 0;
-            }
-            _ => {
-                *owner = round * 8 + u32::try_from(number).unwrap();
-                let iov = io_vec(&written(*owner, range), Alignment::ONE, 1);
-                block_on(node.write(range, iov, RequestFlags::empty())).unwrap();
-            }
-        }
-    }
-    owners
-}
-
-fn written(owner: u32, range: ByteRange) -> Vec<u8> {
-    match owner {
-        0 => vec![0; kit::index(range.len())],
-        owner => contents(owner, range),
-    }
-}
-
-const THREADS: u64 = 4;
-
 /// Hammers an image from several threads and judges what is left; how many reads its file got.
 fn threads(setup: &Setup, rounds: u32) -> usize {
-    let cluster = setup.shape.cluster_size();
-    let clusters = setup.shape.size / cluster;
     let disk = disk(&setup.make().file);
     let record = Record::new();
     let below = Tapped::new(disk.clone(), Arc::clone(&record));
     let node = block_on(World::new(setup, below, None).open()).unwrap();
-    let owners: Vec<_> = std::thread::scope(|scope| {
-        let spawn = |number| {
-            let node = node.clone();
-            scope.spawn(move || hammer(&node, number, rounds, clusters, cluster))
-        };
-        let running: Vec<_> = (0..THREADS).map(spawn).collect();
-        running.into_iter().map(|thread| thread.join().unwrap()).collect()
-    });
+    let expected = hammer(&node, setup.shape.cluster_size(), rounds);
     block_on(graph::close(&node)).unwrap();
-    let mut expected = Vec::new();
-    for at in 0..clusters {
-        let owner = owners[kit::index(at % THREADS)][kit::index(at)];
-        let range = ByteRange::new(at * cluster, cluster).unwrap();
-        expected.extend(written(owner, range).into_iter().map(Some));
-    }
     check_file(setup, &disk, &expected, 0);
     record.count(Kind::Read)
 }

@@ -21,7 +21,7 @@ use block_core::{
 };
 use block_qcow2::Qcow2Factory;
 use block_testkit::disk::hold::{Hold, Point};
-use block_testkit::disk::mem::{MemConfig, MemDisk, all_capabilities};
+use block_testkit::disk::mem::{MemConfig, MemDisk};
 use block_testkit::disk::tap::{Kind, Tapped};
 use block_testkit::exec::Exec;
 use block_testkit::naive::qcow2::Image;
@@ -420,10 +420,7 @@ fn held() -> (Arc<MemDisk>, Arc<Hold>, Arc<dyn BlockDriver>) {
     let dir = ImageDir::new().unwrap();
     made(&dir, "a", "cluster_size=4096", 4096);
     let bytes = dir.bytes("a").unwrap();
-    let mut config = MemConfig::new(u64::try_from(bytes.len()).unwrap());
-    config.capabilities = block_core::Capabilities { grows_on_write: true, ..all_capabilities() };
-    let disk = config.build();
-    disk.load(0, &bytes);
+    let disk = MemConfig::file().holding(&bytes);
     let hold = Hold::new();
     let driver = Tapped::new(disk.clone(), Arc::clone(&hold));
     (disk, hold, driver)
@@ -593,11 +590,7 @@ fn play(setup: &Setup, seed: u64, turns: u64) {
     let mut copies = Copies { disk: start.contents, snapshots, made: 0 };
     let mut choice = Choice(seed);
     for _ in 0..3 {
-        let mut config = MemConfig::new(u64::try_from(made.file.len()).unwrap());
-        config.capabilities =
-            block_core::Capabilities { grows_on_write: true, ..all_capabilities() };
-        let disk = config.build();
-        disk.load(0, &made.file);
+        let disk = MemConfig::file().holding(&made.file);
         let node = block_on(World::new(setup, disk.clone(), None).open()).unwrap();
         for _ in 0..turns {
             change(&node, setup, &mut copies, &mut choice);

@@ -4,6 +4,7 @@
 //! wrote them, [`play`] sends them to a node, and [`model`] judges what comes back. [`campaign`] plays
 //! many games by seeds, and makes small what fails. [`disk`] has the drivers below: ones that check,
 //! tear and crash, and taps that record, hold and fail what passes. [`golden`] compares text with files.
+//! [`race`] is what a race needs that is reached on purpose, [`given`] opens files that a test made.
 //! [`naive`] reads, checks and makes formats slowly, from their description alone; [`peer`] asks the
 //! field's own tools. [`iscsi`] is a target, in memory and on the network.
 //!
@@ -14,6 +15,7 @@
 pub mod campaign;
 pub mod disk;
 pub mod exec;
+pub mod given;
 pub mod golden;
 pub mod iscsi;
 pub mod model;
@@ -21,3 +23,4 @@ pub mod naive;
 pub mod op;
 pub mod peer;
 pub mod play;
+pub mod race;

@@ -70,6 +70,41 @@ pub enum Played {
     Dropped,
 }
 
+/// The operations that failed and may not, for a message.
+pub fn failures(
+    ops: &[Op],
+    played: &[Played],
+    may_fail: impl Fn(&Op, Error) -> bool,
+) -> Vec<String> {
+    let failed = ops.iter().zip(played).filter(|(op, played)| match played {
+        Played::Returned(Err(error)) => !may_fail(op, *error),
+        _ => false,
+    });
+    failed.map(|(op, played)| format!("{op:?}: {played:?}")).collect()
+}
+
+/// Keeps the first error that somebody finds.
+#[derive(Clone, Default)]
+pub struct Complaint(Arc<Mutex<Option<String>>>);
+
+impl Complaint {
+    /// Notes an error.
+    pub fn hear<T>(&self, result: Result<T, String>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(why) => {
+                self.0.lock().get_or_insert(why);
+                None
+            }
+        }
+    }
+
+    /// The error, if there was one.
+    pub fn result(&self) -> Result<(), String> {
+        self.0.lock().clone().map_or(Ok(()), Err)
+    }
+}
+
 impl Player {
     /// Plays on `node`, which holds what `model` says.
     pub fn new(exec: Exec, node: Node, model: DiskModel) -> Self {

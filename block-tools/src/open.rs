@@ -7,12 +7,15 @@ use std::future::Future;
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use block_core::filter::blkdebug::BlkdebugFactory;
+use block_core::filter::blkverify::BlkverifyFactory;
 use block_core::filter::compress::CompressFactory;
+use block_core::filter::copy_on_read::{CopyOnReadDriver, CopyOnReadFactory};
 use block_core::format::raw::RawFactory;
 use block_core::node::DetectZeroes;
 use block_core::proto::file::{FileFactory, HostDeviceFactory};
 use block_core::proto::mem::MemFactory;
-use block_core::proto::null::NullFactory;
+use block_core::proto::null::{NullAioFactory, NullFactory};
 use block_core::registry::OpenContext;
 use block_core::{Node, OpenFlags, Options, Registry};
 use block_iscsi::factory::IscsiFactory;
@@ -26,11 +29,15 @@ use crate::temporary;
 /// Every driver that the tools know.
 pub fn registry() -> Arc<Registry> {
     let registry = Registry::new()
+        .with(BlkdebugFactory)
+        .with(BlkverifyFactory)
         .with(CompressFactory)
+        .with(CopyOnReadFactory)
         .with(FileFactory)
         .with(HostDeviceFactory)
         .with(IscsiFactory::new(Arc::new(TcpConnector::new())))
         .with(MemFactory)
+        .with(NullAioFactory)
         .with(NullFactory)
         .with(Qcow2Factory)
         .with(VmdkFactory)
@@ -156,6 +163,18 @@ pub struct ImageSpec {
     pub writable_backing_depth: Option<usize>,
     /// Where writes go.
     pub writes: Writes,
+    /// What becomes of data that is read from a backing file.
+    pub backing_reads: BackingReads,
+}
+
+/// What becomes of data that is read from a backing file.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub enum BackingReads {
+    /// Nothing.
+    #[default]
+    Pass,
+    /// It is written to the image (`-C`).
+    Copy,
 }
 
 /// Where the writes to an image go.
@@ -184,6 +203,7 @@ impl ImageSpec {
             force_share: false,
             writable_backing_depth: None,
             writes: Writes::Image,
+            backing_reads: BackingReads::Pass,
         }
     }
 
@@ -218,17 +238,6 @@ impl ImageSpec {
         for (name, value) in self.options.iter() {
             options.set(name, value);
         }
-        if let Some(aio) = self.aio {
-            // It is the file's business, wherever in the options the file is.
-            let name = match options.peek("driver") {
-                Some("file" | "host_device") => "aio",
-                Some("compress") => "file.file.aio",
-                _ => "file.aio",
-            };
-            if options.peek(name).is_none() {
-                options.set(name, aio.name());
-            }
-        }
         let detect_zeroes = match self.detect_zeroes {
             DetectZeroes::Off => None,
             DetectZeroes::On => Some("on"),
@@ -253,6 +262,13 @@ pub async fn open(spec: &ImageSpec) -> Result<Node, SpecError> {
 pub async fn open_in(mut context: OpenContext, spec: &ImageSpec) -> Result<Node, SpecError> {
     context.flags = spec.open_flags();
     context.writable_backing_depth = spec.writable_backing_depth;
+    context.default_aio = spec.aio.map(AioMode::name);
+    if spec.backing_reads == BackingReads::Copy {
+        let below = ImageSpec { backing_reads: BackingReads::Pass, ..spec.clone() };
+        let node = Box::pin(open_in(context, &below)).await?;
+        let options = node.options().clone();
+        return Ok(Node::new(Arc::new(CopyOnReadDriver::new(node)), options));
+    }
     if spec.writes == Writes::TemporaryOverlay {
         return temporary::open(context, spec).await;
     }

@@ -13,9 +13,9 @@ use block_core::driver::BlockDriver;
 use block_core::io::exec::block_on;
 use block_core::options::OpenFlags;
 use block_core::range::to_u64;
-use block_core::{Alignment, ByteRange, Capabilities, Error, IoBuf, Node, RequestFlags, graph};
+use block_core::{Alignment, ByteRange, Error, IoBuf, Node, RequestFlags, graph};
 use block_testkit::disk::fault::{Fault, Rule};
-use block_testkit::disk::mem::{MemConfig, MemDisk, all_capabilities};
+use block_testkit::disk::mem::{MemConfig, MemDisk};
 use block_testkit::disk::record::Record;
 use block_testkit::disk::tap::{Call, Kind, Tapped};
 use block_testkit::naive::vmdk::Files;
@@ -67,14 +67,10 @@ impl Scene {
     }
 
     fn of(setup: Setup, files: Files, growth: Growth) -> Self {
-        let grows_on_write = growth == Growth::Grows;
         let disks = Disks::new(files, |bytes| {
-            let mut config = MemConfig::new(to_u64(bytes.len()));
-            config.step = None;
-            config.capabilities = Capabilities { grows_on_write, ..all_capabilities() };
-            let disk = config.build();
-            disk.load(0, &bytes);
-            disk
+            let mut config = MemConfig { step: None, ..MemConfig::file() };
+            config.capabilities.grows_on_write = growth == Growth::Grows;
+            config.holding(&bytes)
         });
         let (mut records, fault) = (Vec::new(), Fault::new());
         let mut below: Vec<Arc<dyn BlockDriver>> = Vec::new();

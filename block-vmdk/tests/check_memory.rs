@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test helpers outside of #[test]")]
 
+#[path = "../../block-testkit/tests/counting/mod.rs"]
 mod counting;
 mod damaged;
 mod kit;

@@ -6,20 +6,18 @@
 mod damaged;
 mod kit;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
-use async_trait::async_trait;
 use block_core::ability::Repair;
-use block_core::driver::{BlockDriver, Exactness, Prealloc};
-use block_core::proto::mem::MemDriver;
 use block_core::range::{to_u64, to_usize};
-use block_core::{BlockLimits, ByteRange, Capabilities, IoVec, RequestFlags, Result};
+use block_testkit::disk::noting::{Noting, after_crash};
 use block_testkit::naive::vmdk::make::NAME;
 use block_testkit::naive::vmdk::{Content, Entry, Image};
 use damaged::{Lost, Sample, check_files, check_node, damages, open_for_check, samples};
 use kit::{Disks, judge};
-use parking_lot::Mutex;
 use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 fn sample(index: usize) -> &'static Sample {
     static SAMPLES: OnceLock<Vec<Sample>> = OnceLock::new();
@@ -148,106 +146,9 @@ fn untouched(good: &Sample, touched: &[u64]) -> Vec<u64> {
     (0..sparse.grains()).filter(holds).filter(is_safe).collect()
 }
 
-/// A disk that notes what arrives, to be played again up to any point.
-struct Noting {
-    disk: Arc<MemDriver>,
-    notes: Mutex<Vec<Note>>,
-}
-
-#[derive(Clone)]
-enum Note {
-    Write(u64, Vec<u8>),
-    Truncate(u64),
-    Flush,
-}
-
-#[async_trait]
-impl BlockDriver for Noting {
-    fn name(&self) -> &'static str {
-        "noting"
-    }
-
-    fn len(&self) -> u64 {
-        self.disk.len()
-    }
-
-    fn limits(&self) -> BlockLimits {
-        BlockLimits::default()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.disk.capabilities()
-    }
-
-    fn is_read_only(&self) -> bool {
-        false
-    }
-
-    async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
-        Arc::clone(&self.disk).preadv(range, iov).await
-    }
-
-    async fn pwritev(
-        self: Arc<Self>,
-        range: ByteRange,
-        iov: IoVec,
-        flags: RequestFlags,
-    ) -> Result<()> {
-        self.notes.lock().push(Note::Write(range.offset(), iov.to_vec()));
-        Arc::clone(&self.disk).pwritev(range, iov, flags).await
-    }
-
-    async fn truncate(self: Arc<Self>, len: u64, how: Exactness, prealloc: Prealloc) -> Result<()> {
-        self.notes.lock().push(Note::Truncate(len));
-        Arc::clone(&self.disk).truncate(len, how, prealloc).await
-    }
-
-    async fn flush_to_disk(self: Arc<Self>) -> Result<()> {
-        self.notes.lock().push(Note::Flush);
-        Ok(())
-    }
-}
-
-/// What a disk may hold that lost power after `count` notes: all before the last flush, and of the
-/// sectors written since then those that `keeps` picks.
-fn after_crash(
-    start: &[u8],
-    notes: &[Note],
-    count: usize,
-    mut keeps: impl FnMut() -> bool,
-) -> Vec<u8> {
-    let mut bytes = start.to_vec();
-    let notes = &notes[..count];
-    let stable = notes.iter().rposition(|note| matches!(note, Note::Flush)).unwrap_or(0);
-    for (index, note) in notes.iter().enumerate() {
-        let (offset, data) = match note {
-            Note::Write(offset, data) => (offset, data),
-            Note::Truncate(len) if index < stable || keeps() => {
-                bytes.resize(to_usize(*len), 0);
-                continue;
-            }
-            _ => continue,
-        };
-        // Sectors are atomic; a write may begin within one.
-        let mut at = 0;
-        while at < data.len() {
-            let place = to_usize(*offset) + at;
-            let len = (512 - place % 512).min(data.len() - at);
-            if index < stable || keeps() {
-                if bytes.len() < place + len {
-                    bytes.resize(place + len, 0);
-                }
-                bytes[place..place + len].copy_from_slice(&data[at..at + len]);
-            }
-            at += len;
-        }
-    }
-    bytes
-}
-
 #[test]
 fn a_repair_that_is_cut_off_loses_nothing() {
-    let mut random = TestRandom(7);
+    let mut random = ChaCha8Rng::seed_from_u64(7);
     let mut images = 0;
     for name in ["4k zeroed", "cowd preallocated", "stream"] {
         let good = damaged::sample(name);
@@ -255,23 +156,19 @@ fn a_repair_that_is_cut_off_loses_nothing() {
         for damage in damages() {
             let mut damaged = good.clone();
             let Some(lost) = (damage.apply)(&mut damaged) else { continue };
-            let noting = |bytes: Vec<u8>| {
-                let disk = Arc::new(MemDriver::from_bytes(&bytes).unwrap());
-                Arc::new(Noting { disk, notes: Mutex::default() })
-            };
-            let disks = Disks::new(damaged.files.clone(), noting);
+            let disks = Disks::new(damaged.files.clone(), |bytes| Noting::new(&bytes));
             let node = open_for_check(&damaged.setup, &disks).unwrap();
             check_node(&node, Repair::All).unwrap();
             let (_, noting) = disks.0.iter().find(|(name, _)| *name == damaged.name).unwrap();
-            let notes = noting.notes.lock().clone();
+            let notes = noting.notes();
             let place = format!("{name}: {}", damage.name);
             assert!(notes.len() >= 2, "{place}: nothing was mended");
             for count in 0..=notes.len() {
                 // All of what was not flushed, or some of it.
                 for share in [4, 2] {
                     let mut cut = damaged.clone();
-                    let keeps = || random.below(4) < share;
-                    *cut.file_mut() = after_crash(damaged.file(), &notes, count, keeps);
+                    let keeps = || random.random_range(0..4) < share;
+                    *cut.file_mut() = after_crash(damaged.file(), &notes[..count], keeps);
                     images += 1;
                     let place = format!("{place} cut off after {count}, share {share}");
                     no_worse(&cut, &old, &lost, &place);
@@ -294,14 +191,4 @@ fn no_worse(cut: &Sample, old: &[u8], lost: &Lost, place: &str) {
     };
     let differs = (0..old.len()).find(|at| old[*at] != new[*at] && !gone.contains(at));
     assert_eq!(differs, None, "{place}: {said:#?}");
-}
-
-/// A small generator whose seed stands in the test.
-struct TestRandom(u64);
-
-impl TestRandom {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        (self.0 >> 33) % bound
-    }
 }

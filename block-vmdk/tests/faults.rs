@@ -12,10 +12,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use block_core::driver::BlockDriver;
 use block_core::error::Error;
-use block_core::{Alignment, ByteRange, Capabilities, RequestFlags, graph};
+use block_core::{Alignment, ByteRange, RequestFlags, graph};
 use block_testkit::campaign::{Campaign, Game};
 use block_testkit::disk::fault::{Effect, Fault, Rule};
-use block_testkit::disk::mem::{MemConfig, MemDisk, all_capabilities};
+use block_testkit::disk::mem::{MemConfig, MemDisk};
 use block_testkit::disk::record::Record;
 use block_testkit::disk::tap::{Call, Kind, Tap, Tapped, Verdict};
 use block_testkit::exec::Exec;
@@ -86,12 +86,7 @@ impl Tap for Errors {
 const GROWTH: u64 = 512 << 10;
 
 fn file(bytes: &[u8]) -> Arc<MemDisk> {
-    let mut config = MemConfig::new(bytes.len() as u64);
-    config.step = None;
-    config.capabilities = Capabilities { grows_on_write: true, ..all_capabilities() };
-    let disk = config.build();
-    disk.load(0, bytes);
-    disk
+    MemConfig { step: None, ..MemConfig::file() }.holding(bytes)
 }
 
 /// The disk on files, and a parent, that fail by the rules.

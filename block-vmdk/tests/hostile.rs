@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
+#[path = "../../block-testkit/tests/counting/mod.rs"]
 mod counting;
 mod damaged;
 mod kit;

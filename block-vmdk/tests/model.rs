@@ -12,29 +12,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use block_core::graph;
 use block_testkit::campaign::{Campaign, Game};
 use block_testkit::disk::inline::Inline;
-use block_testkit::disk::mem::{MemConfig, MemDisk, all_capabilities};
+use block_testkit::disk::mem::{MemConfig, MemDisk};
 use block_testkit::disk::tap::Tapped;
 use block_testkit::exec::Exec;
 use block_testkit::model::disk::DiskModel;
 use block_testkit::naive::vmdk::Files;
 use block_testkit::naive::vmdk::make::NAME;
 use block_testkit::peer::{ImageDir, Verdict};
-use block_testkit::play::Player;
+use block_testkit::play::{Complaint, Player};
 use kit::setups::BASE;
-use kit::{Complaint, Disks, Judged, Setup, World, judge, known, ops, setups, unexpected};
+use kit::{Disks, Judged, Setup, World, judge, known, ops, setups, unexpected};
 
 /// A file in memory that grows, as tests want it: it tears what overlaps, and discards leave junk.
 fn file(bytes: &[u8], setup: &Setup) -> Arc<MemDisk> {
-    let mut config = MemConfig::new(bytes.len() as u64);
+    let mut config = MemConfig::file();
     if (bytes.len() as u64).is_multiple_of(setup.align) {
         config = config.aligned(setup.align);
     }
     config.step = Some(setup.shape.grain_size().max(2048) / 2);
-    let grows_on_write = setup.room.is_none();
-    config.capabilities = block_core::Capabilities { grows_on_write, ..all_capabilities() };
-    let disk = config.build();
-    disk.load(0, bytes);
-    disk
+    config.capabilities.grows_on_write = setup.room.is_none();
+    config.holding(bytes)
 }
 
 fn world(disks: &Disks<MemDisk>, setup: &Setup) -> World {

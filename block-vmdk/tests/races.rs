@@ -12,22 +12,21 @@ mod kit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use block_core::driver::BlockDriver;
 use block_core::io::exec::block_on;
-use block_core::{Alignment, ByteRange, Error, IoBuf, Node, RequestFlags, Result, graph};
-use block_testkit::disk::fault::{Fault, Rule};
-use block_testkit::disk::hold::{Hold, Point};
-use block_testkit::disk::mem::{MemConfig, MemDisk, all_capabilities};
-use block_testkit::disk::record::Record;
+use block_core::{ByteRange, Error, RequestFlags, Result, graph};
+use block_testkit::disk::fault::Rule;
+use block_testkit::disk::hold::Point;
+use block_testkit::disk::mem::{MemConfig, MemDisk};
 use block_testkit::disk::tap::{Call, Kind, Tap, Tapped, Verdict};
 use block_testkit::exec::{Exec, JoinHandle};
 use block_testkit::naive::vmdk::make::{Grain, NAME, Redundant, Subformat, Tables, ZeroedGrains};
 use block_testkit::naive::vmdk::{Content, Entry, Files, Image};
-use block_testkit::op::{contents, io_vec};
+use block_testkit::op::contents;
 use block_testkit::peer::{self, ImageDir};
+use block_testkit::race::{Expected, HELD, Reused, Scene, Taps, check_contents, hammer};
 use kit::setups::{BASE, Filled, Setup, setup};
 use kit::{Disks, judge};
 use parking_lot::Mutex;
@@ -36,8 +35,6 @@ use parking_lot::Mutex;
 const SEEDS: u64 = 8;
 /// Bytes of a grain where a test does not say otherwise.
 const GRAIN: u64 = 4096;
-/// The request that a race is about.
-const HELD: u64 = 1;
 
 /// A disk of one file with 64 grains of 4 KiB and nothing in them.
 fn plain() -> Setup {
@@ -78,26 +75,7 @@ fn split() -> Setup {
 
 /// A file in memory: discards leave junk, and data moves in steps.
 fn disk(bytes: &[u8]) -> Arc<MemDisk> {
-    let mut config = MemConfig::new(bytes.len() as u64);
-    config.step = Some(GRAIN / 2);
-    config.capabilities = block_core::Capabilities { grows_on_write: true, ..all_capabilities() };
-    let disk = config.build();
-    disk.load(0, bytes);
-    disk
-}
-
-/// An open disk, what lies below it, and what its guest must see.
-#[derive(Clone)]
-struct Scene {
-    exec: Exec,
-    fault: Arc<Fault>,
-    /// What the file got: nothing that is held.
-    record: Arc<Record>,
-    hold: Arc<Hold>,
-    node: Node,
-    /// `None` where a byte may be anything.
-    expected: Arc<Mutex<Vec<Option<u8>>>>,
-    next_op: Arc<AtomicUsize>,
+    MemConfig { step: Some(GRAIN / 2), ..MemConfig::file() }.holding(bytes)
 }
 
 /// Plays a race on a disk of these grains under every seed, and judges what is left. The first file that has
@@ -119,7 +97,7 @@ fn race<F>(
         let (setup_here, below, wanted) =
             (setup.clone(), Arc::clone(&disks), Arc::clone(&expected));
         Exec::run(seed, move |exec| async move {
-            let scene = Scene::open(&setup_here, exec, &below, wanted, |disk| disk).await;
+            let scene = open(&setup_here, exec, &below, wanted, |disk| disk).await;
             play(scene.clone()).await;
             assert_eq!(scene.hold.held(), [], "seed {seed}: something is still held");
             graph::close(&scene.node).await.unwrap();
@@ -132,10 +110,7 @@ fn race<F>(
 fn check_files(setup: &Setup, files: &Files, expected: &[Option<u8>], seed: u64) {
     let judged = judge(setup, files).unwrap();
     judged.clean().unwrap_or_else(|why| panic!("seed {seed}: {why}"));
-    assert_eq!(judged.contents.len(), expected.len(), "seed {seed}");
-    let wrong =
-        judged.contents.iter().zip(expected).position(|(is, want)| Some(*is) != want.or(Some(*is)));
-    assert_eq!(wrong, None, "seed {seed}: wrong contents from there on");
+    check_contents(&judged.contents, expected, seed);
     if seed == 0 {
         let dir = ImageDir::new().unwrap();
         for (name, bytes) in files {
@@ -148,146 +123,39 @@ fn check_files(setup: &Setup, files: &Files, expected: &[Option<u8>], seed: u64)
     }
 }
 
-impl Scene {
-    async fn open(
-        setup: &Setup,
-        exec: Exec,
-        disks: &Disks<MemDisk>,
-        expected: Arc<Mutex<Vec<Option<u8>>>>,
-        below: impl Fn(Arc<dyn BlockDriver>) -> Arc<dyn BlockDriver>,
-    ) -> Self {
-        let (fault, record, hold) = (Fault::new(), Record::new(), Hold::new());
-        let mut world = disks.world(setup, |disk| -> Arc<dyn BlockDriver> { disk });
-        let tapped = usize::from(world.files.len() > 1);
-        let file = below(Arc::clone(&world.files[tapped]));
-        let file = Tapped::new(file, Arc::clone(&record));
-        let file = Tapped::new(file, Arc::clone(&fault));
-        world.files[tapped] = Tapped::new(file, Arc::clone(&hold));
-        let node = world.open().await.unwrap();
-        let next_op = Arc::new(AtomicUsize::new(1));
-        Self { exec, fault, record, hold, node, expected, next_op }
-    }
-
-    /// `len` bytes from byte `within` of a grain on.
-    fn part(&self, grain: u64, within: u64, len: u64) -> ByteRange {
-        ByteRange::new(grain * GRAIN + within, len).unwrap()
-    }
-
-    fn whole(&self, grain: u64) -> ByteRange {
-        self.part(grain, 0, GRAIN)
-    }
-
-    /// Starts a write on behalf of `label`. What it writes is expected from now on.
-    fn start_write(&self, label: u64, range: ByteRange) -> JoinHandle<Result<()>> {
-        let op = u32::try_from(self.next_op.fetch_add(1, Ordering::Relaxed)).unwrap();
-        let bytes = contents(op, range);
-        self.expect(range, bytes.iter().copied().map(Some));
-        let iov = io_vec(&bytes, Alignment::ONE, 1);
-        // Past the request layer, which would keep requests apart that overlap.
-        let driver = Arc::clone(self.node.driver());
-        let write = driver.pwritev(range, iov, RequestFlags::empty());
-        self.exec.spawn_labelled(label, format!("write {range}"), write)
-    }
-
-    async fn write(&self, range: ByteRange) {
-        self.start_write(HELD + 1, range).await.unwrap();
-    }
-
-    fn expect(&self, range: ByteRange, bytes: impl Iterator<Item = Option<u8>>) {
-        let mut expected = self.expected.lock();
-        for (at, byte) in (range.offset()..range.end()).zip(bytes) {
-            expected[kit::index(at)] = byte;
-        }
-    }
-
-    fn expect_zeroes(&self, range: ByteRange) {
-        self.expect(range, std::iter::repeat(Some(0)));
-    }
-
-    /// What must be there now.
-    fn expected(&self, range: ByteRange) -> Vec<u8> {
-        let expected = self.expected.lock();
-        let bytes = &expected[kit::index(range.offset())..kit::index(range.end())];
-        bytes.iter().map(|byte| byte.unwrap()).collect()
-    }
-
-    async fn read(&self, range: ByteRange) -> Vec<u8> {
-        let buf = IoBuf::zeroed(kit::index(range.len()), Alignment::ONE).unwrap();
-        let driver = Arc::clone(self.node.driver());
-        driver.preadv(range, buf.clone().into()).await.unwrap();
-        buf.to_vec()
-    }
-
-    /// Starts a zero write at the driver: the layer would wait for what runs in the range.
-    fn start_zero(&self, label: u64, range: ByteRange) -> JoinHandle<Result<()>> {
-        let driver = Arc::clone(self.node.driver());
-        let zero = driver.pwrite_zeroes(range, RequestFlags::MAY_UNMAP);
-        self.exec.spawn_labelled(label, format!("zero {range}"), zero)
-    }
-
-    async fn zero(&self, range: ByteRange) {
-        self.start_zero(HELD + 1, range).await.unwrap();
-        self.expect_zeroes(range);
-    }
-
-    async fn discard(&self, range: ByteRange) {
-        Arc::clone(self.node.driver()).pdiscard(range).await.unwrap();
-        self.expect_zeroes(range);
-    }
-
-    /// Does what comes once in an open disk: content id, mark, growth of the file.
-    async fn warm_up(&self) {
-        self.write(self.part(60, 0, 512)).await;
-        self.node.flush().await.unwrap();
-        self.record.take();
-    }
-
-    /// Holds what arrives for [`HELD`] and is of this kind, before anything is done.
-    fn hold(&self, kind: Kind) {
-        self.hold.hold(Point::Before, move |call| call.kind == kind && call.label == Some(HELD));
-    }
-
-    /// The one request that is held, once it is there.
-    async fn held(&self) -> Call {
-        let mut calls = self.hold.arrived(1).await;
-        self.hold.stop_holding();
-        calls.pop().unwrap()
-    }
-
-    /// Returns when nothing can go on by itself any more.
-    async fn idle(&self) {
-        self.exec.sleep(Duration::from_secs(1)).await;
-    }
-
-    /// The place of a grain that holds a byte of the file: places are multiples of its length here.
-    fn host(&self, offset: u64) -> ByteRange {
-        ByteRange::new(offset, 1).unwrap().expand(Alignment::new(GRAIN).unwrap())
-    }
-
-    /// Writes and flushes grains from `from` to `to`, one by one: what was freed before can be given out
-    /// again. Says whether `host` was.
-    async fn churn(&self, from: u64, to: u64, host: ByteRange) -> Reused {
-        self.record.take();
-        for grain in from..to {
-            self.write(self.whole(grain)).await;
-            self.node.flush().await.unwrap();
-        }
-        self.reused(host)
-    }
-
-    /// Whether something was written to `host` since the last look.
-    fn reused(&self, host: ByteRange) -> Reused {
-        let writes = |call: &Call| matches!(call.kind, Kind::Write | Kind::Zero);
-        let hit = |call: &Call| writes(call) && call.range.overlaps(host);
-        if self.record.take().iter().any(hit) { Reused::Yes } else { Reused::No }
-    }
+/// Opens the disk; `below` goes between the file that is looked at and the taps on it.
+async fn open(
+    setup: &Setup,
+    exec: Exec,
+    disks: &Disks<MemDisk>,
+    expected: Expected,
+    below: impl Fn(Arc<dyn BlockDriver>) -> Arc<dyn BlockDriver>,
+) -> Scene {
+    let mut world = disks.world(setup, |disk| -> Arc<dyn BlockDriver> { disk });
+    let tapped = usize::from(world.files.len() > 1);
+    let (taps, file) = Taps::on(below(Arc::clone(&world.files[tapped])));
+    world.files[tapped] = file;
+    let node = world.open().await.unwrap();
+    Scene::new(exec, taps, node, GRAIN, expected)
 }
 
-/// Whether the place of a grain was given out again.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
-enum Reused {
-    Yes,
-    No,
+/// Starts a zero write at the driver: the layer would wait for what runs in the range.
+fn start_zero(scene: &Scene, label: u64, range: ByteRange) -> JoinHandle<Result<()>> {
+    let driver = Arc::clone(scene.node.driver());
+    let zero = driver.pwrite_zeroes(range, RequestFlags::MAY_UNMAP);
+    scene.exec.spawn_labelled(label, format!("zero {range}"), zero)
+}
+
+async fn zero(scene: &Scene, range: ByteRange) {
+    start_zero(scene, HELD + 1, range).await.unwrap();
+    scene.expect_zeroes(range);
+}
+
+/// Does what comes once in an open disk: content id, mark, growth of the file.
+async fn warm_up(scene: &Scene) {
+    scene.write(scene.part(60, 0, 512)).await;
+    scene.node.flush().await.unwrap();
+    scene.record.take();
 }
 
 fn data(op: u32, grain: u64) -> (u64, Grain) {
@@ -299,7 +167,7 @@ fn data(op: u32, grain: u64) -> (u64, Grain) {
 fn two_writes_into_one_unallocated_grain() {
     for setup in [plain(), child(), empty_directory(), cowd()] {
         race(&setup, &[], |scene| async move {
-            scene.warm_up().await;
+            warm_up(&scene).await;
             scene.hold(Kind::Write);
             let first = scene.start_write(HELD, scene.part(3, 0, 1024));
             let host = scene.host(scene.held().await.range.offset());
@@ -322,7 +190,7 @@ fn two_writes_into_one_unallocated_grain() {
 fn writes_into_different_grains_wait_for_nothing() {
     for setup in [plain(), child(), empty_directory(), cowd()] {
         race(&setup, &[data(0, 9)], |scene| async move {
-            scene.warm_up().await;
+            warm_up(&scene).await;
             scene.hold(Kind::Write);
             let first = scene.start_write(HELD, scene.part(3, 0, 1024));
             scene.held().await;
@@ -341,7 +209,7 @@ fn writes_into_different_grains_wait_for_nothing() {
 #[test]
 fn reads_during_a_copy_of_a_grain_see_what_was_there() {
     race(&child(), &[], |scene| async move {
-        scene.warm_up().await;
+        warm_up(&scene).await;
         let old = scene.expected(scene.whole(3));
         scene.hold(Kind::Write);
         let write = scene.start_write(HELD, scene.part(3, 1000, 1024));
@@ -361,12 +229,12 @@ fn zero_write_against_an_allocating_write() {
     zeroed.shape.zeroed_grains = ZeroedGrains::Yes;
     for setup in [plain(), zeroed] {
         race(&setup, &[data(0, 2), data(0, 4)], |scene| async move {
-            scene.warm_up().await;
+            warm_up(&scene).await;
             scene.hold(Kind::Write);
             let write = scene.start_write(HELD, scene.part(3, 1024, 1024));
             scene.held().await;
             let range = scene.part(2, 0, 3 * GRAIN);
-            let zero = scene.start_zero(HELD + 1, range);
+            let zero = start_zero(&scene, HELD + 1, range);
             scene.idle().await;
             assert_eq!(scene.hold.held().len(), 1, "the write is still on its way");
             scene.hold.release_all();
@@ -384,7 +252,7 @@ async fn write_in_place_meets<F: Future<Output = ()>>(
     scene: Scene,
     drop_it: impl FnOnce(Scene) -> F,
 ) {
-    scene.warm_up().await;
+    warm_up(&scene).await;
     scene.hold(Kind::Write);
     let write = scene.start_write(HELD, scene.part(3, 512, 1024));
     let host = scene.host(scene.held().await.range.offset());
@@ -401,7 +269,7 @@ async fn write_in_place_meets<F: Future<Output = ()>>(
 fn write_against_zero_write_and_reuse() {
     race(&plain(), &[data(0, 2), data(0, 3), data(0, 4)], |scene| async move {
         write_in_place_meets(scene, |scene| async move {
-            scene.zero(scene.whole(3)).await;
+            zero(&scene, scene.whole(3)).await;
         })
         .await;
     });
@@ -424,7 +292,7 @@ fn write_against_discard_and_reuse() {
 #[test]
 fn read_against_discard_and_reuse() {
     race(&plain(), &[data(0, 3), data(0, 4)], |scene| async move {
-        scene.warm_up().await;
+        warm_up(&scene).await;
         let old = scene.expected(scene.whole(3));
         scene.hold(Kind::Read);
         let reader = scene.clone();
@@ -444,7 +312,7 @@ fn read_against_discard_and_reuse() {
 #[test]
 fn write_to_the_old_place_of_a_grain_that_has_a_new_one() {
     race(&plain(), &[data(0, 3), data(0, 4)], |scene| async move {
-        scene.warm_up().await;
+        warm_up(&scene).await;
         scene.hold(Kind::Write);
         let write = scene.start_write(HELD, scene.part(3, 512, 1024));
         let host = scene.host(scene.held().await.range.offset());
@@ -462,7 +330,7 @@ fn write_to_the_old_place_of_a_grain_that_has_a_new_one() {
 #[test]
 fn discard_whose_punch_comes_late() {
     race(&plain(), &[data(0, 2), data(0, 3), data(0, 4)], |scene| async move {
-        scene.warm_up().await;
+        warm_up(&scene).await;
         scene.discard(scene.whole(3)).await;
         scene.hold.hold(Point::Before, |call| call.kind == Kind::Discard);
         let flusher = scene.clone();
@@ -493,7 +361,7 @@ fn discard_whose_punch_comes_late() {
 fn error_of_one_of_two_racing_allocations() {
     for setup in [plain(), child()] {
         race(&setup, &[data(0, 4)], |scene| async move {
-            scene.warm_up().await;
+            warm_up(&scene).await;
             scene.hold(Kind::Write);
             let lost = scene.part(3, 0, 1024);
             let before = scene.expected(lost);
@@ -552,7 +420,7 @@ fn two_writes_that_need_one_new_table() {
         let mut setup = empty_directory();
         setup.shape.redundant = redundant;
         race(&setup, &[], |scene| async move {
-            scene.warm_up().await;
+            warm_up(&scene).await;
             scene.hold.hold(Point::Before, |call| call.kind == Kind::Write);
             let writes = [3, 5].map(|grain| scene.start_write(HELD, scene.part(grain, 0, 512)));
             assert_eq!(scene.hold.arrived(2).await.len(), 2, "both have their grains");
@@ -672,8 +540,8 @@ fn flush_meets_link(setup: &Setup, seed: u64, point: usize) -> bool {
     let (wanted, setup_here, below) = (Arc::clone(&expected), setup.clone(), Arc::clone(&disks));
     let reached = Exec::run(seed, move |exec| async move {
         let tap = |disk| -> Arc<dyn BlockDriver> { Tapped::new(disk, Arc::clone(&links)) };
-        let scene = Scene::open(&setup_here, exec, &below, wanted, tap).await;
-        scene.warm_up().await;
+        let scene = open(&setup_here, exec, &below, wanted, tap).await;
+        warm_up(&scene).await;
         scene.write(scene.whole(5)).await;
         let count = AtomicUsize::new(0);
         scene.hold.hold(Point::Before, move |call| {
@@ -686,7 +554,7 @@ fn flush_meets_link(setup: &Setup, seed: u64, point: usize) -> bool {
         let reached = !scene.hold.held().is_empty();
         scene.write(scene.whole(6)).await;
         scene.write(scene.part(17, 0, 512)).await;
-        scene.zero(scene.whole(4)).await;
+        zero(&scene, scene.whole(4)).await;
         scene.hold.release_all();
         flush.await.unwrap();
         assert!(links.linked.lock().len() > before, "the flush has linked what was there");
@@ -711,52 +579,6 @@ fn flush_against_a_write_that_links_between_its_phases() {
     }
 }
 
-/// What a thread does with its own grains: those whose number is `number` modulo `THREADS`.
-fn hammer(node: &Node, number: u64, rounds: u32, grains: u64) -> Vec<u32> {
-    let seed = u64::from(rounds) + number;
-    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = move |bound: u64| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random % bound
-    };
-    // Who wrote a grain last; zero for nobody.
-    let mut owners = vec![0; kit::index(grains)];
-    for round in 1..=rounds {
-        let at = next(grains / THREADS) * THREADS + number;
-        let range = ByteRange::new(at * GRAIN, GRAIN).unwrap();
-        let owner = &mut owners[kit::index(at)];
-        match next(16) {
-            0 => block_on(node.flush()).unwrap(),
-            1..=4 => {
-                let buf = IoBuf::zeroed(kit::index(GRAIN), Alignment::ONE).unwrap();
-                block_on(node.read(range, buf.clone().into())).unwrap();
-                assert_eq!(buf.to_vec(), written(*owner, range), "thread {number}, round {round}");
-            }
-            5 => {
-                block_on(node.write_zeroes(range, RequestFlags::MAY_UNMAP)).unwrap();
-                *owner = 0;
-            }
-            _ => {
-                *owner = round * 8 + u32::try_from(number).unwrap();
-                let iov = io_vec(&written(*owner, range), Alignment::ONE, 1);
-                block_on(node.write(range, iov, RequestFlags::empty())).unwrap();
-            }
-        }
-    }
-    owners
-}
-
-fn written(owner: u32, range: ByteRange) -> Vec<u8> {
-    match owner {
-        0 => vec![0; kit::index(range.len())],
-        owner => contents(owner, range),
-    }
-}
-
-const THREADS: u64 = 4;
-
 #[test]
 fn threads_on_different_grains_of_one_disk() {
     let mut setup = empty_directory();
@@ -767,21 +589,8 @@ fn threads_on_different_grains_of_one_disk() {
         let disks = Disks::new(setup.make(), |bytes| disk(&bytes));
         let world = disks.world(&setup, |disk| -> Arc<dyn BlockDriver> { disk });
         let node = block_on(world.open()).unwrap();
-        let owners: Vec<_> = std::thread::scope(|scope| {
-            let spawn = |number| {
-                let node = node.clone();
-                scope.spawn(move || hammer(&node, number, 1200, 1024))
-            };
-            let running: Vec<_> = (0..THREADS).map(spawn).collect();
-            running.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
+        let expected = hammer(&node, GRAIN, 1200);
         block_on(graph::close(&node)).unwrap();
-        let mut expected = Vec::new();
-        for at in 0..1024 {
-            let owner = owners[kit::index(at % THREADS)][kit::index(at)];
-            let range = ByteRange::new(at * GRAIN, GRAIN).unwrap();
-            expected.extend(written(owner, range).into_iter().map(Some));
-        }
         check_files(&setup, &disks.bytes(MemDisk::to_vec), &expected, 0);
     }
 }

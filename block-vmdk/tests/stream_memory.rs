@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test helpers outside of #[test]")]
 
+#[path = "../../block-testkit/tests/counting/mod.rs"]
 mod counting;
 
 use std::io;
@@ -10,49 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use async_trait::async_trait;
-use block_core::driver::BlockDriver;
 use block_core::job::copy::{Progress, TargetContents};
-use block_core::{BlockLimits, ByteRange, Cancel, Capabilities, IoVec, Node, RequestFlags, Result};
+use block_core::{Cancel, Node};
+use block_testkit::disk::full::Full;
 use block_vmdk::stream::{ReadError, ReadInto, StreamReader, StreamWriter};
 use counting::{HELD, MOST};
 use futures::executor::block_on;
 use futures::io::{AsyncRead, Cursor};
-
-/// A disk that is full of one byte and takes no memory, whatever is written.
-struct Full(u64);
-
-#[async_trait]
-impl BlockDriver for Full {
-    fn name(&self) -> &'static str {
-        "full"
-    }
-
-    fn len(&self) -> u64 {
-        self.0
-    }
-
-    fn limits(&self) -> BlockLimits {
-        BlockLimits::default()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::default()
-    }
-
-    fn is_read_only(&self) -> bool {
-        false
-    }
-
-    async fn preadv(self: Arc<Self>, _: ByteRange, iov: IoVec) -> Result<()> {
-        iov.fill(0, iov.len(), 0x5a);
-        Ok(())
-    }
-
-    async fn pwritev(self: Arc<Self>, _: ByteRange, _: IoVec, _: RequestFlags) -> Result<()> {
-        Ok(())
-    }
-}
 
 /// Bytes of buffers that are asked for.
 const MEMORY: usize = 2 << 20;

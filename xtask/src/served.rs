@@ -50,6 +50,11 @@ impl Served {
         format!("iscsi://{}/{NAME}/{unit}", self.portal)
     }
 
+    /// Where it listens.
+    pub(crate) fn portal(&self) -> &str {
+        &self.portal
+    }
+
     /// Ends it.
     pub(crate) fn stop(mut self) -> Result<Counts> {
         let pid = self.child.id().to_string();

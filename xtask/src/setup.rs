@@ -22,7 +22,8 @@ struct Program {
 }
 
 /// Everything that any command compares with.
-pub(crate) const ALL: [Peer; 7] = [QEMU, LIBQCOW, LIBVMDK, VMDKINFO, LIBISCSI, STRACE, E2FSPROGS];
+pub(crate) const ALL: [Peer; 8] =
+    [QEMU, LIBQCOW, LIBVMDK, VMDKINFO, LIBISCSI, TGT, STRACE, E2FSPROGS];
 
 /// qemu-img and qemu-io.
 pub(crate) const QEMU: Peer = Peer {
@@ -75,6 +76,10 @@ pub(crate) const VMDKINFO: Peer = Peer {
     elsewhere: "libvmdk, from github.com/libyal/libvmdk",
 };
 
+/// By their paths: `/usr/sbin` is on the search path of administrators only.
+pub(crate) const TGTD: &str = "/usr/sbin/tgtd";
+pub(crate) const TGTADM: &str = "/usr/sbin/tgtadm";
+
 /// libiscsi's tools: an initiator of its own, and a conformance program for targets.
 pub(crate) const LIBISCSI: Peer = Peer {
     programs: &[
@@ -87,6 +92,16 @@ pub(crate) const LIBISCSI: Peer = Peer {
     ],
     package: "libiscsi-bin",
     elsewhere: "libiscsi-utils in Fedora and openSUSE, libiscsi in Arch Linux",
+};
+
+/// tgt, an iSCSI target in user space.
+pub(crate) const TGT: Peer = Peer {
+    programs: &[
+        Program { name: TGTD, probe: &[TGTD, "-V"] },
+        Program { name: TGTADM, probe: &[TGTADM, "--version"] },
+    ],
+    package: "tgt",
+    elsewhere: "scsi-target-utils in Fedora, tgt in openSUSE and Arch Linux",
 };
 
 impl Peer {

@@ -136,6 +136,7 @@ impl BlockDriver for RawDriver {
     }
 
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
+        self.file.driver().event("read_aio");
         self.file.read(self.in_file(range)?, iov).await
     }
 
@@ -150,9 +151,13 @@ impl BlockDriver for RawDriver {
             Some(guard) if range.offset() < PROBE_BYTES => {
                 let _writing = guard.writing.lock().await;
                 guard.check(&self.file, range, &iov).await?;
+                self.file.driver().event("write_aio");
                 self.file.write(in_file, iov, flags).await
             }
-            _ => self.file.write(in_file, iov, flags).await,
+            _ => {
+                self.file.driver().event("write_aio");
+                self.file.write(in_file, iov, flags).await
+            }
         }
     }
 
@@ -181,6 +186,16 @@ impl BlockDriver for RawDriver {
         Ok(DriverStatus::recurse(range.len(), self.file.clone(), offset))
     }
 
+    async fn flush_to_os(self: Arc<Self>) -> Result<()> {
+        self.file.driver().event("flush_to_os");
+        Ok(())
+    }
+
+    async fn flush_to_disk(self: Arc<Self>) -> Result<()> {
+        self.file.driver().event("flush_to_disk");
+        Ok(())
+    }
+
     async fn truncate(
         self: Arc<Self>,
         len: u64,
@@ -192,6 +207,10 @@ impl BlockDriver for RawDriver {
         }
         let len = len.checked_add(self.offset).filter(|l| *l <= MAX_LEN).ok_or(Error::Invalid)?;
         self.file.truncate(len, exactness, prealloc).await
+    }
+
+    fn event(&self, name: &'static str) {
+        self.file.driver().event(name);
     }
 
     async fn reopen_prepare(

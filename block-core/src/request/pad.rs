@@ -19,6 +19,37 @@ pub(crate) struct Padding {
     tail: Option<IoBuf>,
 }
 
+/// Which bounce blocks a read fills.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Edges {
+    /// The first block.
+    Head,
+    /// The last block.
+    Tail,
+    /// Both.
+    Both,
+}
+
+impl Edges {
+    /// The events before the read.
+    pub(crate) fn before(self) -> &'static [&'static str] {
+        match self {
+            Self::Head => &["pwritev_rmw_head"],
+            Self::Tail => &["pwritev_rmw_tail"],
+            Self::Both => &["pwritev_rmw_head", "pwritev_rmw_tail"],
+        }
+    }
+
+    /// The events after the read.
+    pub(crate) fn after(self) -> &'static [&'static str] {
+        match self {
+            Self::Head => &["pwritev_rmw_after_head"],
+            Self::Tail => &["pwritev_rmw_after_tail"],
+            Self::Both => &["pwritev_rmw_after_head", "pwritev_rmw_after_tail"],
+        }
+    }
+}
+
 impl Padding {
     /// Bounce buffers for `range`, which must not be aligned or empty.
     pub(crate) fn new(range: ByteRange, limits: &BlockLimits) -> Result<Self> {
@@ -48,13 +79,16 @@ impl Padding {
     }
 
     /// What must be read before the blocks can be written: one request where both blocks touch.
-    pub(crate) fn reads(&self) -> impl Iterator<Item = (ByteRange, IoVec)> {
+    pub(crate) fn reads(&self) -> impl Iterator<Item = (Edges, ByteRange, IoVec)> {
+        let with = |edges| move |(range, iov)| (edges, range, iov);
         let (first, second) = match (self.head(), self.tail()) {
             (Some((head, a)), Some((tail, b))) if head.end() == tail.offset() => {
                 let both = [a.clone(), b.clone()].into_iter().collect();
-                (Some((self.aligned, both)), None)
+                (Some((Edges::Both, self.aligned, both)), None)
             }
-            _ => (self.head_block(), self.tail_block()),
+            _ => {
+                (self.head_block().map(with(Edges::Head)), self.tail_block().map(with(Edges::Tail)))
+            }
         };
         first.into_iter().chain(second)
     }

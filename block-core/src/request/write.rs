@@ -204,10 +204,13 @@ async fn padded(
 /// Fills the bounce blocks with what the disk holds there (zeroes beyond its end).
 pub(super) async fn read_blocks(node: &Node, padding: &Padding) -> Result<()> {
     let end = node.limits().request_alignment.round_up(node.len());
-    for (range, iov) in padding.reads() {
+    let driver = node.driver();
+    for (edges, range, iov) in padding.reads() {
+        edges.before().iter().for_each(|event| driver.event(event));
         let inside = range.intersect(ByteRange::up_to(end));
         let part = iov.slice(0, crate::range::to_usize(inside.len()));
         fragment::read(node, inside, &part).await?;
+        edges.after().iter().for_each(|event| driver.event(event));
     }
     Ok(())
 }

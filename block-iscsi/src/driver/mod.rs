@@ -81,13 +81,19 @@ pub struct IscsiDriver {
 
 impl IscsiDriver {
     /// Opens the unit that `options` name behind `nexus`, which belongs to the driver from then on:
-    /// it is closed with it.
+    /// it is closed with it, and if the unit cannot be opened.
     pub async fn open(
         nexus: Arc<dyn Nexus>,
         sleep: Arc<dyn Sleep>,
         options: UnitOptions,
     ) -> Result<Arc<Self>, OpenError> {
-        let (unit, facts) = open::probe(nexus, sleep, &options).await?;
+        let (unit, facts) = match open::probe(Arc::clone(&nexus), sleep, &options).await {
+            Ok(found) => found,
+            Err(error) => {
+                nexus.close().await;
+                return Err(error);
+            }
+        };
         let len = facts.capacity.len();
         let trust = trust(options.flags.direct);
         let driver = Arc::new(Self {

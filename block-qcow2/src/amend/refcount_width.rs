@@ -83,7 +83,7 @@ impl Qcow2Driver {
         let words = u64::from(before.count) * (old.cluster_size() / 8);
         let old_table = read_words(&self.file, "refcount table", before.offset, words).await?;
         let count = u32::try_from(structure.table_clusters).map_err(|_| what(Error::Invalid))?;
-        self.event("refcount_width.switch");
+        self.event("refcount_width_switch");
         let switched = self.header.update(|header| {
             header.refcount_table = Table { offset, count };
             header.geometry = new;

@@ -214,6 +214,7 @@ impl Inflater {
             what: "compressed cluster beyond the end of the file",
             value: start,
         })?;
+        self.file.driver().event("read_compressed");
         let bytes = Bytes::Read(read_bytes(&self.file, range).await?);
         Ok(Blob { bytes, start })
     }

@@ -140,6 +140,7 @@ impl Refcounts {
     /// Takes `count` clusters beyond all that the blocks cover, and makes the blocks for them (and a
     /// longer table, if it takes one).
     async fn extend(&mut self, count: u64, header: &HeaderStore) -> Result<Run> {
+        self.file.driver().event("refblock_alloc");
         let per_block = self.geometry.refcounts_per_block();
         let covered = self.table.iter().rposition(|raw| *raw != 0).map_or(0, |last| last + 1);
         let first_block = to_u64(covered);
@@ -209,7 +210,7 @@ impl Refcounts {
     }
 
     fn add_block(&mut self, index: u64, cluster: u64, block: Block) {
-        self.file.driver().event("refblock_alloc.hookup");
+        self.file.driver().event("refblock_alloc_hookup");
         let offset = HostOffset::new(cluster << self.geometry.cluster_bits());
         self.overlap.insert(Section::RefcountBlock, offset, self.geometry.cluster_size());
         if let Some(entry) = self.table.get_mut(to_usize(index)) {
@@ -243,6 +244,7 @@ impl Refcounts {
             *entry.ok_or(Fault::new("refcount table index", *index))? = 0;
         }
         table.resize(to_usize(place.count << bits) / 8, 0);
+        file.driver().event("refblock_alloc_write_blocks");
         for (at, (index, block)) in (first..).zip(&fresh) {
             let offset = HostOffset::new(at << bits);
             write_bytes(&file, offset, &block.bytes).await?;
@@ -251,10 +253,10 @@ impl Refcounts {
         }
         let offset = HostOffset::new(place.first << bits);
         let bytes: Vec<u8> = table.iter().flat_map(|word| word.to_be_bytes()).collect();
-        file.driver().event("refblock_alloc.write_table");
+        file.driver().event("refblock_alloc_write_table");
         write_bytes(&file, offset, &bytes).await?;
         file.flush().await?;
-        file.driver().event("refblock_alloc.switch_table");
+        file.driver().event("refblock_alloc_switch_table");
         let clusters = u32::try_from(place.count).map_err(|_| Error::Os(libc::EFBIG))?;
         let switched = header
             .update(|h| {

@@ -66,7 +66,7 @@ impl Snapshots for Qcow2Driver {
         let done = match self.begin().await {
             Ok(()) => {
                 self.mark_changing().await?;
-                self.event("snapshot_apply.refcounts");
+                self.event("snapshot_apply_refcounts");
                 if let Err(error) = self.count_up(&l1).await {
                     // Damage of a snapshot is no reason to stop using the disk: told, and no more.
                     self.settle_all().await?;
@@ -159,7 +159,7 @@ impl Qcow2Driver {
         self.write_back(Extent::Everything).await?;
         self.barrier().await?;
         let l1 = self.l1.read().clone();
-        self.event("snapshot_create.refcounts");
+        self.event("snapshot_create_refcounts");
         self.count_up(&l1).await?;
         Ok(l1)
     }
@@ -223,7 +223,7 @@ impl Qcow2Driver {
             }
         };
         let old = self.header.with(|parts| parts.header.l1);
-        self.event("snapshot_apply.switch");
+        self.event("snapshot_apply_switch");
         let switched = self.header.update(|header| {
             header.l1 = place;
             header.disk_len = len;
@@ -268,7 +268,7 @@ impl Qcow2Driver {
         let mut list = self.lists.read().snapshots.clone();
         list.retain(|other| other.id != snapshot.id || other.l1 != snapshot.l1);
         self.replace_snapshot_table(list).await.map_err(NotReplaced::error)?;
-        self.event("snapshot_delete.refcounts");
+        self.event("snapshot_delete_refcounts");
         self.drop_l1(snapshot.l1, Reason::Snapshot).await?;
         self.drop_references(l1, Reason::Snapshot).await?;
         self.settle_before_refresh().await?;
@@ -296,7 +296,7 @@ impl Qcow2Driver {
         // To the end of the cluster: what stood there before would look like entries.
         let mut encoded = encode_words(words);
         encoded.resize(to_usize(clusters << bits), 0);
-        self.event("snapshot_l1.write");
+        self.event("snapshot_l1_write");
         if let Err(error) = write_bytes(&self.file, offset, &encoded).await {
             let count = u32::try_from(words.len()).unwrap_or(0);
             self.drop_l1(Table { offset, count }, Reason::Other).await?;

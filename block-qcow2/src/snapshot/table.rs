@@ -88,7 +88,7 @@ impl Qcow2Driver {
             self.drop_snapshot_table(offset, len).await?;
             return Err(error.into());
         }
-        self.event("snapshot_table.switch");
+        self.event("snapshot_table_switch");
         let table = Table { offset, count };
         let switched = self.header.update(|header| header.snapshots = table).await;
         if let Err(error) = switched {
@@ -115,7 +115,7 @@ impl Qcow2Driver {
         };
         let mut whole = bytes.to_vec();
         whole.resize(to_usize(clusters << cluster_bits), 0);
-        self.event("snapshot_table.write");
+        self.event("snapshot_table_write");
         if let Err(error) = write_bytes(&self.file, offset, &whole).await {
             self.drop_snapshot_table(offset, to_u64(bytes.len())).await?;
             return Err(error);

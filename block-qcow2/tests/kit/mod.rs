@@ -11,61 +11,25 @@ pub mod setups;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use block_core::driver::BlockDriver;
 use block_core::format::raw::RawFactory;
 use block_core::options::OpenFlags;
 use block_core::proto::mem::MemDriver;
 use block_core::range::to_usize;
-use block_core::registry::{DriverFactory, OpenContext};
+use block_core::registry::OpenContext;
 use block_core::{Alignment, Error, Node, OpenError, Options, Registry, RequestFlags};
 use block_qcow2::Qcow2Factory;
 use block_testkit::campaign::seeded;
+use block_testkit::given::{Given, NoFiles};
 use block_testkit::model::disk::Source;
 use block_testkit::model::frozen::Frozen;
 use block_testkit::naive::qcow2::make::Made;
 use block_testkit::naive::qcow2::{Image, Report};
 use block_testkit::op::{Op, contents};
-use block_testkit::play::Played;
+use block_testkit::play::{Played, failures};
 use futures::future::BoxFuture;
-use parking_lot::Mutex;
 
 pub use setups::{Setup, setups};
-
-/// A protocol by the name that plain names have. Nothing is opened by it: tests give all files.
-struct NoFiles;
-
-#[async_trait]
-impl DriverFactory for NoFiles {
-    fn name(&self) -> &'static str {
-        "file"
-    }
-
-    async fn open(&self, _: Options, _: OpenContext) -> Result<Arc<dyn BlockDriver>, OpenError> {
-        Err(OpenError::Unsupported { driver: "file", what: "opening a file" })
-    }
-}
-
-/// Hands out one driver that is there already.
-struct Given(&'static str, Arc<dyn BlockDriver>);
-
-#[async_trait]
-impl DriverFactory for Given {
-    fn name(&self) -> &'static str {
-        self.0
-    }
-
-    async fn open(
-        &self,
-        mut options: Options,
-        _: OpenContext,
-    ) -> Result<Arc<dyn BlockDriver>, OpenError> {
-        // References inside the image come with their names.
-        let _ = options.take("filename");
-        options.finish()?;
-        Ok(Arc::clone(&self.1))
-    }
-}
 
 /// The files of an image.
 #[derive(Clone)]
@@ -211,11 +175,7 @@ pub fn unexpected(setup: &Setup, ops: &[Op], played: &[Played]) -> Vec<String> {
         }
         _ => false,
     };
-    let failed = ops.iter().zip(played).filter(|(op, played)| match played {
-        Played::Returned(Err(error)) => !may_fail(op, *error),
-        _ => false,
-    });
-    failed.map(|(op, played)| format!("{op:?}: {played:?}")).collect()
+    failures(ops, played, may_fail)
 }
 
 /// Random operations on an image of `setup`, up to `most`. Lengths are whole sectors, as images have them.
@@ -227,28 +187,6 @@ pub fn ops(setup: &Setup, seed: u64, most: usize) -> Vec<Op> {
         }
     }
     ops
-}
-
-/// Keeps the first error that somebody finds.
-#[derive(Clone, Default)]
-pub struct Complaint(Arc<Mutex<Option<String>>>);
-
-impl Complaint {
-    /// Notes an error.
-    pub fn hear<T>(&self, result: Result<T, String>) -> Option<T> {
-        match result {
-            Ok(value) => Some(value),
-            Err(why) => {
-                self.0.lock().get_or_insert(why);
-                None
-            }
-        }
-    }
-
-    /// The error, if there was one.
-    pub fn result(&self) -> Result<(), String> {
-        self.0.lock().clone().map_or(Ok(()), Err)
-    }
 }
 
 /// The bytes that `op` writes to the whole of a cluster.

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use block_core::driver::{BlockDriver, Exactness, NodeEvent, Prealloc, ReopenOptions, ReopenState};
 use block_core::error::{Error, OpenError, Result};
 use block_core::flags::Support;
+use block_core::range::to_u64;
 use block_core::request::status::{DriverStatus, StatusDetail, StatusFlags};
 use block_core::{Alignment, BlockLimits, ByteRange, Capabilities, IoVec, RequestFlags};
 use parking_lot::Mutex;
@@ -78,6 +79,20 @@ impl MemConfig {
             unaligned_zeroes: UnalignedZeroes::Accept,
             reopen: Reopen::Works,
         }
+    }
+
+    /// A disk without limits that can do everything and grows when it is written to, as a file does.
+    pub fn file() -> Self {
+        let capabilities = Capabilities { grows_on_write: true, ..all_capabilities() };
+        Self { capabilities, ..Self::new(0) }
+    }
+
+    /// The disk, which holds `bytes` and ends with them.
+    pub fn holding(mut self, bytes: &[u8]) -> Arc<MemDisk> {
+        self.len = to_u64(bytes.len());
+        let disk = self.build();
+        disk.load(0, bytes);
+        disk
     }
 
     /// With this request alignment, and memory as a device with it wants it.

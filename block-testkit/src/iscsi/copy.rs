@@ -253,16 +253,42 @@ pub(super) fn status(
     Ok(cut([head.as_slice(), &count.to_be_bytes()].concat(), cdb.u32(10)))
 }
 
+/// The page of third-party copies (8F): commands, limits, descriptors, no special CSCD identifiers.
+pub(super) fn page() -> Vec<u8> {
+    let mut commands = vec![0x83, 1, 0x00, 0x84, 2, 0x00, 0x03];
+    commands.insert(0, u8::try_from(commands.len()).unwrap_or(u8::MAX));
+    let limits = [vec![0; 4], limits(), vec![0; 16]].concat();
+    let mut operations = [0, 0, 0, 1, 0, 0, 0, 1].to_vec();
+    operations.resize(32, 0);
+    let parts = [
+        (0x0001, commands),
+        (0x0004, limits),
+        (0x0008, vec![2, BLOCK_TO_BLOCK, IDENTIFICATION]),
+        (0x000c, vec![0; 2]),
+        (0x8001, operations),
+    ];
+    let part = |(kind, mut content): (u16, Vec<u8>)| {
+        content.resize(content.len().next_multiple_of(4), 0);
+        let len = u16::try_from(content.len()).unwrap_or(u16::MAX);
+        [kind.to_be_bytes().as_slice(), &len.to_be_bytes(), &content].concat()
+    };
+    parts.into_iter().flat_map(part).collect()
+}
+
 /// RECEIVE COPY OPERATING PARAMETERS: one copy at a time, no held data, no inline data.
 pub(super) fn parameters(cdb: Cdb) -> Vec<u8> {
-    let short = |count: usize| u16::try_from(count).unwrap_or(u16::MAX).to_be_bytes();
     let mut out = vec![0, 0, 0, 42, 1, 0, 0, 0];
-    out.extend(short(TARGETS_MAX));
-    out.extend(short(SEGMENTS_MAX));
-    out.extend(u32::try_from(LIST_LEN_MAX).unwrap_or(u32::MAX).to_be_bytes());
+    out.extend(limits());
     out.resize(34, 0);
     out.extend([0, 1, 1]);
     out.resize(43, 0);
     out.extend([2, BLOCK_TO_BLOCK, IDENTIFICATION]);
     cut(out, cdb.u32(10))
+}
+
+/// Most CSCD descriptors, most segments, longest list of both.
+fn limits() -> Vec<u8> {
+    let short = |count: usize| u16::try_from(count).unwrap_or(u16::MAX).to_be_bytes();
+    let long = u32::try_from(LIST_LEN_MAX).unwrap_or(u32::MAX).to_be_bytes();
+    [short(TARGETS_MAX).as_slice(), &short(SEGMENTS_MAX), &long].concat()
 }

@@ -5,13 +5,14 @@ use block_core::range::to_usize;
 
 use super::check::Check;
 use super::command::{Cdb, Entry, Op};
+use super::copy;
 use super::lun::{Lun, Medium, NoBlocks, Provisioning};
 use super::table::COMMANDS;
 
 const VENDOR: &[u8; 8] = b"TESTKIT ";
 const PRODUCT: &[u8; 16] = b"memory disk     ";
 const REVISION: &[u8; 4] = b"1   ";
-const PAGES: [u8; 6] = [0x00, 0x80, 0x83, 0xb0, 0xb1, 0xb2];
+const PAGES: [u8; 7] = [0x00, 0x80, 0x83, 0x8f, 0xb0, 0xb1, 0xb2];
 
 /// As many bytes as the initiator has room for.
 pub(super) fn cut(mut bytes: Vec<u8>, allocation: impl Into<u64>) -> Vec<u8> {
@@ -59,6 +60,7 @@ impl Lun {
             0x00 => PAGES.to_vec(),
             0x80 => self.config.serial.clone().into_bytes(),
             0x83 => self.designators(),
+            0x8f => copy::page(),
             0xb0 => self.block_limits(),
             0xb1 => {
                 // Not a rotating medium; after an erasure reads are good (WABEREQ and WACEREQ are 1).

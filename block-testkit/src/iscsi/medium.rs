@@ -74,11 +74,15 @@ impl Lun {
         Some((blocks.lba * self.block(), blocks.count * self.block()))
     }
 
-    /// Writes the whole blocks that came; fewer than the CDB says are a residual, not an error.
+    /// Writes the blocks that came; fewer than the CDB says are a residual, not an error, but a part of
+    /// a block is one.
     fn write(&mut self, blocks: Blocks, data: &[u8]) -> Result<(), Check> {
         blocks.at_most(self.config.max_transfer)?;
         self.check_range(blocks.lba, blocks.count)?;
         let len = to_usize(blocks.count * self.block()).min(data.len());
+        if !to_u64(len).is_multiple_of(self.block()) {
+            return Err(Check::TOO_LITTLE_DATA);
+        }
         self.store.write(blocks.lba, &data[..len]);
         Ok(())
     }

@@ -285,11 +285,15 @@ impl<I: Initiator> Pair<I> {
         self.cut();
     }
 
-    /// Of a connection that the initiator has lost, the target hears what was in flight for a while.
-    fn haunt(&mut self, wire: Wire) {
-        let most = self.network.half_open.as_nanos();
-        let most = u64::try_from(most).unwrap_or(u64::MAX);
-        let gone = self.now + Duration::from_nanos(self.rng.random_range(0..=most));
+    /// Of a connection that the initiator has lost, the target hears what was in flight, now or later.
+    fn haunt(&mut self, mut wire: Wire) {
+        let most = u64::try_from(self.network.half_open.as_nanos()).unwrap_or(u64::MAX);
+        let mut some_time = || Duration::from_nanos(self.rng.random_range(0..=most));
+        let (late, gone) = (some_time(), some_time());
+        for (due, _) in &mut wire.to_target.pieces {
+            *due += late;
+        }
+        let gone = self.now + late + gone;
         self.ghosts.push(Ghost { link: wire.link, to_target: wire.to_target, gone });
     }
 

@@ -37,7 +37,7 @@ impl Blocks<'_> {
 }
 
 impl Device {
-    /// Runs a command that is a READ and will succeed; `None` if it is anything else, and then nothing
+    /// Runs a command that is a READ of something and will succeed; `None` if it is anything else, and then nothing
     /// has happened. The answer is that of [`Device::execute`], which needs one copy more.
     pub fn read(&mut self, nexus: Nexus, number: u16, cdb: &[u8]) -> Option<Blocks<'_>> {
         let cdb = Cdb::new(cdb);
@@ -47,7 +47,7 @@ impl Device {
         if lun.has_attention(nexus) || !lun.medium_present || !idle {
             return None;
         }
-        let (offset, len) = lun.readable(entry.op, cdb)?;
+        let (offset, len) = lun.readable(entry.op, cdb).filter(|(_, len)| *len > 0)?;
         lun.reservations.check(nexus, entry.kind(cdb)).ok()?;
         self.counters.count(cdb.u8(0), 0);
         self.counters.data_in += len;

@@ -84,7 +84,7 @@ fn what_a_thin_unit_says_of_itself() {
     assert!(inquiry.is_disk() && !inquiry.removable);
     assert_eq!((inquiry.vendor.as_str(), inquiry.version), ("TESTKIT", 6));
     let pages = SupportedPages::parse(&page(&mut device, 0)).unwrap();
-    assert_eq!(pages.iter().collect::<Vec<_>>(), [0, 0x80, 0x83, 0xb0, 0xb1, 0xb2]);
+    assert_eq!(pages.iter().collect::<Vec<_>>(), [0, 0x80, 0x83, 0x8f, 0xb0, 0xb1, 0xb2]);
     assert_eq!(parse_serial(&page(&mut device, 0x80)).unwrap(), "testkit-1");
     let names = Designator::parse_page(&page(&mut device, 0x83)).unwrap();
     let kinds: Vec<_> = names.iter().map(|name| name.kind).collect();

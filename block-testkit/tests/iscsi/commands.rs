@@ -67,7 +67,9 @@ fn longer_transfers_than_the_limit_point_at_the_length() {
 #[test]
 fn fewer_blocks_than_the_cdb_says_are_a_residual() {
     let mut device = thin();
-    let answer = run(&mut device, &range10(0x2a, 0, 0, 4), &filled(2, 1)[..1000]);
+    let partial = run(&mut device, &range10(0x2a, 0, 0, 4), &filled(2, 1)[..1000]);
+    assert_eq!((sense(&partial), block(&mut device, 0)), ((5, 0x0e, 3), filled(1, 0)));
+    let answer = run(&mut device, &range10(0x2a, 0, 0, 4), &filled(1, 1));
     assert_eq!((answer.status, answer.data_out_len), (0, 2048));
     assert_eq!(answer.residual(1000), Residual::Overflow(1048));
     assert_eq!(answer.residual(2048), Residual::None);
@@ -288,7 +290,7 @@ fn inquiry_and_its_pages() {
         let content = good(inquiry(*page, 1, 255));
         assert_eq!((content[1], usize::from(content[3])), (*page, content.len() - 4));
     }
-    assert_eq!(pages[4..], [0, 0x80, 0x83, 0xb0, 0xb1, 0xb2]);
+    assert_eq!(pages[4..], [0, 0x80, 0x83, 0x8f, 0xb0, 0xb1, 0xb2]);
     assert_eq!(bad_field(&inquiry(0x80, 0, 255)), (2, 7));
     assert_eq!(bad_field(&inquiry(0x84, 1, 255)), (2, 7));
 }

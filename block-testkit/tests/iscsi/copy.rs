@@ -193,3 +193,24 @@ fn lists_that_are_wrong() {
     assert_eq!(bad_parameter(&copy(&mut device, &short)), (2, 7));
     assert_eq!(bad_field(&run(&mut device, &cdb(16, 0x84, [(1, &[1])]), &[])), (1, 4));
 }
+
+#[test]
+fn the_page_of_copies_says_what_the_parameters_say() {
+    let mut device = units();
+    let said = good(run(&mut device, &cdb(16, 0x84, [(1, &[3]), (13, &[255])]), &[]));
+    let page = good(run(&mut device, &[0x12, 1, 0x8f, 0, 255, 0], &[]));
+    let mut parts = Vec::new();
+    let mut rest = &page[4..];
+    while !rest.is_empty() {
+        let len = 4 + usize::from(u16::from_be_bytes([rest[2], rest[3]]));
+        assert_eq!(len % 4, 0);
+        parts.push((u16::from_be_bytes([rest[0], rest[1]]), rest[4..len].to_vec()));
+        rest = &rest[len..];
+    }
+    let kinds: Vec<_> = parts.iter().map(|(kind, _)| *kind).collect();
+    assert_eq!(kinds, [1, 4, 8, 0x0c, 0x8001]);
+    assert_eq!(parts[0].1, [7, 0x83, 1, 0, 0x84, 2, 0, 3]);
+    assert_eq!((&parts[1].1[4..12], parts[1].1.len()), (&said[8..16], 28));
+    assert_eq!(parts[2].1[..3], said[43..46]);
+    assert_eq!(parts[4].1.len(), 32);
+}

@@ -253,7 +253,7 @@ fn answers_that_were_held_come_in_their_order() {
 fn a_reset_ends_the_tasks_of_everybody() {
     let mut wire = Wire::plain();
     let first = wire.link;
-    let first_tag = wire.start(0, &range(0x2a, 0, 4), WRITE, 2048, &[]);
+    wire.start(0, &range(0x2a, 0, 4), WRITE, 2048, &[]);
     let first_r2t = wire.hear_r2t();
     let kept = (wire.cmd_sn, wire.exp_stat_sn);
     wire.connect();
@@ -273,7 +273,6 @@ fn a_reset_ends_the_tasks_of_everybody() {
     wire.hear_nothing();
     assert_eq!(sense_of(&wire.status(0, &READY, READ, 0, &[]).1), (6, 0x29, 3));
     assert_eq!(wire.target.device().counters().of(0x2a), 0);
-    let _ = first_tag;
     for (function, result) in [
         (TaskFunction::AbortTaskSet, TaskResult::Complete),
         (TaskFunction::ClearTaskSet, TaskResult::Complete),

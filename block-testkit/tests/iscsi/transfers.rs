@@ -69,13 +69,18 @@ fn residuals_say_what_did_not_fit() {
     assert_eq!(wire.read(0, &range(0x28, 0, 2), 700).1, Residual::Overflow(324));
     let (data, residual) = wire.read(0, &range(0x28, 0, 1), 700);
     assert_eq!((data.len(), residual), (512, Residual::Underflow(188)));
-    // Nothing fits: the status comes alone.
+    // Nothing is read, or nothing fits: the status comes alone.
+    let (status, _, residual) = wire.status(0, &range(0x28, 0, 0), READ, 512, &[]);
+    assert_eq!((status, residual), (0, Residual::Underflow(512)));
     let (status, _, residual) = wire.status(0, &range(0x28, 0, 1), Direction::None, 0, &[]);
     assert_eq!((status, residual), (0, Residual::Overflow(512)));
-    // A write of less than the command says writes whole blocks.
+    // A write of less than the command says writes the blocks that came, but no part of a block.
     let data = pattern(700);
-    let (status, _, residual) = wire.status(0, &range(0x2a, 4, 2), WRITE, 700, &data);
-    assert_eq!((status, residual), (0, Residual::Overflow(324)));
+    let (status, sense, residual) = wire.status(0, &range(0x2a, 4, 2), WRITE, 700, &data);
+    assert_eq!((status, sense_of(&sense)), (2, (5, 0x0e, 3)));
+    assert_eq!(residual, Residual::Overflow(324));
+    let (status, _, residual) = wire.status(0, &range(0x2a, 4, 2), WRITE, 512, &data[..512]);
+    assert_eq!((status, residual), (0, Residual::Overflow(512)));
     assert_eq!(wire.read(0, &range(0x28, 4, 1), 512).0, data[..512]);
     // And of more: what is too much is not asked for.
     let (status, _, residual) = wire.status(0, &range(0x2a, 4, 1), WRITE, 700, &data);
@@ -235,6 +240,15 @@ fn a_wrong_digest_is_rejected_or_ends_the_connection() {
     wire.digests.1 = true;
     assert_eq!(rejected(&mut wire), RejectReason::DataDigestError);
     wire.data_out(tags, 1, 512, &[1; 512], Sequence::Ends);
+    assert_eq!(sense_of(&wire.hear_status(tag).1), (0x0b, 0x47, 5));
+    // The same where the last PDU is the wrong one.
+    let tag = wire.start(0, &range(0x2a, 0, 1), WRITE, 512, &[]);
+    let tags = (tag, Some(wire.hear_r2t().target_tag));
+    wire.digests.1 = false;
+    wire.data_out(tags, 0, 0, &[1; 512], Sequence::Ends);
+    wire.say(&[0; 4]);
+    wire.digests.1 = true;
+    assert_eq!(rejected(&mut wire), RejectReason::DataDigestError);
     assert_eq!(sense_of(&wire.hear_status(tag).1), (0x0b, 0x47, 5));
     // Of the header: nothing behind it can be found.
     let command = wire.command(0, &[0; 6], Direction::None, 0, &[]);

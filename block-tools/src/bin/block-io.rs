@@ -11,7 +11,9 @@ use std::process::ExitCode;
 
 use block_core::OpenFlags;
 use block_tools::io_cmd::{BufferPlace, MAX_LINE_BYTES, Outcome, Session};
-use block_tools::open::{AioMode, CacheMode, DiscardMode, ImageSpec, Writes, block_on};
+use block_tools::open::{
+    AioMode, BackingReads, CacheMode, DiscardMode, ImageSpec, Writes, block_on,
+};
 use clap::Parser;
 use futures::channel::oneshot;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -43,6 +45,9 @@ struct Cli {
     /// Bypass the host's page cache, the same as -t none
     #[arg(short, long, overrides_with = "cache")]
     nocache: bool,
+    /// Write to the image what is read from its backing file
+    #[arg(short = 'C', long)]
+    copy_on_read: bool,
     /// Misalign buffers in memory, for O_DIRECT
     #[arg(short, long)]
     misalign: bool,
@@ -84,6 +89,9 @@ impl Cli {
         spec.force_share = self.force_share;
         if self.snapshot {
             spec.writes = Writes::TemporaryOverlay;
+        }
+        if self.copy_on_read {
+            spec.backing_reads = BackingReads::Copy;
         }
         if self.nocache {
             spec.cache = CacheMode::NONE;
@@ -137,7 +145,7 @@ async fn run(cli: &Cli, spec: Option<ImageSpec>) -> ExitCode {
     let place = if cli.misalign { BufferPlace::Misaligned } else { BufferPlace::Aligned };
     let mut session = Session::new(NAME, out, Box::new(io::stderr()), place);
     if let Some(spec) = spec
-        && session.open(&spec).await == Outcome::Failed
+        && session.open(&spec).await != Outcome::Done
     {
         return ExitCode::FAILURE;
     }
@@ -147,7 +155,7 @@ async fn run(cli: &Cli, spec: Option<ImageSpec>) -> ExitCode {
         run_commands(&mut session, &cli.commands).await
     };
     let finished = session.finish().await;
-    if succeeded && finished != Outcome::Failed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if succeeded && finished == Outcome::Done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Runs the commands of the command line, to the end or to `quit`, whatever fails.
@@ -157,6 +165,7 @@ async fn run_commands(session: &mut Session, commands: &[String]) -> bool {
         match session.run(command).await {
             Outcome::Done => {}
             Outcome::Failed => succeeded = false,
+            Outcome::Stopped => return false,
             Outcome::Quit => break,
         }
     }
@@ -180,6 +189,7 @@ async fn run_input(session: &mut Session) -> bool {
         match session.run(&line).await {
             Outcome::Done => {}
             Outcome::Failed => succeeded = false,
+            Outcome::Stopped => return false,
             Outcome::Quit => break,
         }
     }

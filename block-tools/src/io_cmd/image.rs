@@ -5,7 +5,7 @@ use block_core::driver::{Exactness, Prealloc, ReopenOptions};
 use block_core::{OpenFlags, graph};
 
 use super::{Failure, Session, open_failure, size, sort};
-use crate::open::{self, AioMode, CacheMode, DiscardMode, ImageSpec, Writes};
+use crate::open::{self, AioMode, BackingReads, CacheMode, DiscardMode, ImageSpec, Writes};
 use crate::spec::image_opts;
 
 impl Session {
@@ -15,12 +15,13 @@ impl Session {
         }
         let opened = open::open(spec).await;
         let node = opened.map_err(|error| open_failure(self.name, spec, &error))?;
+        self.listen_to_breakpoints(&node);
         self.image = Some(BlockBackend::new(node, write_cache(spec.cache)));
         Ok(())
     }
 
     pub(super) async fn open_command(&mut self, words: &[&str]) -> Result<(), Failure> {
-        let parsed = sort("open", words, "rsnkUi:t:d:o:")?;
+        let parsed = sort("open", words, "rsnCkUi:t:d:o:")?;
         let mut spec = ImageSpec::new("");
         spec.flags = OpenFlags::READ_WRITE;
         for (letter, value) in parsed.options() {
@@ -28,6 +29,7 @@ impl Session {
                 'r' => spec.flags.writable = false,
                 's' => spec.writes = Writes::TemporaryOverlay,
                 'n' => spec.cache = CacheMode::NONE,
+                'C' => spec.backing_reads = BackingReads::Copy,
                 'k' => spec.aio = Some(AioMode::Native),
                 'U' => spec.force_share = true,
                 'i' => spec.aio = Some(self.mode("aio", value, AioMode::parse)?),

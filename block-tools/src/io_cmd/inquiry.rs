@@ -17,7 +17,7 @@ impl Session {
     pub(super) async fn alloc(&mut self, words: &[&str]) -> Result<(), Failure> {
         let offset = size(words.first().copied().unwrap_or_default())?;
         let count = words.get(1).map_or(Ok(SECTOR_SIZE), |text| size(text))?;
-        let node = self.image()?.node().clone();
+        let node = below_filters(self.image()?.node());
         let end = offset.saturating_add(count).min(node.len()).max(offset);
         let counted = self.pending.wait(&mut self.out, count_allocated(&node, offset, end)).await;
         let allocated = counted.map_err(|error| {
@@ -32,7 +32,7 @@ impl Session {
     }
 
     pub(super) async fn map(&mut self) -> Result<(), Failure> {
-        let node = self.image()?.node().clone();
+        let node = below_filters(self.image()?.node());
         let mut offset = 0;
         while offset < node.len() && !self.out.broken {
             let run = self.pending.wait(&mut self.out, allocation_run(&node, offset)).await;
@@ -93,6 +93,14 @@ impl Session {
     pub(super) async fn aio_flush(&mut self) -> Result<(), Failure> {
         self.pending.finish(&mut self.out).await;
         Ok(())
+    }
+}
+
+/// The image that a filter passes requests to: it is the one that holds something itself.
+fn below_filters(node: &Node) -> Node {
+    match node.driver().filtered() {
+        Some(below) => below_filters(below),
+        None => node.clone(),
     }
 }
 

@@ -4,10 +4,11 @@
 //! Invariants: no line panics or allocates more than the request that it names; a request beyond the
 //! end of the disk is refused before memory is allocated for it.
 //!
-//! What is not here: breakpoints, zones, copy on read (`-C` of `open`). The machine state (`-b`) is
+//! What is not here: zones. The machine state (`-b`) is
 //! answered with "Operation not supported": no driver has it yet.
 
 mod args;
+mod breakpoint;
 mod image;
 mod inquiry;
 mod number;
@@ -52,6 +53,8 @@ pub enum Outcome {
     Done,
     /// It failed, and said why.
     Failed,
+    /// It met what makes all that follows pointless, and said so: the program ends.
+    Stopped,
     /// It asks to end the program.
     Quit,
 }
@@ -135,7 +138,7 @@ impl Session {
         let closed = self.close_image().await;
         self.out.flush();
         let outcome = self.outcome(closed, None);
-        if self.out.broken { Outcome::Failed } else { outcome }
+        if self.out.broken && outcome == Outcome::Done { Outcome::Failed } else { outcome }
     }
 
     /// Whether standard output is gone.
@@ -159,10 +162,12 @@ impl Session {
 
     async fn dispatch(&mut self, command: &Command, words: &[&str]) -> Result<(), Failure> {
         match command.verb {
+            Verb::Abort => std::process::abort(),
             Verb::AioFlush => self.aio_flush().await,
             Verb::AioRead => self.aio_read(words).await,
             Verb::AioWrite => self.aio_write(words).await,
             Verb::Alloc => self.alloc(words).await,
+            Verb::Break => self.set_breakpoint(words),
             Verb::Close => self.close_image().await,
             Verb::Discard => self.discard(words).await,
             Verb::Flush => self.flush().await,
@@ -174,9 +179,13 @@ impl Session {
             Verb::Quit => Ok(()),
             Verb::Read => self.read(words).await,
             Verb::Readv => self.readv(words).await,
+            Verb::RemoveBreak => self.remove_breakpoint(words),
             Verb::Reopen => self.reopen(words).await,
+            Verb::Resume => self.resume(words),
+            Verb::Sigraise => self.sigraise(words),
             Verb::Sleep => self.sleep(words).await,
             Verb::Truncate => self.truncate(words).await,
+            Verb::WaitBreak => self.wait_for_breakpoint(words).await,
             Verb::Write => self.write(words).await,
             Verb::Writev => self.writev(words).await,
         }
@@ -184,6 +193,11 @@ impl Session {
 
     /// Says what is left to say about a command.
     fn outcome(&mut self, result: Result<(), Failure>, usage: Option<String>) -> Outcome {
+        if let Some(line) = self.out.fatal.take() {
+            self.out.flush();
+            self.complain(&line);
+            return Outcome::Stopped;
+        }
         let failure = match result {
             Ok(()) => return Outcome::Done,
             Err(failure) => failure,
@@ -231,6 +245,7 @@ impl Session {
     }
 
     async fn close_image(&mut self) -> Result<(), Failure> {
+        self.clear_breakpoints();
         self.pending.finish(&mut self.out).await;
         let Some(image) = self.image.take() else {
             return Ok(());

@@ -80,6 +80,27 @@ impl Pending {
         .await
     }
 
+    /// Waits for `future` as long as a request is in flight that could make it ready. Says whether it did.
+    pub(super) async fn wait_unless_idle(
+        &mut self,
+        out: &mut Output,
+        future: impl Future<Output = ()>,
+    ) -> bool {
+        let mut future = pin!(future);
+        poll_fn(|context| {
+            while let Poll::Ready(Some(ended)) = self.running.poll_next_unpin(context) {
+                self.ended.push(ended);
+            }
+            self.report(out);
+            match future.as_mut().poll(context) {
+                Poll::Ready(()) => Poll::Ready(true),
+                Poll::Pending if self.running.is_empty() => Poll::Ready(false),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+
     /// Waits for all of them and reports them.
     pub(super) async fn finish(&mut self, out: &mut Output) {
         self.report(out);

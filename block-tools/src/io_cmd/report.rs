@@ -3,41 +3,68 @@
 
 use std::fmt::Display;
 use std::io::Write;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use block_core::range::{to_u64, to_usize};
-use block_core::{IoVec, Result};
+use block_core::{Error, IoVec, Result};
 
 use super::Failure;
 use super::number::Figures;
+
+/// Lines from drivers, which come while a command runs.
+pub(super) type Notes = Arc<Mutex<Vec<String>>>;
 
 /// Where the lines go. A write that fails ends the session: nobody reads any more.
 pub(super) struct Output {
     writer: Box<dyn Write>,
     /// Whether a write failed.
     pub(super) broken: bool,
+    /// Why nothing that follows makes sense.
+    pub(super) fatal: Option<String>,
+    /// Printed before whatever comes next.
+    notes: Notes,
 }
 
 impl Output {
     /// Lines go to `writer`, which does its own buffering.
     pub(super) fn new(writer: Box<dyn Write>) -> Self {
-        Self { writer, broken: false }
+        Self { writer, broken: false, fatal: None, notes: Notes::default() }
+    }
+
+    /// Where drivers put lines.
+    pub(super) fn notes(&self) -> Notes {
+        Arc::clone(&self.notes)
     }
 
     /// Prints a line.
     pub(super) fn line(&mut self, text: impl Display) {
+        self.print_notes();
         self.broken |= writeln!(self.writer, "{text}").is_err();
     }
 
     /// Prints a prompt and shows everything before it.
     pub(super) fn prompt(&mut self, text: &str) {
+        self.print_notes();
         self.broken |= write!(self.writer, "{text}").is_err();
         self.flush();
     }
 
     /// Shows everything.
     pub(super) fn flush(&mut self) {
+        self.print_notes();
         self.broken |= self.writer.flush().is_err();
+    }
+
+    fn print_notes(&mut self) {
+        let notes = match self.notes.lock() {
+            Ok(mut notes) => std::mem::take(&mut *notes),
+            // Who panicked had nothing half done.
+            Err(poisoned) => std::mem::take(&mut *poisoned.into_inner()),
+        };
+        for note in notes {
+            self.broken |= writeln!(self.writer, "{note}").is_err();
+        }
     }
 }
 
@@ -93,6 +120,20 @@ impl Described {
         took: Duration,
         out: &mut Output,
     ) -> Result<(), Failure> {
+        if let Err(Error::Mismatch { range, offset: at }) = result {
+            let (offset, bytes) = (range.offset(), range.len());
+            out.fatal = Some(format!(
+                "blkverify: read offset={offset} bytes={bytes} contents mismatch at offset {at}"
+            ));
+            return Err(Failure::Told);
+        }
+        if let Err(Error::Diverged { range, .. }) = result {
+            let (what, offset, bytes) = (self.failed, range.offset(), range.len());
+            out.fatal = Some(format!(
+                "blkverify: {what} offset={offset} bytes={bytes} return value mismatch"
+            ));
+            return Err(Failure::Told);
+        }
         if let Err(error) = result {
             return Err(Failure::Line(format!("{} failed: {}", self.failed, error.errno_text())));
         }

@@ -3,6 +3,8 @@
 /// What a command does; [`super::Session`] knows how.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(super) enum Verb {
+    /// `abort`
+    Abort,
     /// `aio_flush`
     AioFlush,
     /// `aio_read`
@@ -11,6 +13,8 @@ pub(super) enum Verb {
     AioWrite,
     /// `alloc`
     Alloc,
+    /// `break`
+    Break,
     /// `close`
     Close,
     /// `discard`
@@ -33,12 +37,20 @@ pub(super) enum Verb {
     Read,
     /// `readv`
     Readv,
+    /// `remove_break`
+    RemoveBreak,
     /// `reopen`
     Reopen,
+    /// `resume`
+    Resume,
+    /// `sigraise`
+    Sigraise,
     /// `sleep`
     Sleep,
     /// `truncate`
     Truncate,
+    /// `wait_break`
+    WaitBreak,
     /// `write`
     Write,
     /// `writev`
@@ -118,7 +130,11 @@ const fn command(verb: Verb, names: &'static [&'static str], needs: Needs) -> Co
 }
 
 /// All of them, sorted by name.
-pub(super) static COMMANDS: [Command; 20] = [
+pub(super) static COMMANDS: [Command; 26] = [
+    Command {
+        summary: "ends the program as a crash would: nothing is written back",
+        ..command(Verb::Abort, &["abort"], Needs::Nothing)
+    },
     Command {
         summary: "waits for every aio request to end",
         ..command(Verb::AioFlush, &["aio_flush"], Needs::Image)
@@ -154,6 +170,13 @@ pub(super) static COMMANDS: [Command; 20] = [
         summary: "counts the bytes that this image itself holds, not its backing file",
         ..command(Verb::Alloc, &["alloc", "a"], Needs::Image)
     },
+    Command {
+        min_words: 2,
+        max_words: Some(2),
+        usage: "event tag",
+        summary: "holds the next request after an event (of the driver blkdebug)",
+        ..command(Verb::Break, &["break"], Needs::Image)
+    },
     Command { summary: "closes the image", ..command(Verb::Close, &["close", "c"], Needs::Image) },
     Command {
         min_words: 2,
@@ -188,9 +211,10 @@ pub(super) static COMMANDS: [Command; 20] = [
     Command {
         min_words: 1,
         max_words: None,
-        usage: "[-rsnkU] [-i aio] [-t cache] [-d discard] [-o options] [path]",
+        usage: "[-rsCnkU] [-i aio] [-t cache] [-d discard] [-o options] [path]",
         summary: "opens an image",
         options: &[
+            "-C  write to the image what is read from its backing file",
             "-d  what becomes of discards: ignore or unmap",
             "-i  threads, native or io_uring",
             "-k  the same as -i native",
@@ -234,6 +258,13 @@ pub(super) static COMMANDS: [Command; 20] = [
         ..command(Verb::Readv, &["readv"], Needs::Image)
     },
     Command {
+        min_words: 1,
+        max_words: Some(1),
+        usage: "tag",
+        summary: "takes breakpoints away, and lets what they hold go on",
+        ..command(Verb::RemoveBreak, &["remove_break"], Needs::Image)
+    },
+    Command {
         max_words: None,
         usage: "[(-r|-w)] [-c cache] [-o options]",
         summary: "changes how the image is open",
@@ -244,6 +275,20 @@ pub(super) static COMMANDS: [Command; 20] = [
             "-w  for reading and writing",
         ],
         ..command(Verb::Reopen, &["reopen"], Needs::Image)
+    },
+    Command {
+        min_words: 1,
+        max_words: Some(1),
+        usage: "tag",
+        summary: "lets the request go on that is held under a tag",
+        ..command(Verb::Resume, &["resume"], Needs::Image)
+    },
+    Command {
+        min_words: 1,
+        max_words: Some(1),
+        usage: "signal",
+        summary: "sends a signal, by its number, to the program itself",
+        ..command(Verb::Sigraise, &["sigraise"], Needs::Nothing)
     },
     Command {
         min_words: 1,
@@ -259,6 +304,13 @@ pub(super) static COMMANDS: [Command; 20] = [
         summary: "changes the length of the disk",
         options: &["-m  what a growing disk allocates: off, metadata, falloc or full"],
         ..command(Verb::Truncate, &["truncate", "t"], Needs::WritableImage)
+    },
+    Command {
+        min_words: 1,
+        max_words: Some(1),
+        usage: "tag",
+        summary: "waits until a request is held under a tag",
+        ..command(Verb::WaitBreak, &["wait_break"], Needs::Image)
     },
     Command {
         min_words: 2,

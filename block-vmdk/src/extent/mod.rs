@@ -115,6 +115,7 @@ impl DiskExtent {
         match &self.body {
             Body::Zero => Err(Error::ReadOnly),
             Body::Flat { node, offset } => {
+                node.driver().event("write_aio");
                 node.write(range.shifted(*offset)?, iov, RequestFlags::empty()).await
             }
             Body::Sparse(sparse) => sparse.write(range, iov).await,

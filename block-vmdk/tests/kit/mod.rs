@@ -10,60 +10,24 @@ pub mod setups;
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use block_core::budget::MemoryBudget;
 use block_core::driver::BlockDriver;
 use block_core::options::OpenFlags;
 use block_core::proto::mem::MemDriver;
 use block_core::range::to_usize;
-use block_core::registry::{DriverFactory, OpenContext};
+use block_core::registry::OpenContext;
 use block_core::{Alignment, Error, Node, OpenError, Options, Registry, RequestFlags};
 use block_testkit::campaign::seeded;
+use block_testkit::given::{Given, NoFiles};
 use block_testkit::model::disk::Source;
 use block_testkit::naive::vmdk::make::NAME;
 use block_testkit::naive::vmdk::{Files, Image, Report};
 use block_testkit::op::Op;
-use block_testkit::play::Played;
+use block_testkit::play::{Played, failures};
 use block_vmdk::VmdkFactory;
 use futures::future::BoxFuture;
-use parking_lot::Mutex;
 
 pub use setups::{Setup, setups};
-
-/// A protocol by the name that plain names have. Nothing is opened by it: tests give all files.
-struct NoFiles;
-
-#[async_trait]
-impl DriverFactory for NoFiles {
-    fn name(&self) -> &'static str {
-        "file"
-    }
-
-    async fn open(&self, _: Options, _: OpenContext) -> Result<Arc<dyn BlockDriver>, OpenError> {
-        Err(OpenError::Unsupported { driver: "file", what: "opening a file" })
-    }
-}
-
-/// Hands out one driver that is there already.
-struct Given(&'static str, Arc<dyn BlockDriver>);
-
-#[async_trait]
-impl DriverFactory for Given {
-    fn name(&self) -> &'static str {
-        self.0
-    }
-
-    async fn open(
-        &self,
-        mut options: Options,
-        _: OpenContext,
-    ) -> Result<Arc<dyn BlockDriver>, OpenError> {
-        // References inside the descriptor come with their names.
-        let _ = options.take("filename");
-        options.finish()?;
-        Ok(Arc::clone(&self.1))
-    }
-}
 
 /// Protocols by which the files of a disk are given: the descriptor, or the only file, first.
 const GIVEN: [&str; 6] = ["given-0", "given-1", "given-2", "given-3", "given-4", "given-5"];
@@ -221,11 +185,7 @@ pub fn unexpected(ops: &[Op], played: &[Played]) -> Vec<String> {
         }
         _ => false,
     };
-    let failed = ops.iter().zip(played).filter(|(op, played)| match played {
-        Played::Returned(Err(error)) => !may_fail(op, *error),
-        _ => false,
-    });
-    failed.map(|(op, played)| format!("{op:?}: {played:?}")).collect()
+    failures(ops, played, may_fail)
 }
 
 /// Random operations on a disk of `setup`, up to `most`.
@@ -246,28 +206,6 @@ pub fn only_looks(op: &Op) -> bool {
 /// Whether the operation may take grains away.
 pub fn frees(op: &Op) -> bool {
     matches!(op, Op::Zero { .. } | Op::Discard { .. })
-}
-
-/// Keeps the first error that somebody finds.
-#[derive(Clone, Default)]
-pub struct Complaint(Arc<Mutex<Option<String>>>);
-
-impl Complaint {
-    /// Notes an error.
-    pub fn hear<T>(&self, result: Result<T, String>) -> Option<T> {
-        match result {
-            Ok(value) => Some(value),
-            Err(why) => {
-                self.0.lock().get_or_insert(why);
-                None
-            }
-        }
-    }
-
-    /// The error, if there was one.
-    pub fn result(&self) -> Result<(), String> {
-        self.0.lock().clone().map_or(Ok(()), Err)
-    }
 }
 
 /// Known bytes from the start of the disk.

@@ -5,11 +5,12 @@
 //! holes) and what the image holds (`compare`); `map` and `info` as JSON agree on every field that
 //! both have. One line per image; any difference is printed and fails the run.
 //!
-//! And the test kit's iSCSI target before libiscsi's programs (`iscsi/`).
+//! And the test kit's iSCSI target before libiscsi's programs (`iscsi/`), and our initiator before tgtd (`tgt/`).
 
 mod agree;
 mod images;
 mod iscsi;
+mod tgt;
 mod vmdk;
 mod written;
 
@@ -32,7 +33,8 @@ pub(crate) struct Arguments {
     /// Seed of the guest disks' contents.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Only images, iscsi tools and tests of `iscsi-test-cu` (`ALL.Family.Test`) whose name contains this.
+    /// Only images, iscsi tools, tests of `iscsi-test-cu` (`ALL.Family.Test`) and cases of iSCSI targets (`tgt:
+    /// ...`, `own target: ...`, `qemu initiator: ...`) whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
     /// Test this program instead of building block-img (qemu-img itself must pass).
@@ -44,11 +46,21 @@ pub(crate) struct Arguments {
     /// Serve with this program instead of building the test kit's iSCSI target.
     #[arg(long)]
     iscsi_target: Option<PathBuf>,
+    /// Let QEMU's iSCSI initiator use that target, too: needs its module, which is not installed here.
+    #[arg(long)]
+    qemu_initiator: bool,
 }
 
 impl Default for Arguments {
     fn default() -> Self {
-        Self { seed: 1, only: String::new(), program: None, imago: false, iscsi_target: None }
+        Self {
+            seed: 1,
+            only: String::new(),
+            program: None,
+            imago: false,
+            iscsi_target: None,
+            qemu_initiator: false,
+        }
     }
 }
 
@@ -101,7 +113,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let readers = written::Readers { ours: &ours, imago: imago.as_deref() };
     let (written, refused) = written::check_all(&readers, scratch.path(), &arguments.only)?;
     (count, faults) = (count + written, faults + refused);
-    let (tests, surprises) = iscsi::check_all(arguments.iscsi_target.as_deref(), &arguments.only)?;
+    let (mut tests, mut surprises) =
+        iscsi::check_all(arguments.iscsi_target.as_deref(), &arguments.only)?;
+    // qemu-img in the place of block-img knows neither our options nor our commands.
+    if ours.components().count() > 1 {
+        let (more, wrong) = tgt::check_all(&ours, arguments)?;
+        (tests, surprises) = (tests + more, surprises + wrong);
+    }
     println!(
         "peer: {count} images, {faults} with differences; {tests} iSCSI tests, {surprises} with \
          surprises; {:.1} s",

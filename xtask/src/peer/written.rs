@@ -31,13 +31,17 @@ struct Written {
     widely_read: bool,
 }
 
-/// What libqcow reads against a raw disk; prints where they differ, if anywhere.
-const LIBQCOW_READS: &str = r#"
+/// Opens an image with libqcow.
+const LIBQCOW_OPENS: &str = r#"
 import sys
 import pyqcow
 
 image = pyqcow.file()
 image.open(sys.argv[1])
+"#;
+
+/// Reads such an `image` against a raw disk; prints where they differ, if anywhere.
+pub(super) const COMPARES: &str = r#"
 with open(sys.argv[2], "rb") as disk:
     raw = disk.read()
 if image.get_media_size() != len(raw):
@@ -123,7 +127,7 @@ fn check(readers: &Readers<'_>, directory: &Path, case: &Written) -> Result<Find
         let mut command = match reader {
             "libqcow" => {
                 let mut command = run::command(setup::PYTHON);
-                command.args(["-c", LIBQCOW_READS, image, case.guest]);
+                command.args(["-c", &format!("{LIBQCOW_OPENS}{COMPARES}"), image, case.guest]);
                 command
             }
             "imago" => {

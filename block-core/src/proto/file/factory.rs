@@ -124,7 +124,7 @@ async fn open(
         problem: Problem::Missing,
     })?;
     let path = PathBuf::from(filename.strip_prefix(scheme).unwrap_or(&filename));
-    let engine = take_engine(&mut options)?;
+    let engine = take_engine(&mut options, context.default_aio)?;
     let locking = take_locking(&mut options)?;
     options.finish()?;
     let flags = context.flags;
@@ -156,8 +156,8 @@ fn open_blocking(
     FileDriver::new(filename, path, engine, source, lock).map_err(|error| refused(&shown, error))
 }
 
-fn take_engine(options: &mut Options) -> Result<Engine, OpenError> {
-    match options.take("aio").as_deref() {
+fn take_engine(options: &mut Options, default: Option<&str>) -> Result<Engine, OpenError> {
+    match options.take("aio").as_deref().or(default) {
         None => Ok(Engine::best()),
         Some("threads") => Ok(Engine::Threads),
         // What `native` stands for elsewhere is an older interface to the same.

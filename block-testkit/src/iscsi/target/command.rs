@@ -156,21 +156,14 @@ impl Tasks {
     }
 
     /// Forgets the tasks of a unit, or all of them.
-    pub(super) fn abort_all(&mut self, lun: Option<[u8; 8]>) {
-        let of_unit = |task: &&Task| lun.is_none_or(|lun| task.head.lun == lun);
-        let tags: Vec<_> = self.open.values().filter(of_unit).map(|task| task.head.tag).collect();
+    pub(super) fn abort_all(&mut self, unit: Option<u16>) {
+        let of_unit = |head: &Head| unit.is_none_or(|unit| head.number == unit);
+        let heads = self.open.values().map(|task| &task.head);
+        let tags: Vec<_> = heads.filter(|head| of_unit(head)).map(|head| head.tag).collect();
         for tag in tags {
             self.abort(tag);
         }
-        self.let_go(|head| lun.is_none_or(|lun| head.lun == lun));
-    }
-
-    /// A PDU came with wrong data; if it was a task's, the task fails (section 7.8).
-    pub(super) fn spoil(&mut self, header: &[u8]) {
-        let Ok(pdu) = DataOut::parse(header.get(..48).unwrap_or_default()) else { return };
-        if let Some(task) = self.open.get_mut(&pdu.task_tag) {
-            task.failure.get_or_insert(CRC_ERROR);
-        }
+        self.let_go(of_unit);
     }
 }
 
@@ -315,6 +308,10 @@ impl Session {
         let next = task.bursts.front();
         if next.is_none_or(|burst| burst.tag != pdu.target_tag) {
             return self.reject(RejectReason::InvalidField, frame.header, out);
+        }
+        if !frame.intact {
+            // What it says of itself counts, its data does not (section 7.8).
+            task.failure.get_or_insert(CRC_ERROR);
         }
         task.take_data(pdu, frame.data);
         self.go_on(pdu.task_tag, out, core);

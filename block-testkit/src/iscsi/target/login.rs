@@ -37,6 +37,14 @@ pub(super) struct Identity {
     pub(super) cid: u16,
 }
 
+impl Identity {
+    /// The name of the initiator port (RFC 7143, section 4.4.2).
+    pub(super) fn port(&self) -> String {
+        let isid: String = self.isid.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{},i,0x{isid}", self.initiator)
+    }
+}
+
 #[derive(Debug)]
 enum Proof {
     /// AuthMethod has not come.

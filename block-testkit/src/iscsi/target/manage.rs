@@ -22,8 +22,8 @@ impl Session {
         out: &mut Output,
         core: &mut Core,
     ) -> Fate {
-        let lun = request.lun;
-        let exists = core.device.numbers().contains(&unit(lun));
+        let unit = unit(request.lun);
+        let exists = core.device.numbers().contains(&unit);
         let result = match request.function {
             TaskFunction::AbortTask { task_tag, cmd_sn } => {
                 self.abort_task(task_tag, cmd_sn, request.serials.cmd_sn)
@@ -36,13 +36,13 @@ impl Session {
                 TaskResult::NoSuchLun
             }
             TaskFunction::AbortTaskSet => {
-                self.tasks.abort_all(Some(lun));
+                self.tasks.abort_all(Some(unit));
                 TaskResult::Complete
             }
-            TaskFunction::ClearTaskSet => self.sweep(Sweep::Unit(lun), core),
+            TaskFunction::ClearTaskSet => self.sweep(Sweep::Unit(unit), core),
             TaskFunction::LogicalUnitReset => {
-                core.device.reset(unit(lun));
-                self.sweep(Sweep::Unit(lun), core)
+                core.device.reset(unit);
+                self.sweep(Sweep::Unit(unit), core)
             }
             TaskFunction::TargetWarmReset => {
                 reset_all(core);
@@ -91,7 +91,7 @@ impl Session {
     /// Does what a task management function does to a session's tasks.
     pub(super) fn swept(&mut self, sweep: Sweep) {
         match sweep {
-            Sweep::Unit(lun) => self.tasks.abort_all(Some(lun)),
+            Sweep::Unit(unit) => self.tasks.abort_all(Some(unit)),
             Sweep::All | Sweep::Connections => self.tasks.abort_all(None),
         }
     }

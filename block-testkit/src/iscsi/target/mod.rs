@@ -542,6 +542,7 @@ impl Connection {
             }
             None => {
                 core.device.connect(nexus);
+                core.device.name(nexus, &identity.port());
                 let identity = Identity { tsih, ..identity.clone() };
                 let window = core.config.limits.window;
                 Box::new(Session::new(identity, nexus, agreed, cmd_sn, stat_sn, window))

@@ -64,7 +64,7 @@ pub(super) enum Fate {
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(super) enum Sweep {
     /// Tasks of one unit are gone.
-    Unit([u8; 8]),
+    Unit(u16),
     /// All tasks are gone.
     All,
     /// All connections end.
@@ -130,7 +130,9 @@ impl Session {
     pub(super) fn handle(&mut self, frame: Frame<'_>, out: &mut Output, core: &mut Core) -> Fate {
         if !frame.intact {
             self.reject(RejectReason::DataDigestError, frame.header, out);
-            self.tasks.spoil(frame.header);
+            if let Ok(Request::DataOut(pdu)) = parse(frame.header) {
+                self.data_out(&pdu, frame, out, core);
+            }
             return Fate::Stays;
         }
         let fate = self.request(frame, out, core);

@@ -36,6 +36,7 @@ impl SparseExtent {
         let (head_zero, tail_zero) = (self.reads_zero(head).await?, self.reads_zero(tail).await?);
         if head_zero && tail_zero && (place.fresh || self.zeroed(head, tail, whole).await?) {
             let range = self.host_range(allocation, place, write)?;
+            self.event("write_aio");
             return self.file.write(range, data, RequestFlags::empty()).await;
         }
         let far_head = head.first(head.len().saturating_sub(NEAR));
@@ -58,6 +59,7 @@ impl SparseExtent {
         let iov: IoVec =
             before.into_iter().chain(data.bufs().iter().cloned()).chain(after).collect();
         let range = self.host_range(allocation, place, near)?;
+        self.event("write_aio");
         self.file.write(range, iov, RequestFlags::empty()).await
     }
 

@@ -111,9 +111,13 @@ impl SparseExtent {
             }
             Kind::Unallocated => {
                 let offset = self.start + range.offset();
+                self.event("read_backing_aio");
                 read_node(self.backing.as_ref(), offset, iov).await
             }
-            Kind::Data(at) => read_node(Some(&self.file), at, iov).await,
+            Kind::Data(at) => {
+                self.event("read_aio");
+                read_node(Some(&self.file), at, iov).await
+            }
             Kind::Compressed { .. } => Err(Error::Invalid),
         }
     }
@@ -127,6 +131,7 @@ impl SparseExtent {
         iov: IoVec,
     ) -> Result<()> {
         let reader = self.compressed.as_ref().ok_or(Error::Invalid)?;
+        self.event("read_compressed");
         let grain_size = self.geometry.grain_size();
         let mut whole = Vec::new();
         for (grain, here) in grains {

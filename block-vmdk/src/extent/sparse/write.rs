@@ -71,6 +71,7 @@ impl SparseExtent {
     pub(crate) async fn write(self: &Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
         let pass = self.enter().await;
         if let Some(host) = self.in_place_at_once(range) {
+            self.event("write_aio");
             return self.file.write(host?, iov, RequestFlags::empty()).await;
         }
         drop(pass);
@@ -161,6 +162,7 @@ impl SparseExtent {
         let (allocation, place, _running) = match work {
             Work::InPlace { range, at } => {
                 let host = ByteRange::new(at, range.len())?;
+                self.event("write_aio");
                 return self.file.write(host, data, RequestFlags::empty()).await;
             }
             Work::Allocate { allocation, place, running } => (allocation, place, running),

@@ -7,22 +7,62 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::{Server, Unit, bounded, print};
+use super::{Unit, bounded, print, url};
 use crate::failure::Result;
 use crate::run;
+use crate::served::Served;
 
 const PROGRAM: &str = "iscsi-test-cu";
 /// The longest test takes five seconds on an idle machine.
 const SECONDS_MAX: &str = "60";
 
-/// Tests that are skipped, and why. There is a unit for each.
-const SKIPPED: [(&str, &str); 0] = [];
+/// Tests that are skipped, and why. Version 1.19 has none of them; there is a unit for each of its own.
+const SKIPPED: [(&str, &str); 7] = [
+    ("ALL.ExtendedCopy.Large", "segments with byte offsets are not implemented"),
+    ("ALL.iSCSICHAP.Base64", NO_ACCOUNT),
+    ("ALL.iSCSICHAP.Base64Name", NO_ACCOUNT),
+    ("ALL.iSCSICHAP.Base64Oversize", NO_ACCOUNT),
+    ("ALL.iSCSICHAP.HexName", NO_ACCOUNT),
+    ("ALL.iSCSICHAP.Invalid", NO_ACCOUNT),
+    ("ALL.iSCSICHAP.Simple", NO_ACCOUNT),
+];
+const NO_ACCOUNT: &str = "the target asks for no account";
 
-/// Tests that some versions of the program fail before any target, and why.
-const BROKEN: [(&str, &str); 1] = [(
-    "ALL.iSCSITMF.LUNResetSimpleAsync",
-    "libiscsi 1.19 asserts that the answer to a reset has come when it has only queued the reset",
-)];
+/// A test that some versions of the program fail before any target.
+struct Broken {
+    test: &'static str,
+    /// How that failure is known from others.
+    prints: &'static str,
+    reason: &'static str,
+}
+
+const OWN_QUEUE: &str = "CU_ASSERT_EQUAL(iscsi_out_queue_length(sd->iscsi_ctx),1)";
+const EMPTIED: &str = "1.20 looks for a request in a queue that libiscsi may have emptied already";
+
+const BROKEN: [Broken; 6] = [
+    Broken {
+        test: "ALL.iSCSITMF.LUNResetSimpleAsync",
+        prints: "CU_ASSERT_EQUAL(reconnect_succeeded,1)",
+        reason: "1.19 looks for the answer to a reset that it has only queued",
+    },
+    Broken { test: "ALL.iSCSITMF.LUNResetSimpleAsync", prints: OWN_QUEUE, reason: EMPTIED },
+    Broken { test: "ALL.iSCSITMF.AbortTaskSimpleAsync", prints: OWN_QUEUE, reason: EMPTIED },
+    Broken {
+        test: "ALL.CompareAndWrite.InvalidDataOutSize",
+        prints: "(0x0e)/(0x1d00)",
+        reason: "1.20 changes every PDU but the command, so that the command is right",
+    },
+    Broken {
+        test: "ALL.iSCSISendTargets.Simple",
+        prints: "CU_ASSERT_EQUAL(status,0)",
+        reason: "1.20 wants SendTargets=All answered in a normal session, where RFC 7143 forbids it",
+    },
+    Broken {
+        test: "ALL.iSCSISendTargets.Invalid",
+        prints: "Test: Invalid ...",
+        reason: "1.20 wants the same, and a failure where RFC 7143 has NotUnderstood",
+    },
+];
 
 /// Tests, by the beginning of their names, that need a special unit.
 const SPECIAL: [(&str, Unit); 13] = [
@@ -66,7 +106,7 @@ pub(super) fn may_contain(only: &str) -> bool {
 }
 
 /// Runs all tests whose name contains `only`, on all servers at once; how many, and how many surprises.
-pub(super) fn check_all(servers: &[Server], only: &str) -> Result<(usize, usize)> {
+pub(super) fn check_all(servers: &[Served], only: &str) -> Result<(usize, usize)> {
     if !may_contain(only) {
         return Ok((0, 0));
     }
@@ -92,11 +132,6 @@ pub(super) fn check_all(servers: &[Server], only: &str) -> Result<(usize, usize)
     for test in &ended {
         families.entry(family(test.name).to_owned()).or_default().add(test);
     }
-    let known = SKIPPED.iter().chain(&BROKEN).filter(|(test, _)| wanted(test));
-    for (test, _) in known.filter(|(test, _)| !all.contains(test)) {
-        let family = families.entry(family(test).to_owned()).or_default();
-        family.surprise(format!("{test} is known here, and {PROGRAM} does not have it"));
-    }
     let mut surprises = chosen.len() - ended.len();
     for (name, family) in &families {
         let counts = [family.passed, family.skipped];
@@ -118,25 +153,21 @@ impl Family {
     fn add(&mut self, test: &Ended<'_>) {
         self.time += test.time;
         let name = test.name;
-        let reason = |list: &[(&str, &'static str)]| {
-            list.iter().find(|(known, _)| *known == name).map(|(_, reason)| *reason)
-        };
-        match (&test.verdict, reason(&SKIPPED), reason(&BROKEN)) {
-            (Verdict::Passed, None, _) => self.passed += 1,
-            (Verdict::Passed, Some(_), _) => {
+        let skipped = SKIPPED.iter().find(|(known, _)| *known == name);
+        match (&test.verdict, skipped) {
+            (Verdict::Passed, None) => self.passed += 1,
+            (Verdict::Passed, Some(_)) => {
                 self.surprise(format!("{name} passed and is known to be skipped"));
             }
-            (Verdict::Skipped, Some(reason), _) => {
+            (Verdict::Skipped, Some((_, reason))) => {
                 self.skipped += 1;
                 println!("{name} is skipped: {reason}");
             }
-            (Verdict::Skipped, None, _) => self.surprise(format!("{name} was skipped")),
-            (Verdict::Failed(_), _, Some(reason)) => {
-                println!("{name} fails whatever the target does: {reason}");
-            }
-            (Verdict::Failed(said), _, None) => {
-                self.surprise(format!("{name} failed:\n{}", said.join("\n")));
-            }
+            (Verdict::Skipped, None) => self.surprise(format!("{name} was skipped")),
+            (Verdict::Failed(said), _) => match excuse(name, said) {
+                Some(reason) => println!("{name} fails whatever the target does: {reason}"),
+                None => self.surprise(format!("{name} failed:\n{}", said.join("\n"))),
+            },
         }
     }
 
@@ -146,10 +177,18 @@ impl Family {
     }
 }
 
+/// Why a test may fail, if it fails in the way that is known.
+fn excuse(name: &str, said: &[String]) -> Option<&'static str> {
+    let known = |broken: &&Broken| {
+        broken.test == name && said.iter().any(|line| line.contains(broken.prints))
+    };
+    BROKEN.iter().find(known).map(|broken| broken.reason)
+}
+
 /// Runs one test. Both URLs are of one unit: the second is another way to it.
-fn run_test<'a>(server: &Server, name: &'a str) -> Result<Ended<'a>> {
+fn run_test<'a>(server: &Served, name: &'a str) -> Result<Ended<'a>> {
     let start = Instant::now();
-    let url = server.url(unit(name));
+    let url = url(server, unit(name));
     let mut command = run::command("timeout");
     command.args([SECONDS_MAX, PROGRAM, "-d", "-S", "-f", "-v", "-t", name, &url, &url]);
     let (line, printed, status) = bounded(&mut command)?;
@@ -209,10 +248,22 @@ mod tests {
         family.add(&ended("ALL.Read6.Simple", Verdict::Skipped));
         family.add(&ended("ALL.Read6.Simple", Verdict::Failed(vec!["no".to_owned()])));
         assert_eq!((family.passed, family.surprises, family.wrong.len()), (1, 2, 2));
-        let (broken, _) = BROKEN[0];
-        family.add(&ended(broken, Verdict::Failed(Vec::new())));
-        family.add(&ended(broken, Verdict::Passed));
-        assert_eq!((family.passed, family.surprises), (2, 2));
+        let (skipped, _) = SKIPPED[0];
+        family.add(&ended(skipped, Verdict::Skipped));
+        assert_eq!((family.skipped, family.surprises), (1, 2));
+        family.add(&ended(skipped, Verdict::Passed));
+        assert_eq!((family.passed, family.surprises), (1, 3));
+    }
+
+    #[test]
+    fn only_a_failure_of_the_known_kind_is_excused() {
+        let mut family = Family::default();
+        let Broken { test, prints, .. } = &BROKEN[0];
+        family.add(&ended(test, Verdict::Failed(vec![format!("1. x.c:1 - {prints}")])));
+        family.add(&ended(test, Verdict::Passed));
+        assert_eq!((family.passed, family.surprises), (1, 0));
+        family.add(&ended(test, Verdict::Failed(vec!["1. x.c:2 - something else".to_owned()])));
+        assert_eq!(family.surprises, 1);
     }
 
     #[test]

@@ -6,15 +6,13 @@
 
 mod conformance;
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use crate::failure::{Failure, Result};
+use crate::served::Served;
 use crate::{run, setup};
-
-const TARGET: &str = "iqn.2026-01.org.example:peer";
 
 /// A kind of unit; its number is its place in [`UNITS`].
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -40,48 +38,17 @@ const UNITS: [(Unit, &str); 6] = [
     (Unit::Fresh, "thin:64M,serial=fresh"),
 ];
 
-/// A target that serves until it is dropped.
-struct Server {
-    child: Child,
-    portal: String,
+pub(super) fn start(program: &Path) -> Result<Served> {
+    Served::start(program, &UNITS.map(|(_, unit)| unit))
 }
 
-impl Server {
-    fn start(program: &Path) -> Result<Self> {
-        let mut command = run::command(program);
-        command.args(["--listen", "127.0.0.1:0", "--target", TARGET]);
-        for (_, unit) in UNITS {
-            command.args(["--lun", unit]);
-        }
-        let child = command.stdout(Stdio::piped()).spawn();
-        let mut child = child.map_err(Failure::io(format!("start {}", program.display())))?;
-        let mut first = String::new();
-        if let Some(stdout) = child.stdout.take() {
-            let what = format!("read from {}", program.display());
-            BufReader::new(stdout).read_line(&mut first).map_err(Failure::io(what))?;
-        }
-        let portal = first.strip_prefix("listening on ").and_then(|rest| rest.split(": ").next());
-        let portal = portal.unwrap_or_default().to_owned();
-        let server = Self { child, portal };
-        if server.portal.is_empty() {
-            let problem = format!("{first:?} and no address");
-            return Err(Failure::Output { command: run::line(&command), problem });
-        }
-        Ok(server)
-    }
-
-    fn url(&self, unit: Unit) -> String {
-        let number = UNITS.iter().position(|(kind, _)| *kind == unit).unwrap_or(0);
-        format!("iscsi://{}/{TARGET}/{number}", self.portal)
-    }
+/// The URL of a unit that is thin, without any speciality.
+pub(super) fn plain(server: &Served) -> String {
+    url(server, Unit::Plain)
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _killed = self.child.kill();
-        let _ended = self.child.wait();
-    }
+fn url(server: &Served, unit: Unit) -> String {
+    server.url(UNITS.iter().position(|(kind, _)| *kind == unit).unwrap_or(0))
 }
 
 /// What a tool must print, given arguments before the URL.
@@ -108,7 +75,7 @@ const PLAIN: Option<Unit> = Some(Unit::Plain);
 /// In this order: write protection that is switched on is switched off again.
 #[rustfmt::skip]
 const TOOLS: &[Tool] = &[
-    tool("iscsi-ls", &[], None, &["Target:iqn.2026-01.org.example:peer Portal:127.0.0.1:"]),
+    tool("iscsi-ls", &[], None, &["Target:iqn.2026-01.org.example:served Portal:127.0.0.1:"]),
     tool("iscsi-ls", &["-s"], None, &["Lun:0 ", "Lun:1 ", "Lun:2 ", "Lun:3 ", "Lun:4 ", "Lun:5 ", "Type:DIRECT_ACCESS (Size:63M)"]),
     tool("iscsi-inq", &[], PLAIN, &["Removable:0", "3PC:1", "Vendor:TESTKIT", "Version Descriptor:0460 SPC-4", "Version Descriptor:04c0 SBC-3", "Version Descriptor:0960 iSCSI"]),
     tool("iscsi-inq", &[], Some(Unit::Removable), &["Removable:1"]),
@@ -132,10 +99,10 @@ impl Tool {
     }
 
     /// What is wrong with what it prints.
-    fn check(&self, server: &Server) -> Result<Vec<String>> {
+    fn check(&self, server: &Served) -> Result<Vec<String>> {
         let url = match self.unit {
-            Some(unit) => server.url(unit),
-            None => format!("iscsi://{}", server.portal),
+            Some(unit) => url(server, unit),
+            None => format!("iscsi://{}", server.portal()),
         };
         let (line, printed, status) = bounded(
             run::command("timeout").arg("30").arg(self.program).args(self.arguments).arg(url),
@@ -169,12 +136,9 @@ pub(super) fn check_all(program: Option<&Path>, only: &str) -> Result<(usize, us
         return Ok((0, 0));
     }
     setup::peers(&[setup::LIBISCSI])?;
-    let program = match program {
-        Some(program) => std::path::absolute(program).map_err(Failure::io("find the target"))?,
-        None => target()?,
-    };
+    let program = self::program(program)?;
     println!("{:<44} {:>6} {:>7} {:>6}  result", "libiscsi", "passed", "skipped", "s");
-    let servers = [Server::start(&program)?, Server::start(&program)?];
+    let servers = [start(&program)?, start(&program)?];
     let (mut count, mut faults) = (tools.len(), 0);
     for tool in tools {
         let start = Instant::now();
@@ -192,16 +156,19 @@ pub(super) fn check_all(program: Option<&Path>, only: &str) -> Result<(usize, us
     Ok((count, faults))
 }
 
+/// The target that `program` is, or the test kit's.
+pub(super) fn program(program: Option<&Path>) -> Result<PathBuf> {
+    match program {
+        Some(program) => std::path::absolute(program).map_err(Failure::io("find the target")),
+        None => run::release_example("block-testkit", "iscsi-target"),
+    }
+}
+
 /// Prints a line, and what is wrong.
-fn print(name: &str, [passed, skipped]: [usize; 2], seconds: f64, wrong: &[String]) {
+pub(super) fn print(name: &str, [passed, skipped]: [usize; 2], seconds: f64, wrong: &[String]) {
     let result = if wrong.is_empty() { "as expected" } else { "DIFFERENT" };
     println!("{name:<44} {passed:>6} {skipped:>7} {seconds:>6.2}  {result}");
     for text in wrong.iter().flat_map(|text| text.lines()) {
         println!("    {text}");
     }
-}
-
-/// Builds the test kit's target.
-fn target() -> Result<PathBuf> {
-    run::release_example("block-testkit", "iscsi-target")
 }

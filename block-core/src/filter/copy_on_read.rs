@@ -1,0 +1,222 @@
+//! `copy-on-read`: what its file does not hold itself is written to it when it is read.
+//!
+//! A read that meets clusters of a backing file reads them whole, writes them to the file as unchanged, and
+//! fails if that fails. A file that cannot be written to is read as it is.
+//!
+//! Invariants: no write of anybody else that passes here is in flight to a cluster while it is copied; a
+//! cluster that the file holds is never copied over; memory is bounded by [`PIECE`] or one cluster.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+
+use crate::buf::{IoBuf, IoVec};
+use crate::driver::{BlockDriver, Exactness, Prealloc, ReopenOptions, ReopenState};
+use crate::error::{Error, OpenError, Result};
+use crate::flags::{Capabilities, RequestFlags};
+use crate::info::DriverInfo;
+use crate::limits::BlockLimits;
+use crate::node::Node;
+use crate::options::Options;
+use crate::range::{Alignment, ByteRange, to_usize};
+use crate::registry::{DriverFactory, OpenContext};
+use crate::request::status::StatusDetail;
+use crate::request::tracked::{Claim, Ticket, Tracker};
+
+/// Most bytes that are copied at once, unless a cluster is longer.
+const PIECE: u64 = 1 << 20;
+
+/// The filter.
+pub struct CopyOnReadDriver {
+    file: Node,
+    /// Copies claim their clusters for themselves, writes share theirs. Claimed after the request's place at
+    /// this filter's own node, before those at the file.
+    copies: Arc<Tracker>,
+    read_only: AtomicBool,
+}
+
+impl CopyOnReadDriver {
+    /// A filter on `file`.
+    pub fn new(file: Node) -> Self {
+        Self { file, copies: Arc::default(), read_only: AtomicBool::new(false) }
+    }
+
+    /// What is copied as a whole.
+    fn cluster(&self) -> Alignment {
+        let limits = self.file.limits();
+        let cluster = self.file.driver().info().cluster_size.and_then(Alignment::new);
+        let cluster = cluster.filter(|cluster| cluster.is_power_of_two());
+        limits.request_alignment.max(cluster.unwrap_or(Alignment::SECTOR))
+    }
+
+    /// The place of a write, which no copy may overlap.
+    async fn share(&self, range: ByteRange) -> Ticket {
+        self.copies.begin(Claim::shared(range.expand(self.cluster()))).await
+    }
+
+    /// How many bytes from the start of `range` on are stored alike, and whether the file holds them.
+    async fn run(&self, range: ByteRange) -> Result<(bool, u64)> {
+        let status = self.file.block_status(range, StatusDetail::Allocation).await?;
+        match status.len.min(range.len()) {
+            0 => Ok((true, range.len())),
+            len => Ok((status.is_allocated(), len)),
+        }
+    }
+
+    /// Copies the clusters that hold the start of `range`, and gives how much of it was read into `iov`.
+    async fn copy(&self, range: ByteRange, iov: &IoVec) -> Result<u64> {
+        let cluster = self.cluster();
+        let disk = ByteRange::up_to(self.file.len());
+        let part = range.first(PIECE.max(cluster.bytes()));
+        let whole = part.expand(cluster).intersect(disk);
+        let _alone = self.copies.begin(Claim::serialising(part.expand(cluster))).await;
+        // Somebody may have written it meanwhile.
+        let (held, len) = self.run(range).await?;
+        if held {
+            let here = range.first(len);
+            self.file.read(here, iov.slice(0, to_usize(len))).await?;
+            return Ok(len);
+        }
+        let here = part.first(len);
+        let whole = here.expand(cluster).intersect(whole);
+        let buf = IoBuf::zeroed(to_usize(whole.len()), Alignment::PAGE)?;
+        self.file.read(whole, buf.clone().into()).await?;
+        self.file.driver().event("cor_write");
+        let data = IoVec::from(buf);
+        if data.is_zero() {
+            self.file.write_zeroes(whole, RequestFlags::WRITE_UNCHANGED).await?;
+        } else {
+            self.file.write(whole, data.clone(), RequestFlags::WRITE_UNCHANGED).await?;
+        }
+        let mut bytes = vec![0; to_usize(here.len())];
+        data.copy_to(to_usize(here.offset() - whole.offset()), &mut bytes);
+        iov.copy_from(0, &bytes);
+        Ok(here.len())
+    }
+}
+
+#[async_trait]
+impl BlockDriver for CopyOnReadDriver {
+    fn name(&self) -> &'static str {
+        "copy-on-read"
+    }
+
+    fn len(&self) -> u64 {
+        self.file.len()
+    }
+
+    fn limits(&self) -> BlockLimits {
+        // The file's node sees to that, where it matters.
+        BlockLimits { min_mem_alignment: Alignment::ONE, ..self.file.limits() }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.file.capabilities()
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire) || self.file.is_read_only()
+    }
+
+    fn filtered(&self) -> Option<&Node> {
+        Some(&self.file)
+    }
+
+    fn info(&self) -> DriverInfo {
+        let DriverInfo { cluster_size, dirty, encrypted, compressed, .. } =
+            self.file.driver().info();
+        DriverInfo { cluster_size, dirty, encrypted, compressed, ..DriverInfo::default() }
+    }
+
+    async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
+        if self.file.is_read_only() {
+            return self.file.read(range, iov).await;
+        }
+        let inside = range.intersect(ByteRange::up_to(self.file.len()));
+        let mut rest = inside;
+        while !rest.is_empty() {
+            let here = iov.slice(to_usize(rest.offset() - range.offset()), to_usize(rest.len()));
+            let done = match self.run(rest).await? {
+                (true, len) => {
+                    self.file.read(rest.first(len), here.slice(0, to_usize(len))).await?;
+                    len
+                }
+                (false, len) => self.copy(rest.first(len), &here).await?,
+            };
+            rest = rest.split_at(done).1;
+        }
+        let done = to_usize(inside.len());
+        iov.fill(done, iov.len() - done, 0);
+        Ok(())
+    }
+
+    async fn pwritev(
+        self: Arc<Self>,
+        range: ByteRange,
+        iov: IoVec,
+        flags: RequestFlags,
+    ) -> Result<()> {
+        let _place = self.share(range).await;
+        self.file.write(range, iov, flags).await
+    }
+
+    async fn pwrite_zeroes(self: Arc<Self>, range: ByteRange, flags: RequestFlags) -> Result<()> {
+        let _place = self.share(range).await;
+        self.file.write_zeroes(range, flags).await
+    }
+
+    async fn pdiscard(self: Arc<Self>, range: ByteRange) -> Result<()> {
+        let _place = self.share(range).await;
+        self.file.discard(range).await
+    }
+
+    async fn truncate(
+        self: Arc<Self>,
+        len: u64,
+        exactness: Exactness,
+        prealloc: Prealloc,
+    ) -> Result<()> {
+        let from = len.min(self.file.len());
+        let tail = ByteRange::from_bounds(from, crate::range::MAX_LEN);
+        let _place = self.share(tail.map_err(|_| Error::Invalid)?).await;
+        self.file.truncate(len, exactness, prealloc).await
+    }
+
+    async fn reopen_prepare(
+        self: Arc<Self>,
+        options: &ReopenOptions,
+    ) -> Result<ReopenState, OpenError> {
+        Ok(Box::new(options.read_only))
+    }
+
+    fn reopen_commit(&self, state: ReopenState) {
+        if let Ok(read_only) = state.downcast::<Option<bool>>()
+            && let Some(read_only) = *read_only
+        {
+            self.read_only.store(read_only, Ordering::Release);
+        }
+    }
+}
+
+/// Opens `copy-on-read`: `file`.
+pub struct CopyOnReadFactory;
+
+#[async_trait]
+impl DriverFactory for CopyOnReadFactory {
+    fn name(&self) -> &'static str {
+        "copy-on-read"
+    }
+
+    async fn open(
+        &self,
+        mut options: Options,
+        mut context: OpenContext,
+    ) -> Result<Arc<dyn BlockDriver>, OpenError> {
+        let file = context.open_child(&mut options, "file").await?;
+        options.finish()?;
+        let driver = CopyOnReadDriver::new(file);
+        driver.read_only.store(!context.flags.writable, Ordering::Release);
+        Ok(Arc::new(driver))
+    }
+}

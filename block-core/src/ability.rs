@@ -4,6 +4,8 @@
 //! Everything here is control plane: the caller sees to it that nobody else changes the image
 //! meanwhile. Requests may be in flight; a driver waits for them where it must.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 
@@ -232,8 +234,11 @@ pub trait Breakpoints: Send + Sync {
 
     /// Calls `listener` for every request that is held or goes on, with its tag. It must not block. There is
     /// one listener.
-    fn listen(&self, listener: Box<dyn Fn(&str, BreakpointChange) + Send + Sync>);
+    fn listen(&self, listener: BreakpointListener);
 }
+
+/// Who hears of requests at breakpoints: the tag, and what happened.
+pub type BreakpointListener = Arc<dyn Fn(&str, BreakpointChange) + Send + Sync>;
 
 /// What an image of a format would need.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]

@@ -168,7 +168,7 @@ fn a_breakpoint_holds_one_request_until_it_is_resumed() {
         let points = driver.as_breakpoints().unwrap();
         let told = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&told);
-        points.listen(Box::new(move |tag, change| log.lock().push((tag.to_owned(), change))));
+        points.listen(Arc::new(move |tag, change| log.lock().push((tag.to_owned(), change))));
         assert_eq!(points.set("bogus", "A"), Err(Error::Os(2)));
         points.set("write_aio", "A").unwrap();
 

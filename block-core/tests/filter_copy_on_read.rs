@@ -16,6 +16,7 @@ use block_core::filter::copy_on_read::CopyOnReadDriver;
 use block_core::info::DriverInfo;
 use block_core::io::exec::block_on;
 use block_core::node::NodeOptions;
+use block_core::range::{to_u64, to_usize};
 use block_core::request::status::{DriverStatus, StatusDetail};
 use block_core::{BlockLimits, ByteRange, Capabilities, Error, IoVec, Node, RequestFlags};
 use block_testkit::disk::fault::{Fault, Rule};
@@ -80,7 +81,7 @@ impl BlockDriver for Overlay {
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
         for cluster in Self::clusters(range) {
             let here = span(cluster * CLUSTER, (cluster + 1) * CLUSTER);
-            let part = iov.slice((here.offset() - range.offset()) as usize, CLUSTER as usize);
+            let part = iov.slice(to_usize(here.offset() - range.offset()), to_usize(CLUSTER));
             let held = self.held.lock().contains(&cluster);
             yield_now().await;
             let node = if held { &self.own } else { &self.backing };
@@ -116,7 +117,7 @@ impl BlockDriver for Overlay {
         let held = self.held.lock();
         let first = held.contains(&(range.offset() / CLUSTER));
         let alike = Self::clusters(range).take_while(|cluster| held.contains(cluster) == first);
-        let len = (alike.count() as u64 * CLUSTER).min(range.len());
+        let len = (to_u64(alike.count()) * CLUSTER).min(range.len());
         Ok(if first { DriverStatus::data(len) } else { DriverStatus::unallocated(len) })
     }
 }

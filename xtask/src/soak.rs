@@ -77,6 +77,12 @@ const SOAKS: &[Soak] = &[
         test: "soak_network",
         target: |arguments| arguments.operations,
     },
+    Soak {
+        package: "block-iscsi",
+        file: "driver_model",
+        test: "soak_iscsi_model",
+        target: |arguments| arguments.operations,
+    },
 ];
 
 /// Runs all of them, one after the other, until one fails.

@@ -22,9 +22,9 @@ use super::IscsiDriver;
 use super::knowledge::Change;
 use super::open::Facts;
 
-/// Longest WRITE SAME where the target names no limit.
-const UNLIMITED: u64 = 1 << 30;
-/// Longest WRITE SAME at all: the target may have to write it all before it answers.
+/// Longest WRITE SAME where the target names no limit, or may have to write it all before it answers.
+const WRITTEN_MAX: u64 = 1 << 30;
+/// Longest WRITE SAME at all.
 const SAME_MAX: u64 = 4 << 30;
 
 /// What a target may refuse.
@@ -50,6 +50,11 @@ impl Refused {
         }
     }
 
+    /// Whether the target only gives blocks back.
+    fn unmaps(self) -> bool {
+        matches!(self, Self::Same16Unmap | Self::Same10Unmap)
+    }
+
     /// Whether it is the command of 10 bytes.
     fn is_short(self) -> bool {
         matches!(self, Self::Same10 | Self::Same10Unmap)
@@ -59,7 +64,7 @@ impl Refused {
 /// Most bytes of one WRITE SAME, to begin with.
 pub(super) fn same_max(facts: &Facts) -> u64 {
     let limits = &facts.limits;
-    limits.max_write_same.unwrap_or(UNLIMITED).min(SAME_MAX)
+    limits.max_write_same.unwrap_or(WRITTEN_MAX).min(SAME_MAX)
 }
 
 /// Length of the first command for `rest`: at most `max` bytes, and up to the end of a granule where
@@ -141,7 +146,8 @@ impl IscsiDriver {
     /// How much of `rest` one command zeroes.
     fn same_len(&self, rest: ByteRange, way: Refused) -> u64 {
         let counted = if way.is_short() { u64::from(u16::MAX) } else { u64::from(u32::MAX) };
-        let max = self.same_max.load(Ordering::Acquire).min(counted * self.block());
+        let work = if way.unmaps() { SAME_MAX } else { WRITTEN_MAX };
+        let max = self.same_max.load(Ordering::Acquire).min(counted * self.block()).min(work);
         first_len(rest, max, self.facts.limits.write_same_granule)
     }
 
@@ -153,10 +159,7 @@ impl IscsiDriver {
     ) -> Result<(), UnitError> {
         let lba = piece.offset() / self.block();
         let count = piece.len() / self.block();
-        let deallocate = match way {
-            Refused::Same16Unmap | Refused::Same10Unmap => Deallocate::Unmap,
-            _ => Deallocate::No,
-        };
+        let deallocate = if way.unmaps() { Deallocate::Unmap } else { Deallocate::No };
         // The fields are wide enough for what `way` and `same_len` allow.
         let cdb = if way.is_short() {
             let blocks = u16::try_from(count).ok().and_then(NonZeroU16::new);

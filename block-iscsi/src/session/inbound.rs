@@ -21,9 +21,8 @@ use super::error::Violation;
 /// Length of the staging buffer in bytes.
 pub(super) const STAGING_LEN: usize = 128 << 10;
 
-/// How much is received beside a data segment after a long one: the headers that come next, but not
-/// the data behind them, which would have to be copied.
-const STAGING_LEN_BULK: usize = 256;
+/// Room that is always there behind what is staged: more than a data segment's end and a header.
+const STAGING_LEN_MIN: usize = 256;
 
 /// A data segment of this length in bytes is long.
 const BULK_LEN: usize = 32 << 10;
@@ -103,13 +102,30 @@ impl Inbound {
         };
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
-        } else if self.start > 0 && self.end + STAGING_LEN_BULK > self.buffer.len() {
+        } else if self.start > 0 && self.end + STAGING_LEN_MIN > self.buffer.len() {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
+        let len = if self.bulk { self.len_to_header() } else { usize::MAX };
         let room = self.buffer.get_mut(self.end..).unwrap_or_default();
-        let len = if self.bulk { room.len().min(STAGING_LEN_BULK) } else { room.len() };
+        let len = len.min(room.len());
         ReceiveSlot { direct, staging: room.get_mut(..len).unwrap_or_default() }
+    }
+
+    /// How much is received beside a long data segment, or after one: up to the end of the next header, but
+    /// none of the data behind it. That would have to be copied, and what is copied to an address that is
+    /// not aligned is copied slowly, by the kernel, too.
+    fn len_to_header(&self) -> usize {
+        let end_of_data = self.segment.as_ref().map_or(0, |segment| {
+            let len = segment.to.len();
+            len.next_multiple_of(4) - len + self.trailer(len)
+        });
+        let staged = self.end - self.start;
+        (end_of_data + self.header_len()).saturating_sub(staged).max(1)
+    }
+
+    fn header_len(&self) -> usize {
+        BHS_LEN + if self.header_digest { DIGEST_LEN } else { 0 }
     }
 
     /// Takes note of `len` bytes that were received into [`Inbound::slot`].
@@ -128,7 +144,7 @@ impl Inbound {
         if self.segment.is_some() {
             return self.next_of_segment();
         }
-        let header_len = BHS_LEN + if self.header_digest { DIGEST_LEN } else { 0 };
+        let header_len = self.header_len();
         let Some(header) = self.staged(0, header_len) else {
             return Ok(None);
         };

@@ -71,11 +71,15 @@ fn a_command_carries_and_is_followed_by_what_was_agreed_on() {
         peer.listen();
         let mut got = vec![0; 6144];
         let mut ends = 0;
+        let mut next = at;
         while let Some((request, data)) = peer.heard.pop_front() {
             let Request::DataOut(pdu) = request else { panic!("{request:?}") };
             assert!(data.len() <= 1024);
             assert_eq!(pdu.lun, [0, 5, 0, 0, 0, 0, 0, 0]);
             let offset = usize::try_from(pdu.buffer_offset).unwrap();
+            // In the order in which it was asked for.
+            assert_eq!(offset, next);
+            next += data.len();
             let tag = if offset < at + 2100 { 100 } else { 101 };
             assert_eq!(pdu.target_tag, Some(tag));
             got[offset..offset + data.len()].copy_from_slice(&data);

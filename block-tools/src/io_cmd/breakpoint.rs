@@ -1,6 +1,8 @@
 //! Breakpoints at events of drivers, and ways to end the program in the middle of things: `break`,
 //! `resume`, `wait_break`, `remove_break`, `sigraise`.
 
+use std::sync::Arc;
+
 use block_core::ability::BreakpointChange;
 use block_core::{Error, Node, Result};
 use rustix::process::{Signal, getpid, kill_process};
@@ -70,7 +72,7 @@ impl Session {
         let Some(points) = found.driver().as_breakpoints() else { return };
         let name = found.driver().name();
         let notes = self.out.notes();
-        points.listen(Box::new(move |tag, change| {
+        points.listen(Arc::new(move |tag, change| {
             let what = match change {
                 BreakpointChange::Suspended => "Suspended",
                 BreakpointChange::Resumed => "Resuming",

@@ -26,7 +26,7 @@ use futures::channel::oneshot;
 use futures::future::{BoxFuture, poll_fn};
 use parking_lot::Mutex;
 
-use crate::ability::{BreakpointChange, Breakpoints};
+use crate::ability::{BreakpointChange, BreakpointListener, Breakpoints};
 use crate::buf::IoVec;
 use crate::driver::{
     BlockDriver, Child, ChildRole, Children, Exactness, Prealloc, ReopenOptions, ReopenState,
@@ -55,9 +55,6 @@ pub struct BlkdebugDriver {
     state: Mutex<State>,
 }
 
-/// Who hears that requests are held and go on.
-type Listener = Arc<dyn Fn(&str, BreakpointChange) + Send + Sync>;
-
 struct State {
     rules: Rules,
     /// Tags of breakpoints whose event has come, for the next request.
@@ -65,7 +62,7 @@ struct State {
     held: Vec<Held>,
     /// Who waits for a request to be held, and under which tag.
     waiting: Vec<(String, oneshot::Sender<()>)>,
-    listener: Option<Listener>,
+    listener: Option<BreakpointListener>,
 }
 
 /// A request that waits. Dropping this lets it go on.
@@ -355,8 +352,8 @@ impl Breakpoints for BlkdebugDriver {
         self.release(usize::MAX, |_| true);
     }
 
-    fn listen(&self, listener: Box<dyn Fn(&str, BreakpointChange) + Send + Sync>) {
-        self.state.lock().listener = Some(Arc::from(listener));
+    fn listen(&self, listener: BreakpointListener) {
+        self.state.lock().listener = Some(listener);
     }
 }
 

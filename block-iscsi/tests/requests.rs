@@ -246,6 +246,24 @@ fn discards_are_whole_granules_in_as_few_commands_as_may_be() {
     });
 }
 
+/// 5 TiB are more blocks than two descriptors can say, and a command may have one.
+#[test]
+fn a_discard_of_more_blocks_than_a_descriptor_can_say_is_several() {
+    let config = LunConfig { max_unmap_descriptors: 1, ..LunConfig::thin(512, 5 << 31) };
+    on(config, CACHED, |world| async move {
+        world.write(0, &[7; 512]).await;
+        world.write((5 << 40) - 512, &[7; 512]).await;
+        world.nexus.take_log();
+        world.discard(0, 5 << 40).await;
+        let lists: Vec<_> = world.nexus.take_log().into_iter().map(|sent| sent.data).collect();
+        let descriptors: Vec<usize> = lists.iter().map(|list| (list.len() - 8) / 16).collect();
+        assert_eq!(descriptors, [1, 1, 1]);
+        for lba in [0, (5 << 31) - 1] {
+            assert!(world.nexus.device(|device| !device.is_mapped(LUN, lba)));
+        }
+    });
+}
+
 #[test]
 fn a_discard_that_fails_is_told_and_one_that_is_refused_is_not() {
     on(gib(), CACHED, |world| async move {

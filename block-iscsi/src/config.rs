@@ -265,3 +265,126 @@ fn bad(option: &'static str, value: &str) -> OpenError {
 fn text(what: &'static str, error: impl ToString) -> OpenError {
     OpenError::Text { format: NAME, what, problem: error.to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::url::Host;
+
+    const URL: &str = "iscsi://san.example:3261/iqn.2004-01.org.example:disk/3";
+
+    fn config(options: &[(&str, &str)], env: &[(&str, &str)]) -> Result<IscsiConfig, OpenError> {
+        let mut all = Options::new();
+        options.iter().for_each(|(name, value)| all.set(*name, *value));
+        let find = |name: &str| {
+            let found = env.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        IscsiConfig::from_options(all, &find, [1; 6])
+    }
+
+    fn chap(options: &[(&str, &str)], env: &[(&str, &str)]) -> ChapConfig {
+        match config(options, env).unwrap().session.authentication {
+            Authentication::Chap(chap) | Authentication::ChapOrNone(chap) => chap,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_url_and_options_say_the_same() {
+        let by_url = config(&[("filename", URL)], &[]).unwrap();
+        let by_options = config(
+            &[
+                ("portal", "san.example:3261"),
+                ("target", "iqn.2004-01.org.example:disk"),
+                ("lun", "3"),
+                ("transport", "tcp"),
+            ],
+            &[],
+        )
+        .unwrap();
+        for config in [by_url, by_options] {
+            let session = config.session;
+            assert_eq!(session.portal.host, Host::Name("san.example".to_owned()));
+            assert_eq!((session.portal.port, config.lun.number()), (3261, Some(3)));
+            assert_eq!(session.initiator, INITIATOR_NAME);
+            assert_eq!(session.authentication, Authentication::None);
+            assert_eq!(session.patience.command, None);
+            assert_eq!(config.name, URL);
+        }
+    }
+
+    #[test]
+    fn digests_and_times_are_what_the_user_says() {
+        let all = [
+            ("filename", URL),
+            ("header-digest", "crc32c-none"),
+            ("data-digest", "CRC32C"),
+            ("timeout", "7"),
+            ("initiator-name", "iqn.x:me"),
+        ];
+        let session = config(&all, &[]).unwrap().session;
+        let both = vec![DigestKind::Crc32c, DigestKind::None];
+        assert_eq!(session.offer.header_digest, both);
+        assert_eq!(session.offer.data_digest, [DigestKind::Crc32c]);
+        assert_eq!(session.patience.command, Some(Duration::from_secs(7)));
+        assert_eq!(session.initiator, "iqn.x:me");
+    }
+
+    #[test]
+    fn secrets_come_from_options_files_the_url_and_the_environment_in_this_order() {
+        let directory = std::env::temp_dir();
+        let path = directory.join(format!("block-iscsi-secret-{}", std::process::id()));
+        std::fs::write(&path, "from the file\r\n").unwrap();
+        let file = path.to_str().unwrap();
+        let env = [("LIBISCSI_CHAP_USERNAME", "env"), ("LIBISCSI_CHAP_PASSWORD", "from outside")];
+        let of = |secret: &str| Secret::new(secret.as_bytes());
+        let with_url = "iscsi://joe%from-the-url@san.example/iqn.a:b/0";
+        let found = chap(&[("filename", with_url), ("password-file", file)], &env);
+        assert!(found.user == "joe" && found.secret == of("from the file"));
+        let found = chap(&[("filename", with_url)], &env);
+        assert!(found.user == "joe" && found.secret == of("from-the-url"));
+        let found = chap(&[("filename", URL)], &env);
+        assert!(found.user == "env" && found.secret == of("from outside"));
+        let found = chap(&[("filename", URL), ("user", "me"), ("password", "s")], &env);
+        assert!(found.user == "me" && found.secret == of("s") && found.target.is_none());
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_target_that_has_to_prove_itself_cannot_do_without() {
+        let all = [("filename", URL), ("user", "me"), ("password", "s"), ("target-password", "t")];
+        match config(&all, &[]).unwrap().session.authentication {
+            Authentication::Chap(chap) => assert!(chap.target.is_some()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let cases: [(&[(&str, &str)], &str); 11] = [
+            (&[], "portal"),
+            (&[("portal", "h")], "target"),
+            (&[("filename", URL), ("user", "me")], "password-file"),
+            (&[("filename", URL), ("password", "s")], "user"),
+            (&[("filename", URL), ("target-user", "t")], "target-password-file"),
+            (&[("filename", URL), ("timeout", "-1")], "timeout"),
+            (&[("filename", URL), ("header-digest", "crc32c-crc32c")], "header-digest"),
+            (&[("filename", URL), ("data-digest", "md5")], "data-digest"),
+            (&[("filename", URL), ("transport", "iser")], "transport"),
+            (&[("filename", URL), ("bogus", "1")], "bogus"),
+            (&[("filename", URL), ("password", "s"), ("password-file", "f")], "password-file"),
+        ];
+        for (options, named) in cases {
+            match config(options, &[]).unwrap_err() {
+                OpenError::Option { option, .. } => assert_eq!(option, named),
+                OpenError::OptionValue { option, .. } => assert_eq!(option, named),
+                other => panic!("{other:?}"),
+            }
+        }
+        let error = config(&[("filename", "iscsi://h/disk/0")], &[]).unwrap_err();
+        assert!(matches!(error, OpenError::Text { what: "URL", .. }), "{error:?}");
+        let missing = [("filename", URL), ("user", "u"), ("password-file", "/no/such")];
+        assert!(matches!(config(&missing, &[]).unwrap_err(), OpenError::File { .. }));
+    }
+}

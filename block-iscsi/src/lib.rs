@@ -38,7 +38,7 @@
 //! * [`factory`], [`config`]: the driver by its name, from a URL and options.
 //! * [`driver`]: requests to one logical unit as SCSI commands. What is known to be zero is not read
 //!   ([`allocmap`]).
-//! * [`unit`]: commands to a unit, sent until they are done or cannot be.
+//! * [`mod@unit`]: commands to a unit, sent until they are done or cannot be.
 //! * [`nexus`]: what a unit asks of a session, whoever carries it out.
 //! * [`initiator`]: a session that runs over a transport and comes back when its connection is lost;
 //!   discovery of targets.

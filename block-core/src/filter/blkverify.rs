@@ -5,7 +5,7 @@
 //! [`Error::Diverged`].
 //!
 //! Invariants: a request is done to both images before it is answered, and requests that overlap go one after
-//! the other, or the images would differ by who was quicker; memory is bounded by [`PIECE`]. Zero
+//! the other, or the images would differ by who was quicker; memory is bounded by `PIECE`. Zero
 //! writes and discards are left to the layer, so that both images get the same bytes.
 
 use std::sync::Arc;

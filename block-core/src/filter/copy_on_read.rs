@@ -4,7 +4,7 @@
 //! fails if that fails. A file that cannot be written to is read as it is.
 //!
 //! Invariants: no write of anybody else that passes here is in flight to a cluster while it is copied; a
-//! cluster that the file holds is never copied over; memory is bounded by [`PIECE`] or one cluster.
+//! cluster that the file holds is never copied over; memory is bounded by `PIECE` or one cluster.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

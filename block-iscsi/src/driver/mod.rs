@@ -4,8 +4,8 @@
 //! writes and discards of any length are cut here, where granules may begin anywhere: one command where
 //! the target takes so much.
 //!
-//! What is known of the medium ([`knowledge`]) answers reads without the target, and is asked for where
-//! that may save reads ([`asking`]). **Invariant:** every command that may change the medium begins and
+//! What is known of the medium (`knowledge.rs`) answers reads without the target, and is asked for where
+//! that may save reads (`asking.rs`). **Invariant:** every command that may change the medium begins and
 //! ends in `knowledge`, whoever sends it; nothing here claims zeroes but `knowledge`, and an answer of
 //! the target that nothing has made old.
 //!

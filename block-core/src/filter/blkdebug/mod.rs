@@ -1,8 +1,8 @@
 //! `blkdebug`: fails or holds requests at points that drivers name, for tests.
 //!
 //! Drivers tell what they are about to do by [`BlockDriver::event`]; rules from a configuration file or
-//! from options then fail what comes next ([`rules`]), breakpoints hold it
-//! ([`Breakpoints`](crate::ability::Breakpoints)). The filter can also ask for requests of a certain shape
+//! from options then fail what comes next (`rules`), breakpoints hold it
+//! ([`Breakpoints`]). The filter can also ask for requests of a certain shape
 //! (`align`, `max-transfer`, `opt-write-zero`, ...), so that a test meets the layer's ways for them.
 //!
 //! An event is no request: a breakpoint holds the next request that arrives here after it, which is the

@@ -6,7 +6,7 @@
 //! when [`Target::is_open`] says no; [`Target::take_cut`] names others that end at once.
 //!
 //! Invariants: any bytes are answered or refused, without a panic; what a connection holds has a bound
-//! (received bytes beyond [`OUTPUT_MAX`] of answers wait, see [`command`] for data); a command that the
+//! (received bytes beyond [`OUTPUT_MAX`] of answers wait, see `command.rs` for data); a command that the
 //! device has run is never run again. The same bytes and seed make the same answers: no clock is read.
 //!
 //! What is not here: several connections in a session, error recovery levels 1 and 2, the order that

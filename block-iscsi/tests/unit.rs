@@ -99,6 +99,24 @@ fn trying_again_has_an_end() {
     });
 }
 
+/// The session was away for ten minutes: the first thing that the unit says then is a unit attention,
+/// and that is no reason to fail.
+#[test]
+fn the_time_that_a_command_waits_for_its_session_is_no_time_of_trying() {
+    bench(|bench| async move {
+        let mut held = bench.nexus.hold(Point::Before, any);
+        bench.nexus.inject(1, refuses(6, 0x29, 0), any);
+        bench.nexus.inject(1, Ending::Status(Status::Busy, Vec::new()), any);
+        let back = async {
+            held.arrived().await;
+            bench.exec.sleep(Duration::from_secs(600)).await;
+            held.release();
+        };
+        let (done, ()) = futures::join!(bench.unit.test_ready(), back);
+        assert_eq!((done, bench.nexus.count(0)), (Ok(()), 3));
+    });
+}
+
 #[test]
 fn what_will_end_the_same_way_is_not_sent_again() {
     for (key, asc) in [(3, 0x11), (4, 0x44), (5, 0x20), (5, 0x24), (7, 0x27), (0xe, 0x1d)] {

@@ -123,7 +123,7 @@ impl Unit {
     /// Runs a command until it is done, or trying again is not worth it.
     pub async fn execute(&self, cdb: Cdb, data: Data) -> Result<Reply, UnitError> {
         let (bytes, replay) = (cdb.encode(), cdb.replay());
-        let mut tries = Tries::new(self.retries, self.sleep.now());
+        let mut tries = Tries::new(self.retries);
         loop {
             let completion = self.send(bytes, replay, data.clone()).await;
             let (error, retry) = match self.judge(cdb.opcode(), replay, completion) {

@@ -1,7 +1,8 @@
 //! How often and how fast a command is sent again.
 //!
 //! Invariant: a command that goes on failing is given up after [`Retries::tries_max`] times or
-//! [`Retries::total_max`], whichever comes first.
+//! [`Retries::total_max`], whichever comes first. That time begins with the first answer that asks for
+//! patience: what a command waits for its session does not count, nor what was before a unit attention.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -50,7 +51,7 @@ impl Sleep for ConnectorSleep {
 pub struct Retries {
     /// How often a command is sent at most; at least once.
     pub tries_max: u32,
-    /// Nothing is sent again after this time.
+    /// A command that is to be sent again later is not after this time.
     pub total_max: Duration,
     /// The first wait where the reason must pass by itself; each further one is twice as long.
     pub wait_first: Duration,
@@ -73,14 +74,15 @@ impl Default for Retries {
 #[derive(Debug)]
 pub(super) struct Tries {
     bounds: Retries,
-    began: Duration,
+    /// Since when patience is asked for.
+    since: Option<Duration>,
     made: u32,
     wait: Duration,
 }
 
 impl Tries {
-    pub(super) fn new(bounds: Retries, now: Duration) -> Self {
-        Self { bounds, began: now, made: 1, wait: bounds.wait_first }
+    pub(super) fn new(bounds: Retries) -> Self {
+        Self { bounds, since: None, made: 1, wait: bounds.wait_first }
     }
 
     /// Waits as long as `retry` wants; `false` if the command is not to be sent again.
@@ -88,19 +90,18 @@ impl Tries {
         if retry == Retry::Never || self.made >= self.bounds.tries_max {
             return false;
         }
-        let wait = match retry {
-            Retry::After => self.wait,
-            _ => Duration::ZERO,
-        };
-        let passed = sleep.now().saturating_sub(self.began);
-        if passed.saturating_add(wait) > self.bounds.total_max {
+        self.made += 1;
+        if retry == Retry::Now {
+            self.since = None;
+            return true;
+        }
+        let now = sleep.now();
+        let passed = now.saturating_sub(*self.since.get_or_insert(now));
+        if passed.saturating_add(self.wait) > self.bounds.total_max {
             return false;
         }
-        self.made += 1;
-        if !wait.is_zero() {
-            sleep.sleep(wait).await;
-            self.wait = self.wait.saturating_mul(2).min(self.bounds.wait_max);
-        }
+        sleep.sleep(self.wait).await;
+        self.wait = self.wait.saturating_mul(2).min(self.bounds.wait_max);
         true
     }
 }

@@ -35,6 +35,7 @@
 //! ```
 
 pub mod ability;
+mod access;
 pub mod backend;
 pub mod budget;
 pub mod buf;

@@ -9,10 +9,10 @@
 //! writes and discards are left to the layer, so that both images get the same bytes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 
+use crate::access::Access;
 use crate::buf::{IoBuf, IoVec};
 use crate::driver::{BlockDriver, Child, ChildRole, Children, ReopenOptions, ReopenState};
 use crate::error::{Error, OpenError, Problem, Result};
@@ -40,13 +40,13 @@ pub struct BlkverifyDriver {
     /// Every request claims its range for itself, after its place at this filter's own node and before those
     /// at the images.
     turns: Arc<Tracker>,
-    read_only: AtomicBool,
+    access: Access,
 }
 
 impl BlkverifyDriver {
     /// A filter that holds `test` against `raw`.
     pub fn new(raw: Node, test: Node) -> Self {
-        Self { raw, test, turns: Arc::default(), read_only: AtomicBool::new(false) }
+        Self { raw, test, turns: Arc::default(), access: Access::new(true) }
     }
 
     /// Compares `iov`, read from `range` of the image in question, with the trusted image.
@@ -122,7 +122,7 @@ impl BlockDriver for BlkverifyDriver {
 
     fn is_read_only(&self) -> bool {
         let below = self.raw.is_read_only() || self.test.is_read_only();
-        below || self.read_only.load(Ordering::Acquire)
+        below || self.access.is_read_only()
     }
 
     fn children(&self) -> Children {
@@ -158,15 +158,11 @@ impl BlockDriver for BlkverifyDriver {
         self: Arc<Self>,
         options: &ReopenOptions,
     ) -> Result<ReopenState, OpenError> {
-        Ok(Box::new(options.read_only))
+        Ok(Access::prepare(options))
     }
 
     fn reopen_commit(&self, state: ReopenState) {
-        if let Ok(read_only) = state.downcast::<Option<bool>>()
-            && let Some(read_only) = *read_only
-        {
-            self.read_only.store(read_only, Ordering::Release);
-        }
+        self.access.commit(state);
     }
 }
 
@@ -199,8 +195,8 @@ impl DriverFactory for BlkverifyFactory {
         let raw = context.open_child(&mut options, "raw").await?;
         let test = context.open_image(&mut options, "test").await?;
         options.finish()?;
-        let driver = BlkverifyDriver::new(raw, test);
-        driver.read_only.store(!context.flags.writable, Ordering::Release);
+        let mut driver = BlkverifyDriver::new(raw, test);
+        driver.access = Access::new(context.flags.writable);
         Ok(Arc::new(driver))
     }
 }

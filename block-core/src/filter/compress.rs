@@ -7,10 +7,10 @@
 //! end at the end of the disk; no request ends beyond it but reads, which find zeroes there.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 
+use crate::access::Access;
 use crate::buf::IoVec;
 use crate::driver::{BlockDriver, ReopenOptions, ReopenState};
 use crate::error::{OpenError, Result};
@@ -25,7 +25,7 @@ use crate::registry::{DriverFactory, OpenContext};
 /// The filter.
 pub struct CompressDriver {
     file: Node,
-    read_only: AtomicBool,
+    access: Access,
 }
 
 impl CompressDriver {
@@ -40,7 +40,7 @@ impl CompressDriver {
             let driver = file.driver().name();
             return Err(OpenError::Unsupported { driver, what: "writing compressed data" });
         }
-        Ok(Self { file, read_only: AtomicBool::new(false) })
+        Ok(Self { file, access: Access::new(true) })
     }
 
     /// What of a range in whole clusters is on the disk.
@@ -75,7 +75,7 @@ impl BlockDriver for CompressDriver {
     }
 
     fn is_read_only(&self) -> bool {
-        self.read_only.load(Ordering::Acquire) || self.file.is_read_only()
+        self.access.is_read_only() || self.file.is_read_only()
     }
 
     fn filtered(&self) -> Option<&Node> {
@@ -119,15 +119,11 @@ impl BlockDriver for CompressDriver {
         self: Arc<Self>,
         options: &ReopenOptions,
     ) -> Result<ReopenState, OpenError> {
-        Ok(Box::new(options.read_only))
+        Ok(Access::prepare(options))
     }
 
     fn reopen_commit(&self, state: ReopenState) {
-        if let Ok(read_only) = state.downcast::<Option<bool>>()
-            && let Some(read_only) = *read_only
-        {
-            self.read_only.store(read_only, Ordering::Release);
-        }
+        self.access.commit(state);
     }
 }
 
@@ -147,8 +143,8 @@ impl DriverFactory for CompressFactory {
     ) -> Result<Arc<dyn BlockDriver>, OpenError> {
         let file = context.open_child(&mut options, "file").await?;
         options.finish()?;
-        let driver = CompressDriver::new(file)?;
-        driver.read_only.store(!context.flags.writable, Ordering::Release);
+        let mut driver = CompressDriver::new(file)?;
+        driver.access = Access::new(context.flags.writable);
         Ok(Arc::new(driver))
     }
 }

@@ -7,10 +7,10 @@
 //! cluster that the file holds is never copied over; memory is bounded by `PIECE` or one cluster.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 
+use crate::access::Access;
 use crate::buf::{IoBuf, IoVec};
 use crate::driver::{BlockDriver, Exactness, Prealloc, ReopenOptions, ReopenState};
 use crate::error::{Error, OpenError, Result};
@@ -33,13 +33,13 @@ pub struct CopyOnReadDriver {
     /// Copies claim their clusters for themselves, writes share theirs. Claimed after the request's place at
     /// this filter's own node, before those at the file.
     copies: Arc<Tracker>,
-    read_only: AtomicBool,
+    access: Access,
 }
 
 impl CopyOnReadDriver {
     /// A filter on `file`.
     pub fn new(file: Node) -> Self {
-        Self { file, copies: Arc::default(), read_only: AtomicBool::new(false) }
+        Self { file, copies: Arc::default(), access: Access::new(true) }
     }
 
     /// What is copied as a whole.
@@ -116,7 +116,7 @@ impl BlockDriver for CopyOnReadDriver {
     }
 
     fn is_read_only(&self) -> bool {
-        self.read_only.load(Ordering::Acquire) || self.file.is_read_only()
+        self.access.is_read_only() || self.file.is_read_only()
     }
 
     fn filtered(&self) -> Option<&Node> {
@@ -187,15 +187,11 @@ impl BlockDriver for CopyOnReadDriver {
         self: Arc<Self>,
         options: &ReopenOptions,
     ) -> Result<ReopenState, OpenError> {
-        Ok(Box::new(options.read_only))
+        Ok(Access::prepare(options))
     }
 
     fn reopen_commit(&self, state: ReopenState) {
-        if let Ok(read_only) = state.downcast::<Option<bool>>()
-            && let Some(read_only) = *read_only
-        {
-            self.read_only.store(read_only, Ordering::Release);
-        }
+        self.access.commit(state);
     }
 }
 
@@ -215,8 +211,8 @@ impl DriverFactory for CopyOnReadFactory {
     ) -> Result<Arc<dyn BlockDriver>, OpenError> {
         let file = context.open_child(&mut options, "file").await?;
         options.finish()?;
-        let driver = CopyOnReadDriver::new(file);
-        driver.read_only.store(!context.flags.writable, Ordering::Release);
+        let mut driver = CopyOnReadDriver::new(file);
+        driver.access = Access::new(context.flags.writable);
         Ok(Arc::new(driver))
     }
 }

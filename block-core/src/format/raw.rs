@@ -5,11 +5,11 @@
 //! format: a guest must not choose how the host reads its disk.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 
 use crate::ability::Measurement;
+use crate::access::Access;
 use crate::buf::{IoBuf, IoVec};
 use crate::driver::{
     BlockDriver, Child, ChildRole, Children, CopySource, Exactness, Prealloc, ReopenOptions,
@@ -30,7 +30,7 @@ pub struct RawDriver {
     offset: u64,
     /// `None`: to the end of the file, which may grow.
     size: Option<u64>,
-    read_only: AtomicBool,
+    access: Access,
     /// Set where the format was guessed: the probe that a write must not change.
     guard: Option<HeadGuard>,
 }
@@ -38,7 +38,7 @@ pub struct RawDriver {
 impl RawDriver {
     /// All of `file`.
     pub fn new(file: Node) -> Self {
-        Self { file, offset: 0, size: None, read_only: AtomicBool::new(false), guard: None }
+        Self { file, offset: 0, size: None, access: Access::new(true), guard: None }
     }
 
     /// The `size` bytes of `file` at `offset` (`None`: to its end).
@@ -115,7 +115,7 @@ impl BlockDriver for RawDriver {
     }
 
     fn is_read_only(&self) -> bool {
-        self.read_only.load(Ordering::Acquire) || self.file.is_read_only()
+        self.access.is_read_only() || self.file.is_read_only()
     }
 
     fn children(&self) -> Children {
@@ -217,15 +217,11 @@ impl BlockDriver for RawDriver {
         self: Arc<Self>,
         options: &ReopenOptions,
     ) -> Result<ReopenState, OpenError> {
-        Ok(Box::new(options.read_only))
+        Ok(Access::prepare(options))
     }
 
     fn reopen_commit(&self, state: ReopenState) {
-        if let Ok(read_only) = state.downcast::<Option<bool>>()
-            && let Some(read_only) = *read_only
-        {
-            self.read_only.store(read_only, Ordering::Release);
-        }
+        self.access.commit(state);
     }
 }
 
@@ -249,7 +245,7 @@ impl DriverFactory for RawFactory {
         let size = options.take_size("size")?;
         options.finish()?;
         let mut driver = RawDriver::part(file, offset, size)?;
-        driver.read_only = AtomicBool::new(!context.flags.writable);
+        driver.access = Access::new(context.flags.writable);
         driver.guard = probed.then(|| HeadGuard {
             registry: Arc::clone(&context.registry),
             writing: futures::lock::Mutex::new(()),

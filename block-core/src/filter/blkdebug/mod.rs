@@ -18,7 +18,6 @@ mod rules;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
 use async_trait::async_trait;
@@ -27,6 +26,7 @@ use futures::future::{BoxFuture, poll_fn};
 use parking_lot::Mutex;
 
 use crate::ability::{BreakpointChange, BreakpointListener, Breakpoints};
+use crate::access::Access;
 use crate::buf::IoVec;
 use crate::driver::{
     BlockDriver, Child, ChildRole, Children, Exactness, Prealloc, ReopenOptions, ReopenState,
@@ -50,7 +50,7 @@ const NAME: &str = "blkdebug";
 pub struct BlkdebugDriver {
     image: Node,
     shape: Shape,
-    read_only: AtomicBool,
+    access: Access,
     /// Innermost lock; held for a look or a change.
     state: Mutex<State>,
 }
@@ -80,8 +80,7 @@ impl BlkdebugDriver {
             waiting: Vec::new(),
             listener: None,
         };
-        let driver =
-            Self { image, shape, read_only: AtomicBool::new(false), state: Mutex::new(state) };
+        let driver = Self { image, shape, access: Access::new(true), state: Mutex::new(state) };
         driver.happened(events::NONE);
         driver
     }
@@ -200,7 +199,7 @@ impl BlockDriver for BlkdebugDriver {
     }
 
     fn is_read_only(&self) -> bool {
-        self.read_only.load(Ordering::Acquire) || self.image.is_read_only()
+        self.access.is_read_only() || self.image.is_read_only()
     }
 
     fn children(&self) -> Children {
@@ -283,15 +282,11 @@ impl BlockDriver for BlkdebugDriver {
         self: Arc<Self>,
         options: &ReopenOptions,
     ) -> Result<ReopenState, OpenError> {
-        Ok(Box::new(options.read_only))
+        Ok(Access::prepare(options))
     }
 
     fn reopen_commit(&self, state: ReopenState) {
-        if let Ok(read_only) = state.downcast::<Option<bool>>()
-            && let Some(read_only) = *read_only
-        {
-            self.read_only.store(read_only, Ordering::Release);
-        }
+        self.access.commit(state);
     }
 
     fn event(&self, name: &'static str) {
@@ -403,8 +398,8 @@ impl DriverFactory for BlkdebugFactory {
         let image = context.open_child(&mut options, "image").await?;
         options.finish()?;
         shape.check(image.limits())?;
-        let driver = BlkdebugDriver::new(image, shape, rules);
-        driver.read_only.store(!context.flags.writable, Ordering::Release);
+        let mut driver = BlkdebugDriver::new(image, shape, rules);
+        driver.access = Access::new(context.flags.writable);
         Ok(Arc::new(driver))
     }
 }

@@ -93,10 +93,6 @@ impl Session {
             if let Some(Task { kind: Kind::Abort(..), .. }) = self.tasks.get(id) {
                 self.lose(SessionError::TimedOut(Awaited::TaskManagement), now);
             } else {
-                if let Some(task) = self.tasks.get(id) {
-                    // From here on the abort's patience counts.
-                    task.deadline = None;
-                }
                 self.abort_task(id, TaskError::TimedOut, now);
             }
         }

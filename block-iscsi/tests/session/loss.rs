@@ -248,6 +248,21 @@ fn a_target_that_wants_a_logout_gets_one() {
     assert!(peer.events().contains(&SessionEvent::Done(b)));
 }
 
+/// Nobody would ever hear of the tasks that the target has dropped.
+#[test]
+fn a_target_that_has_ended_all_tasks_gets_them_again() {
+    let mut peer = Peer::up(config(), KEYS);
+    let id = peer.submit(write(&pattern(512)));
+    peer.hear_command();
+    say_async(&mut peer, AsyncEvent::TasksTerminated);
+    assert_eq!(peer.events(), [SessionEvent::Down(SessionError::EndedByTarget)]);
+    peer.reconnect();
+    peer.log_in(KEYS);
+    let (sent, _) = peer.hear_command();
+    peer.say_status(sent.task_tag, 0, &[]);
+    assert!(peer.events().contains(&SessionEvent::Done(id)));
+}
+
 #[test]
 fn a_target_that_goes_away_for_a_while_is_left_alone_so_long() {
     let mut peer = Peer::up(config(), KEYS);

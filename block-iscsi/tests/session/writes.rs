@@ -91,11 +91,13 @@ fn a_command_carries_and_is_followed_by_what_was_agreed_on() {
     }
 }
 
-/// Two writes: what the first sends unasked comes before what the second does.
+/// Two writes of four pieces: what the first sends unasked comes before what the second does.
 #[test]
 fn unasked_data_goes_in_the_order_of_the_commands() {
-    let mut peer = Peer::up(config(), &keys("No", "No"));
-    let ids = [peer.submit(write(&pattern(2048))), peer.submit(write(&pattern(2048)))];
+    let mut keys = keys("No", "No");
+    keys.iter_mut().filter(|(key, _)| *key == "FirstBurstLength").for_each(|key| key.1 = "4096");
+    let mut peer = Peer::up(config(), &keys);
+    let ids = [peer.submit(write(&pattern(4096))), peer.submit(write(&pattern(4096)))];
     peer.listen();
     let mut order = Vec::new();
     for (request, _) in peer.heard.drain(..) {
@@ -105,9 +107,9 @@ fn unasked_data_goes_in_the_order_of_the_commands() {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(order.len(), 4);
-    assert!(order[0] == order[1] && order[2] == order[3] && order[0] != order[2]);
-    assert_eq!(ids.len(), 2);
+    assert_eq!((order.len(), ids.len()), (8, 2));
+    assert!(order[..4].iter().all(|tag| *tag == order[0]), "{order:x?}");
+    assert!(order[4..].iter().all(|tag| *tag == order[4]) && order[0] != order[4]);
 }
 
 /// A write that ends early sends no more data.

@@ -93,17 +93,22 @@ pub(crate) fn line(command: &Command) -> String {
 
 /// Builds a binary of the workspace for release, and returns where cargo says it is.
 pub(crate) fn release_binary(package: &str, name: &str) -> Result<PathBuf> {
-    release(package, "--bin", name)
+    build("release", package, "--bin", name)
 }
 
 /// The same of an example.
 pub(crate) fn release_example(package: &str, name: &str) -> Result<PathBuf> {
-    release(package, "--example", name)
+    build("release", package, "--example", name)
 }
 
-fn release(package: &str, kind: &str, name: &str) -> Result<PathBuf> {
+/// Builds a binary for tests: sooner than for release, and with the compiler's checks.
+pub(crate) fn quick_binary(package: &str, name: &str) -> Result<PathBuf> {
+    build("quick", package, "--bin", name)
+}
+
+fn build(profile: &str, package: &str, kind: &str, name: &str) -> Result<PathBuf> {
     let mut build = cargo();
-    build.args(["build", "--release", "--package", package, kind, name]);
+    build.args(["build", "--profile", profile, "--package", package, kind, name]);
     build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
     let messages = stdout(&mut build)?;
     executable(&messages, name).ok_or_else(|| Failure::Output {

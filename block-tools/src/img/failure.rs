@@ -4,9 +4,8 @@
 
 use std::fmt::Display;
 
+use crate::program;
 use crate::spec::shown;
-
-use super::PROGRAM;
 
 /// A failed command. The message does not name the program.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,11 +45,12 @@ impl Failure {
 
     /// Tells the user, on standard error.
     pub fn report(&self) {
-        eprintln!("{PROGRAM}: {}", self.message);
+        let program = program::name();
+        eprintln!("{program}: {}", self.message);
         match self.usage {
             None => {}
-            Some("") => eprintln!("Try '{PROGRAM} --help' for more info"),
-            Some(command) => eprintln!("Try '{PROGRAM} {command} --help' for more info"),
+            Some("") => eprintln!("Try '{program} --help' for more info"),
+            Some(command) => eprintln!("Try '{program} {command} --help' for more info"),
         }
     }
 }

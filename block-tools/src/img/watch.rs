@@ -7,9 +7,11 @@ use block_core::job::copy::{self, Unreadable};
 use futures::channel::oneshot;
 use futures::future::BoxFuture;
 
+use crate::program;
+
 use super::common::size_argument;
 use super::progress::Progress;
-use super::{Failure, Output, PROGRAM};
+use super::{Failure, Output};
 
 /// Watches a copy for the user.
 pub(super) struct Watch<'a> {
@@ -31,7 +33,8 @@ impl copy::Watch for Watch<'_> {
     fn unreadable(&mut self, part: Unreadable) {
         if !self.quiet {
             let (offset, error) = (part.range.offset(), part.error.errno_text());
-            eprintln!("{PROGRAM}: warning: error while reading offset {offset}: {error}");
+            let program = program::name();
+            eprintln!("{program}: warning: error while reading offset {offset}: {error}");
         }
     }
 

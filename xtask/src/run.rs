@@ -101,12 +101,8 @@ pub(crate) fn release_example(package: &str, name: &str) -> Result<PathBuf> {
     build("release", package, "--example", name)
 }
 
-/// Builds a binary for tests: sooner than for release, and with the compiler's checks.
-pub(crate) fn quick_binary(package: &str, name: &str) -> Result<PathBuf> {
-    build("quick", package, "--bin", name)
-}
-
-fn build(profile: &str, package: &str, kind: &str, name: &str) -> Result<PathBuf> {
+/// Builds with a profile of cargo's, and returns where cargo says the program is.
+pub(crate) fn build(profile: &str, package: &str, kind: &str, name: &str) -> Result<PathBuf> {
     let mut build = cargo();
     build.args(["build", "--profile", profile, "--package", package, kind, name]);
     build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());

@@ -21,9 +21,12 @@ pub(crate) struct Arguments {
     /// With --qemu-src: write the list of what is expected anew from what was found.
     #[arg(long)]
     write_expected: bool,
-    /// Only formats whose name contains this.
-    #[arg(long, default_value = "")]
+    /// Only this format; several stand between commas, and one may end in *.
+    #[arg(long, default_value = "*")]
     format: String,
+    /// With --qemu-src: build our programs with this profile of cargo's.
+    #[arg(long, default_value = "quick")]
+    profile: String,
     /// Only tests whose name contains this; more may follow after commas.
     #[arg(long, default_value = "")]
     filter: String,
@@ -36,6 +39,14 @@ pub(crate) struct Arguments {
     /// With --qemu-src: run also what the list skips.
     #[arg(long)]
     everything: bool,
+}
+
+/// Whether a name is among `patterns`.
+fn chosen(patterns: &str, name: &str) -> bool {
+    patterns.split(',').any(|pattern| match pattern.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == pattern,
+    })
 }
 
 /// Runs the tests.

@@ -20,7 +20,7 @@ use std::time::Instant;
 use self::configuration::{CONFIGURATIONS, Configuration};
 use self::expected::{Expected, Verdict};
 use self::script::{Found, Suite};
-use super::Arguments;
+use super::{Arguments, chosen};
 use crate::failure::{Failure, Result};
 use crate::scratch::Scratch;
 use crate::{run, setup};
@@ -41,9 +41,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         setup::peers(&[setup::QEMU])?;
         stand_in::installed(&programs)?;
     } else {
-        let [img, io] =
-            ["block-img", "block-io"].map(|name| run::quick_binary("block-tools", name));
-        stand_in::ours(&programs, &img?, &io?)?;
+        let build = |name| run::build(&arguments.profile, "block-tools", "--bin", name);
+        stand_in::ours(&programs, &build("block-img")?, &build("block-io")?)?;
     }
     let source =
         std::path::absolute(&arguments.qemu_src).map_err(Failure::io("find the source"))?;
@@ -90,7 +89,7 @@ fn work(
         arguments.filter.is_empty() || filters.any(|filter| script.contains(filter))
     };
     let mut work = Vec::new();
-    for configuration in CONFIGURATIONS.iter().filter(|one| one.name.contains(&arguments.format)) {
+    for configuration in CONFIGURATIONS.iter().filter(|one| chosen(&arguments.format, one.name)) {
         for script in suite.scripts().iter().filter(|script| wanted(script)) {
             let skipped =
                 matches!(expected.get(configuration.name, script), Some(Verdict::Skip(_)));

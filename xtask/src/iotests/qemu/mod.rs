@@ -41,7 +41,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         setup::peers(&[setup::QEMU])?;
         stand_in::installed(&programs)?;
     } else {
-        let build = |name| run::build(&arguments.profile, "block-tools", "--bin", name);
+        let build = |name| run::binary(&arguments.profile, "block-tools", name);
         stand_in::ours(&programs, &build("block-img")?, &build("block-io")?)?;
     }
     let source =

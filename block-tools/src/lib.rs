@@ -9,6 +9,7 @@ pub mod img;
 pub mod io_cmd;
 pub mod open;
 pub mod spec;
+pub mod surroundings;
 mod temporary;
 
 /// The README's example, compiled with the documentation's tests.

@@ -3,6 +3,8 @@
 use block_core::Node;
 use block_core::dirty::{BitmapId, BitmapInfo, Granularity};
 
+use crate::surroundings::complain;
+
 use super::{Failure, PROGRAM};
 
 /// What becomes of bitmaps that were not saved properly.
@@ -44,7 +46,8 @@ pub(super) fn copy(source: &Node, target: &Node, broken: Broken) -> Result<(), F
     for (id, name, info) in persistent(source) {
         if info.inconsistent {
             if broken == Broken::Skip {
-                eprintln!("{PROGRAM}: warning: Skipping inconsistent bitmap '{name}'");
+                let what = format_args!("warning: Skipping inconsistent bitmap '{name}'");
+                complain(format_args!("{PROGRAM}: {what}"));
             }
             continue;
         }

@@ -12,6 +12,7 @@ use block_core::{Cancel, Node, Options, graph};
 
 use crate::open::{CacheMode, ImageSpec, block_on};
 use crate::spec::shown;
+use crate::surroundings::complain;
 
 use super::common::{count_argument, open_image, size_argument};
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
@@ -113,7 +114,7 @@ async fn copy_part(
         Some(len) => len,
         None => {
             let input = shown(operands.input.unwrap_or_default());
-            eprintln!("{PROGRAM}: {input}: cannot skip to specified offset");
+            complain(format_args!("{PROGRAM}: {input}: cannot skip to specified offset"));
             0
         }
     };

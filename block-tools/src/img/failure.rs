@@ -5,6 +5,7 @@
 use std::fmt::Display;
 
 use crate::spec::shown;
+use crate::surroundings::complain;
 
 use super::PROGRAM;
 
@@ -44,13 +45,15 @@ impl Failure {
         &self.message
     }
 
-    /// Tells the user, on standard error.
+    /// Tells the user, beside the output.
     pub fn report(&self) {
-        eprintln!("{PROGRAM}: {}", self.message);
+        complain(format_args!("{PROGRAM}: {}", self.message));
         match self.usage {
             None => {}
-            Some("") => eprintln!("Try '{PROGRAM} --help' for more info"),
-            Some(command) => eprintln!("Try '{PROGRAM} {command} --help' for more info"),
+            Some("") => complain(format_args!("Try '{PROGRAM} --help' for more info")),
+            Some(command) => {
+                complain(format_args!("Try '{PROGRAM} {command} --help' for more info"));
+            }
         }
     }
 }

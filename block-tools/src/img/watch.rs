@@ -7,6 +7,8 @@ use block_core::job::copy::{self, Unreadable};
 use futures::channel::oneshot;
 use futures::future::BoxFuture;
 
+use crate::surroundings::complain;
+
 use super::common::size_argument;
 use super::progress::Progress;
 use super::{Failure, Output, PROGRAM};
@@ -31,7 +33,9 @@ impl copy::Watch for Watch<'_> {
     fn unreadable(&mut self, part: Unreadable) {
         if !self.quiet {
             let (offset, error) = (part.range.offset(), part.error.errno_text());
-            eprintln!("{PROGRAM}: warning: error while reading offset {offset}: {error}");
+            complain(format_args!(
+                "{PROGRAM}: warning: error while reading offset {offset}: {error}"
+            ));
         }
     }
 

@@ -8,6 +8,7 @@
 pub mod img;
 pub mod io_cmd;
 pub mod open;
+pub mod program;
 pub mod spec;
 pub mod surroundings;
 mod temporary;

@@ -58,8 +58,7 @@ pub(crate) fn registry() -> Option<Arc<Registry>> {
 
 /// Says something beside the output: on standard error, unless the surroundings say otherwise.
 pub(crate) fn complain(message: impl fmt::Display) {
-    let messages =
-        CURRENT.with(|current| Some(Arc::clone(&current.borrow().as_ref()?.messages)));
+    let messages = CURRENT.with(|current| Some(Arc::clone(&current.borrow().as_ref()?.messages)));
     match messages {
         Some(messages) => messages(&message.to_string()),
         // Nobody is left to be told if this fails.

@@ -11,6 +11,7 @@ mod ci;
 mod demo;
 mod failure;
 mod guest;
+mod iotests;
 mod peer;
 mod run;
 mod scratch;
@@ -51,6 +52,8 @@ enum Command {
     Soak(soak::Arguments),
     /// Serves an iSCSI target in memory.
     Target(target::Arguments),
+    /// Runs QEMU's own shell tests with block-img and block-io.
+    Iotests(iotests::Arguments),
     /// Measures block-img and block-core beside their peers, interleaved.
     Bench(bench::Arguments),
 }
@@ -74,6 +77,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Target(arguments) => target::run(&arguments),
+        Command::Iotests(arguments) => iotests::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     }
 }

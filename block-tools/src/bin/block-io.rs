@@ -14,16 +14,15 @@ use block_tools::io_cmd::{BufferPlace, MAX_LINE_BYTES, Outcome, Session};
 use block_tools::open::{
     AioMode, BackingReads, CacheMode, DiscardMode, ImageSpec, Writes, block_on,
 };
+use block_tools::program;
 use clap::Parser;
 use futures::channel::oneshot;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-const NAME: &str = "block-io";
-
 /// Disk exerciser: reads, writes and asks about a disk image.
 #[derive(Parser, Debug)]
-#[command(name = NAME, version, disable_version_flag = true, args_override_self = true)]
+#[command(name = "block-io", version, disable_version_flag = true, args_override_self = true)]
 #[command(after_help = "See 'block-io -c help' for the commands.")]
 struct Cli {
     /// Treat FILE as options: driver=...,file.filename=...
@@ -126,31 +125,32 @@ fn main() -> ExitCode {
             return if wanted { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
     };
+    let name = program::name_from_command_line("block-io");
     let spec = match cli.spec() {
         Ok(spec) => spec,
         Err(what) => {
-            let _ = writeln!(io::stderr(), "{NAME}: {what}");
+            let _ = writeln!(io::stderr(), "{name}: {what}");
             return ExitCode::FAILURE;
         }
     };
-    block_on(run(&cli, spec))
+    block_on(run(name, &cli, spec))
 }
 
-async fn run(cli: &Cli, spec: Option<ImageSpec>) -> ExitCode {
+async fn run(name: &'static str, cli: &Cli, spec: Option<ImageSpec>) -> ExitCode {
     let out: Box<dyn Write> = if io::stdout().is_terminal() {
         Box::new(LineWriter::new(io::stdout()))
     } else {
         Box::new(BufWriter::with_capacity(64 << 10, io::stdout()))
     };
     let place = if cli.misalign { BufferPlace::Misaligned } else { BufferPlace::Aligned };
-    let mut session = Session::new(NAME, out, Box::new(io::stderr()), place);
+    let mut session = Session::new(name, out, Box::new(io::stderr()), place);
     if let Some(spec) = spec
         && session.open(&spec).await != Outcome::Done
     {
         return ExitCode::FAILURE;
     }
     let succeeded = if cli.commands.is_empty() {
-        run_input(&mut session).await
+        run_input(name, &mut session).await
     } else {
         run_commands(&mut session, &cli.commands).await
     };
@@ -173,7 +173,7 @@ async fn run_commands(session: &mut Session, commands: &[String]) -> bool {
 }
 
 /// Runs the lines of the input, with a prompt before each.
-async fn run_input(session: &mut Session) -> bool {
+async fn run_input(name: &str, session: &mut Session) -> bool {
     let mut input = BufReader::new(io::stdin());
     let mut succeeded = true;
     while !session.is_broken() {
@@ -182,7 +182,7 @@ async fn run_input(session: &mut Session) -> bool {
             Ok(Some(line)) => line,
             Ok(None) => break,
             Err(error) => {
-                let _ = writeln!(io::stderr(), "{NAME}: cannot read the input: {error}");
+                let _ = writeln!(io::stderr(), "{name}: cannot read the input: {error}");
                 return false;
             }
         };

@@ -4,10 +4,9 @@
 
 use std::fmt::Display;
 
+use crate::program;
 use crate::spec::shown;
 use crate::surroundings::complain;
-
-use super::PROGRAM;
 
 /// A failed command. The message does not name the program.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,12 +46,13 @@ impl Failure {
 
     /// Tells the user, beside the output.
     pub fn report(&self) {
-        complain(format_args!("{PROGRAM}: {}", self.message));
+        let program = program::name();
+        complain(format_args!("{program}: {}", self.message));
         match self.usage {
             None => {}
-            Some("") => complain(format_args!("Try '{PROGRAM} --help' for more info")),
+            Some("") => complain(format_args!("Try '{program} --help' for more info")),
             Some(command) => {
-                complain(format_args!("Try '{PROGRAM} {command} --help' for more info"));
+                complain(format_args!("Try '{program} {command} --help' for more info"))
             }
         }
     }

@@ -7,11 +7,12 @@ use block_core::job::copy::{self, Unreadable};
 use futures::channel::oneshot;
 use futures::future::BoxFuture;
 
+use crate::program;
 use crate::surroundings::complain;
 
 use super::common::size_argument;
 use super::progress::Progress;
-use super::{Failure, Output, PROGRAM};
+use super::{Failure, Output};
 
 /// Watches a copy for the user.
 pub(super) struct Watch<'a> {
@@ -33,8 +34,9 @@ impl copy::Watch for Watch<'_> {
     fn unreadable(&mut self, part: Unreadable) {
         if !self.quiet {
             let (offset, error) = (part.range.offset(), part.error.errno_text());
+            let program = program::name();
             complain(format_args!(
-                "{PROGRAM}: warning: error while reading offset {offset}: {error}"
+                "{program}: warning: error while reading offset {offset}: {error}"
             ));
         }
     }

@@ -27,9 +27,8 @@ pub struct Head {
 }
 
 /// The keys in the order in which they are told.
-pub(super) const KEYS: [&str; 9] = [
-    "title", "clause", "formats", "protocols", "caches", "needs", "options", "size", "timeout",
-];
+pub(super) const KEYS: [&str; 9] =
+    ["title", "clause", "formats", "protocols", "caches", "needs", "options", "size", "timeout"];
 
 /// Length of the disk where the head says nothing.
 const SIZE: &str = "4M";

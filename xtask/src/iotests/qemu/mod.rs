@@ -33,8 +33,11 @@ struct Run {
     seconds: f64,
 }
 
+/// Tests that run at a time unless told otherwise.
+const JOBS: usize = 2;
+
 /// Runs the suite, prints a table, and fails on surprises.
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(source: &Path, arguments: &Arguments) -> Result<()> {
     let scratch = Scratch::new("qemu-iotests")?;
     let programs = scratch.file("bin");
     if arguments.baseline {
@@ -44,8 +47,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let build = |name| run::binary(&arguments.profile, "block-tools", name);
         stand_in::ours(&programs, &build("block-img")?, &build("block-io")?)?;
     }
-    let source =
-        std::path::absolute(&arguments.qemu_src).map_err(Failure::io("find the source"))?;
+    let source = std::path::absolute(source).map_err(Failure::io("find the source"))?;
     let suite = Suite::find(&source, &programs, scratch.path())?;
     let path = expected_path();
     let mut expected = Expected::read(&path)?;
@@ -85,11 +87,12 @@ fn work(
     expected: &Expected,
 ) -> Vec<(&'static Configuration, String)> {
     let wanted = |script: &str| {
-        let mut filters = arguments.filter.split(',');
-        arguments.filter.is_empty() || filters.any(|filter| script.contains(filter))
+        let filter = arguments.filter.as_deref();
+        filter.is_none_or(|filter| filter.split(',').any(|filter| script.contains(filter)))
     };
+    let formats = arguments.formats();
     let mut work = Vec::new();
-    for configuration in CONFIGURATIONS.iter().filter(|one| chosen(&arguments.format, one.name)) {
+    for configuration in CONFIGURATIONS.iter().filter(|one| chosen(&formats, one.name)) {
         for script in suite.scripts().iter().filter(|script| wanted(script)) {
             let skipped =
                 matches!(expected.get(configuration.name, script), Some(Verdict::Skip(_)));
@@ -110,7 +113,7 @@ fn run_all(
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..arguments.jobs.max(1))
+        let threads: Vec<_> = (0..arguments.jobs.unwrap_or(JOBS).max(1))
             .map(|_| {
                 scope.spawn(|| {
                     while let Some((configuration, script)) =
@@ -153,7 +156,7 @@ fn report(arguments: &Arguments, expected: &Expected, run: &Run) -> bool {
     let name = format!("{} {}", run.configuration.name, run.script);
     let listed = expected.get(run.configuration.name, &run.script);
     let fits = arguments.baseline || listed.is_some_and(|verdict| verdict.fits(&run.found));
-    if fits && arguments.filter.is_empty() {
+    if fits && arguments.filter.is_none() {
         return true;
     }
     let listed = listed.map_or("not listed".to_owned(), |verdict| format!("listed as {verdict}"));

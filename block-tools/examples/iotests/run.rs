@@ -64,7 +64,7 @@ pub(crate) fn run(
     let world = World::new(job.config, scratch, len, counting).map_err(failed)?;
     let debugged = has(&["inject-error", "break", "wait_break", "resume"]);
     let mut words = Words::new(world, head.options.clone(), head.size.clone(), debugged);
-    words.known.wanted = has(&["crash"]);
+    words.known.wanted = has(&["crash", "crash-during"]);
     let _guard = words.enter();
     block_on(steps(job, &mut words, mode, position))
 }

@@ -113,7 +113,7 @@ impl Words {
         self.world.names.lines(&text)
     }
 
-    fn act<'a>(&'a mut self, step: &'a str) -> futures::future::LocalBoxFuture<'a, Did> {
+    pub(crate) fn act<'a>(&'a mut self, step: &'a str) -> futures::future::LocalBoxFuture<'a, Did> {
         Box::pin(self.dispatch(step))
     }
 
@@ -158,6 +158,8 @@ impl Words {
             "expect-error" => self.expect_error(step, rest).await,
             "requests" => self.requests(),
             "crash" => crash::crash(self, rest).await,
+            "crash-during" => self.crash_during(step, rest).await,
+            "target" => self.target(rest),
             _ => self.io(step).await,
         }
     }
@@ -435,6 +437,27 @@ impl Words {
         let how = if did == Did::Well { "it succeeded" } else { "it failed otherwise" };
         self.say(&format!("expected {name}, but {how}\n{said}"));
         Did::Badly
+    }
+
+    /// `crash-during COUNT WORDS`
+    async fn crash_during(&mut self, step: &str, words: &[&str]) -> Did {
+        let count = words.first().and_then(|count| Some((count, count.parse().ok()?)));
+        let Some((text, count)) = count.filter(|(_, count)| (1..=1000).contains(count)) else {
+            return self.misused("crash-during COUNT WORDS");
+        };
+        let line = step.split_once(&format!(" {text} ")).map_or("", |(_, rest)| rest);
+        crash::crash_during(self, count, line.trim()).await
+    }
+
+    /// `target WORDS`: something happens to the unit that the initiator did not ask for.
+    fn target(&mut self, words: &[&str]) -> Did {
+        let Some(target) = &self.world.target else {
+            return self.misused("target, on iSCSI");
+        };
+        match target.happen(words) {
+            Ok(()) => Did::Well,
+            Err(usage) => self.misused(usage),
+        }
     }
 
     /// Says how many requests went to the files, or commands to the unit, since the last time.

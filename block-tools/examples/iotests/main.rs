@@ -10,6 +10,8 @@ mod matrix;
 mod report;
 mod run;
 mod target;
+#[cfg(test)]
+mod tests;
 mod update;
 mod words;
 mod work;

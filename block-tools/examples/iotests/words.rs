@@ -122,6 +122,7 @@ impl Words {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let Some((&first, rest)) = words.split_first() else { return Did::Well };
         match first {
+            "abort" | "quit" | "q" | "sigraise" => self.misused("this is no word of scenarios"),
             "create" => self.create(rest).await,
             "check" if !self.world.config.format.checks() => Did::Well,
             "check" | "snapshot" | "info" | "commit" | "rebase" | "amend" => {

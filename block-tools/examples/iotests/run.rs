@@ -60,7 +60,7 @@ pub(crate) fn run(
         let first = |text: &str| text.split_whitespace().next().unwrap_or_default().to_owned();
         scenario.steps.iter().any(|step| words.contains(&first(&step.text).as_str()))
     };
-    let counting = if has(&["requests"]) { Counting::On } else { Counting::Off };
+    let counting = if has(&["requests", "cancel-zero"]) { Counting::On } else { Counting::Off };
     let world = World::new(job.config, scratch, len, counting).map_err(failed)?;
     let debugged = has(&["inject-error", "break", "wait_break", "resume"]);
     let mut words = Words::new(world, head.options.clone(), head.size.clone(), debugged);

@@ -16,12 +16,15 @@ use block_tools::spec::image_opts;
 use block_tools::surroundings::{self, Surroundings};
 use parking_lot::Mutex;
 
-use crate::crash;
 use crate::filter;
 use crate::world::World;
+use crate::{cancel, crash};
 
 /// The name that sessions give themselves.
 const PROGRAM: &str = "block-io";
+
+/// Zeroes that are fewer than so many bytes are written as data, where a word asks for that.
+const MANY: u64 = 1 << 30;
 
 /// What a word does; the first list is told in the README beside the scenarios.
 pub(crate) struct Words {
@@ -158,6 +161,7 @@ impl Words {
             }
             "expect-error" => self.expect_error(step, rest).await,
             "requests" => self.requests(),
+            "cancel-zero" => self.cancel_zero(rest).await,
             "crash" => crash::crash(self, rest).await,
             "crash-during" => self.crash_during(step, rest).await,
             "target" => self.target(rest),
@@ -304,14 +308,45 @@ impl Words {
         did
     }
 
-    /// Opens the image as the configuration says, and as `words` say.
-    async fn open(&mut self, words: &[&str]) -> Did {
+    /// The image as the configuration says that it is opened.
+    fn spec(&self) -> ImageSpec {
         let config = self.world.config;
         let mut spec = ImageSpec::new(self.world.names.image.clone());
         spec.format = Some(config.format.driver.to_owned());
         spec.flags = OpenFlags::READ_WRITE;
         spec.cache = CacheMode::parse(config.cache.mode).unwrap_or_default();
         spec.aio = config.cache.aio.and_then(AioMode::parse);
+        spec
+    }
+
+    /// `cancel-zero OFFSET LENGTH AFTER`, on storage that takes pieces of 4096 bytes and no zeroes.
+    async fn cancel_zero(&mut self, words: &[&str]) -> Did {
+        self.close().await;
+        self.known.forget();
+        let mut spec = self.spec();
+        self.debug(&mut spec);
+        let zeroes = MANY.to_string();
+        for (name, value) in
+            [("align", "512"), ("max-transfer", "4096"), ("opt-write-zero", &*zeroes)]
+        {
+            spec.options.set(format!("file.{name}"), value);
+        }
+        let requests = Arc::clone(&self.world.requests);
+        match cancel::cancel_zero(&spec, &requests, words).await {
+            Ok(told) => {
+                self.say(&told);
+                Did::Well
+            }
+            Err(problem) => {
+                self.say(&problem);
+                Did::Badly
+            }
+        }
+    }
+
+    /// Opens the image as the configuration says, and as `words` say.
+    async fn open(&mut self, words: &[&str]) -> Did {
+        let mut spec = self.spec();
         let mut words = words.iter();
         let usage = "reopen [-r] [-s] [-t CACHE] [-o OPTIONS]";
         while let Some(word) = words.next() {

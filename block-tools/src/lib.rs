@@ -10,6 +10,7 @@ pub mod io_cmd;
 pub mod open;
 pub mod program;
 pub mod spec;
+pub mod surroundings;
 mod temporary;
 
 /// The README's example, compiled with the documentation's tests.

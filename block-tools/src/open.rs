@@ -4,7 +4,6 @@
 //! Options inside the name (`json:`, `--image-opts`) win over the tool's own, except the format.
 
 use std::future::Future;
-use std::io::{self, Write};
 use std::sync::Arc;
 
 use block_core::filter::blkdebug::BlkdebugFactory;
@@ -24,11 +23,17 @@ use block_qcow2::Qcow2Factory;
 use block_vmdk::VmdkFactory;
 
 use crate::spec::{SpecError, image_opts, json, shown};
+use crate::surroundings::{self, complain};
 use crate::temporary;
 
-/// Every driver that the tools know.
+/// Every driver that the tools know, or those of the thread's [`surroundings`].
 pub fn registry() -> Arc<Registry> {
-    let registry = Registry::new()
+    surroundings::registry().unwrap_or_else(|| Arc::new(drivers()))
+}
+
+/// Every driver that the tools know, for who puts another in the place of one.
+pub fn drivers() -> Registry {
+    Registry::new()
         .with(BlkdebugFactory)
         .with(BlkverifyFactory)
         .with(CompressFactory)
@@ -41,8 +46,7 @@ pub fn registry() -> Arc<Registry> {
         .with(NullFactory)
         .with(Qcow2Factory)
         .with(VmdkFactory)
-        .with(RawFactory);
-    Arc::new(registry)
+        .with(RawFactory)
 }
 
 /// Runs a future to its end on this thread.
@@ -253,8 +257,7 @@ impl ImageSpec {
 /// Opens an image with every driver that the tools know; warnings go to standard error.
 pub async fn open(spec: &ImageSpec) -> Result<Node, SpecError> {
     let mut context = OpenContext::new(registry(), spec.open_flags());
-    // A warning that nobody can be shown is no reason to stop.
-    context.warn = Arc::new(|warning| drop(writeln!(io::stderr(), "WARNING: {}", shown(warning))));
+    context.warn = Arc::new(|warning| complain(format_args!("WARNING: {}", shown(warning))));
     open_in(context, spec).await
 }
 

@@ -8,6 +8,7 @@ use futures::channel::oneshot;
 use futures::future::BoxFuture;
 
 use crate::program;
+use crate::surroundings::complain;
 
 use super::common::size_argument;
 use super::progress::Progress;
@@ -34,7 +35,9 @@ impl copy::Watch for Watch<'_> {
         if !self.quiet {
             let (offset, error) = (part.range.offset(), part.error.errno_text());
             let program = program::name();
-            eprintln!("{program}: warning: error while reading offset {offset}: {error}");
+            complain(format_args!(
+                "{program}: warning: error while reading offset {offset}: {error}"
+            ));
         }
     }
 

@@ -33,8 +33,11 @@ struct Run {
     seconds: f64,
 }
 
+/// Tests that run at a time unless told otherwise.
+const JOBS: usize = 2;
+
 /// Runs the suite, prints a table, and fails on surprises.
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(source: &Path, arguments: &Arguments) -> Result<()> {
     let scratch = Scratch::new("qemu-iotests")?;
     let programs = scratch.file("bin");
     if arguments.baseline {
@@ -44,14 +47,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let build = |name| run::binary(&arguments.profile, "block-tools", name);
         stand_in::ours(&programs, &build("block-img")?, &build("block-io")?)?;
     }
-    let source =
-        std::path::absolute(&arguments.qemu_src).map_err(Failure::io("find the source"))?;
+    let source = std::path::absolute(source).map_err(Failure::io("find the source"))?;
     let suite = Suite::find(&source, &programs, scratch.path())?;
     let path = expected_path();
     let mut expected = Expected::read(&path)?;
 
     let (mut all, mut surprises) = (Vec::new(), 0);
-    for configuration in CONFIGURATIONS.iter().filter(|one| chosen(&arguments.format, one.name)) {
+    let formats = arguments.formats();
+    for configuration in CONFIGURATIONS.iter().filter(|one| chosen(&formats, one.name)) {
         let work = work(arguments, configuration, &suite, &expected);
         let runs = run_all(arguments, &suite, &work)?;
         surprises += runs.iter().filter(|run| !report(arguments, &expected, run)).count();
@@ -89,10 +92,10 @@ fn work(
     expected: &Expected,
 ) -> Vec<(&'static Configuration, String)> {
     let wanted = |script: &str| {
-        let mut filters = arguments.filter.split(',');
         let skipped = matches!(expected.get(configuration.name, script), Some(Verdict::Skip(_)));
+        let filter = arguments.filter.as_deref();
         (arguments.everything || !skipped)
-            && (arguments.filter.is_empty() || filters.any(|filter| script.contains(filter)))
+            && filter.is_none_or(|filter| filter.split(',').any(|part| script.contains(part)))
     };
     let scripts = suite.scripts().iter().filter(|script| wanted(script));
     scripts.map(|script| (configuration, script.clone())).collect()
@@ -107,7 +110,7 @@ fn run_all(
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..arguments.jobs.max(1))
+        let threads: Vec<_> = (0..arguments.jobs.unwrap_or(JOBS).max(1))
             .map(|_| {
                 scope.spawn(|| {
                     while let Some((configuration, script)) =
@@ -150,7 +153,7 @@ fn report(arguments: &Arguments, expected: &Expected, run: &Run) -> bool {
     let name = format!("{} {}", run.configuration.name, run.script);
     let listed = expected.get(run.configuration.name, &run.script);
     let fits = arguments.baseline || listed.is_some_and(|verdict| verdict.fits(&run.found));
-    if fits && arguments.filter.is_empty() {
+    if fits && arguments.filter.is_none() {
         return true;
     }
     let listed = listed.map_or("not listed".to_owned(), |verdict| format!("listed as {verdict}"));

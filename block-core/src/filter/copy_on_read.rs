@@ -45,7 +45,8 @@ impl CopyOnReadDriver {
     /// What is copied as a whole.
     fn cluster(&self) -> Alignment {
         let limits = self.file.limits();
-        let cluster = self.file.driver().info().cluster_size.and_then(Alignment::new);
+        let info = below_filters(&self.file).driver().info();
+        let cluster = info.subcluster_size.or(info.cluster_size).and_then(Alignment::new);
         let cluster = cluster.filter(|cluster| cluster.is_power_of_two());
         limits.request_alignment.max(cluster.unwrap_or(Alignment::SECTOR))
     }
@@ -124,9 +125,14 @@ impl BlockDriver for CopyOnReadDriver {
     }
 
     fn info(&self) -> DriverInfo {
-        let DriverInfo { cluster_size, dirty, encrypted, compressed, .. } =
-            self.file.driver().info();
-        DriverInfo { cluster_size, dirty, encrypted, compressed, ..DriverInfo::default() }
+        DriverInfo {
+            filename: None,
+            actual_size: None,
+            backing_filename: None,
+            backing_format: None,
+            specific: Vec::new(),
+            ..self.file.driver().info()
+        }
     }
 
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
@@ -195,7 +201,15 @@ impl BlockDriver for CopyOnReadDriver {
     }
 }
 
-/// Opens `copy-on-read`: `file`.
+/// The node that filters pass requests to.
+fn below_filters(node: &Node) -> Node {
+    match node.driver().filtered() {
+        Some(below) => below_filters(below),
+        None => node.clone(),
+    }
+}
+
+/// Opens `copy-on-read`: `file`, which must be writable.
 pub struct CopyOnReadFactory;
 
 #[async_trait]
@@ -211,6 +225,10 @@ impl DriverFactory for CopyOnReadFactory {
     ) -> Result<Arc<dyn BlockDriver>, OpenError> {
         let file = context.open_child(&mut options, "file").await?;
         options.finish()?;
+        if !context.flags.writable {
+            let (driver, what) = ("copy-on-read", "an image that is open for reading only");
+            return Err(OpenError::Unsupported { driver, what });
+        }
         let mut driver = CopyOnReadDriver::new(file);
         driver.access = Access::new(context.flags.writable);
         Ok(Arc::new(driver))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use block_core::info::{DriverInfo, InfoValue};
 use block_core::range::SECTOR_SIZE;
 use block_core::request::status::StatusDetail;
-use block_core::{ByteRange, Error, Node, Result};
+use block_core::{Alignment, ByteRange, Error, Node, Result};
 use futures::channel::oneshot;
 
 use crate::spec::shown_value;
@@ -39,7 +39,11 @@ impl Session {
             let failed = |error: Error| {
                 self.named(format_args!("Failed to get allocation status: {}", error.errno_text()))
             };
-            let (allocated, len) = run.map_err(failed)?;
+            let (allocated, mut len) = run.map_err(failed)?;
+            if offset + len == node.len() {
+                // The last sector is all there.
+                len = Alignment::SECTOR.round_up(node.len()) - offset;
+            }
             self.out.line(format_args!(
                 "{} ({len:#x}) bytes {} allocated at offset {} ({offset:#x})",
                 size_text(len),

@@ -47,7 +47,7 @@ enum Command {
     Peer(peer::Arguments),
     /// Makes a compressed image with a backing file, and converts it to raw.
     Demo(demo::Arguments),
-    /// Plays random games on images for long: millions of operations, 100,000 crash images.
+    /// Plays random operations, faults and crashes on all drivers until the time is up.
     Soak(soak::Arguments),
     /// Serves an iSCSI target in memory.
     Target(target::Arguments),

@@ -104,10 +104,15 @@ pub(crate) fn release_example(package: &str, name: &str) -> Result<PathBuf> {
 fn release(package: &str, kind: &str, name: &str) -> Result<PathBuf> {
     let mut build = cargo();
     build.args(["build", "--release", "--package", package, kind, name]);
+    built(&mut build, name)
+}
+
+/// Runs a `cargo build` or `cargo test --no-run` of one program, and returns where that is.
+pub(crate) fn built(build: &mut Command, name: &str) -> Result<PathBuf> {
     build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
-    let messages = stdout(&mut build)?;
+    let messages = stdout(build)?;
     executable(&messages, name).ok_or_else(|| Failure::Output {
-        command: line(&build),
+        command: line(build),
         problem: format!("no executable {name}"),
     })
 }

@@ -21,11 +21,21 @@ use block_testkit::given::{Given, NoFiles};
 use block_testkit::naive::qcow2::Compression;
 use block_testkit::naive::qcow2::make::{Cluster, Shape};
 
-const ZLIB: bool = cfg!(feature = "zlib");
-const ZSTD: bool = cfg!(feature = "zstd");
 const NO_ZLIB: Error = Error::NotBuilt { feature: "zlib" };
 const NO_ZSTD: Error = Error::NotBuilt { feature: "zstd" };
 const CLUSTER: u64 = 65536;
+
+fn zlib() -> bool {
+    cfg!(feature = "zlib")
+}
+
+fn zstd() -> bool {
+    cfg!(feature = "zstd")
+}
+
+fn io_uring() -> bool {
+    cfg!(feature = "io-uring")
+}
 
 /// A disk of three clusters: of fives, compressed sixes, and nothing.
 fn image(compression: Compression) -> Arc<MemDisk> {
@@ -69,7 +79,7 @@ fn without_zlib_only_compressed_clusters_of_a_deflate_image_are_refused() {
     block_on(async {
         let image = image(Compression::Zlib);
         let disk = open(&image, OpenFlags::READ_WRITE, None).await.unwrap();
-        let expect = |value| if ZLIB { Ok(value) } else { Err(NO_ZLIB) };
+        let expect = |value| if zlib() { Ok(value) } else { Err(NO_ZLIB) };
         assert_eq!(read(&disk, 0).await, Ok(5));
         assert_eq!(read(&disk, 1).await, expect(6));
         let compressed = write(&disk, 2, RequestFlags::COMPRESSED).await;
@@ -95,15 +105,15 @@ fn without_zlib_a_level_for_it_is_refused() {
         let level = Some(("compression-level", "9"));
         let opened = open(&image, OpenFlags::READ_WRITE, level).await;
         match opened.map(drop) {
-            Ok(()) => assert!(ZLIB),
+            Ok(()) => assert!(zlib()),
             Err(error) => {
-                assert!(!ZLIB);
+                assert!(!zlib());
                 assert!(error.to_string().contains("`zlib`"), "{error}");
             }
         }
     });
     let encoding = Encoding::new(header::Compression::Deflate, None, Window::Small);
-    assert_eq!(encoding.err(), (!ZLIB).then_some(Problem::NotBuilt("zlib")));
+    assert_eq!(encoding.err(), (!zlib()).then_some(Problem::NotBuilt("zlib")));
 }
 
 #[test]
@@ -112,11 +122,11 @@ fn without_zstd_a_zstd_image_is_refused_when_it_is_opened() {
         let image = image(Compression::Zstd);
         match open(&image, OpenFlags::READ_ONLY, None).await {
             Ok(disk) => {
-                assert!(ZSTD);
+                assert!(zstd());
                 assert_eq!((read(&disk, 0).await, read(&disk, 1).await), (Ok(5), Ok(6)));
             }
             Err(error) => {
-                assert!(!ZSTD);
+                assert!(!zstd());
                 let problem = Problem::NotBuilt("zstd");
                 let (format, field, value) = ("qcow2", "compression type", 1);
                 assert_eq!(error, OpenError::Field { format, field, value, problem });
@@ -141,23 +151,23 @@ fn without_zstd_no_zstd_image_is_made() {
     );
     let make = |options| block_on(Qcow2Factory.create(options, context.clone()));
     let made = make(options.clone().with("compression_type", "zstd"));
-    assert_eq!(made.is_ok(), ZSTD, "{made:?}");
+    assert_eq!(made.is_ok(), zstd(), "{made:?}");
     if let Err(error) = made {
         assert!(error.to_string().contains("`zstd`"), "{error}");
         assert!(!path.exists(), "it was begun");
     }
     let encoding = Encoding::new(header::Compression::Zstd, None, Window::Small);
-    assert_eq!(encoding.err(), (!ZSTD).then_some(Problem::NotBuilt("zstd")));
+    assert_eq!(encoding.err(), (!zstd()).then_some(Problem::NotBuilt("zstd")));
     make(options).unwrap();
 }
 
 #[test]
 fn the_methods_that_are_not_built_name_their_features() {
     use header::Compression::{Deflate, Zstd};
-    assert_eq!(Deflate.missing_feature(), (!ZLIB).then_some("zlib"));
-    assert_eq!(Zstd.missing_feature(), (!ZSTD).then_some("zstd"));
+    assert_eq!(Deflate.missing_feature(), (!zlib()).then_some("zlib"));
+    assert_eq!(Zstd.missing_feature(), (!zstd()).then_some("zstd"));
     let mut codec = block_qcow2::compress::codec::Codec::new();
-    for (method, built, missing) in [(Deflate, ZLIB, NO_ZLIB), (Zstd, ZSTD, NO_ZSTD)] {
+    for (method, built, missing) in [(Deflate, zlib(), NO_ZLIB), (Zstd, zstd(), NO_ZSTD)] {
         let error = codec.inflate(method, &[], &mut [0; 512]).unwrap_err();
         assert_eq!(error == missing, !built, "{method:?}: {error}");
     }
@@ -165,8 +175,7 @@ fn the_methods_that_are_not_built_name_their_features() {
 
 #[test]
 fn without_io_uring_an_image_file_works_and_asking_for_it_is_refused() {
-    let built = cfg!(feature = "io-uring");
-    assert_eq!(Engine::IoUring.is_built(), built);
+    assert_eq!(Engine::IoUring.is_built(), io_uring());
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk");
     let path = path.to_str().unwrap();
@@ -184,11 +193,11 @@ fn without_io_uring_an_image_file_works_and_asking_for_it_is_refused() {
         block_core::graph::close(&disk).await.unwrap();
         let opened = context.open(options.with("file.aio", "io_uring")).await;
         if Engine::IoUring.is_available() {
-            assert!(built);
+            assert!(io_uring());
             block_core::graph::close(&opened.unwrap()).await.unwrap();
         } else {
             let text = opened.map(drop).unwrap_err().to_string();
-            assert_eq!(text.contains("`io-uring`"), !built, "{text}");
+            assert_eq!(text.contains("`io-uring`"), !io_uring(), "{text}");
         }
     });
 }

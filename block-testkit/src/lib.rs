@@ -24,3 +24,8 @@ pub mod op;
 pub mod peer;
 pub mod play;
 pub mod race;
+
+/// The README's example, compiled with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -171,7 +171,8 @@ pub(crate) fn on_pool<R: Send + 'static>(
     cpu::run(move || with_thread_codec(work))
 }
 
-#[cfg(all(test, feature = "zlib", feature = "zstd"))]
+#[cfg(test)]
+#[cfg(all(feature = "zlib", feature = "zstd"))]
 mod tests {
     use libdeflater::{CompressionLvl, Compressor};
     use proptest::prelude::*;

@@ -172,7 +172,8 @@ const DEFLATE_LEVEL_MAX: i32 = 9;
 const ZSTD_LEVEL: i32 = 3;
 const ZSTD_LEVEL_MAX: i32 = 22;
 
-#[cfg(all(test, feature = "zlib", feature = "zstd"))]
+#[cfg(test)]
+#[cfg(all(feature = "zlib", feature = "zstd"))]
 mod tests {
     use super::*;
 

@@ -152,10 +152,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     let scratch = Scratch::new("soak")?;
     let built = soaks.into_iter().map(|soak| Built::build(soak, &arguments.profile, &scratch));
-    let built: Vec<Built> = match built.collect() {
-        Err(_) if stopped() => return Ok(println!("soak: stopped while it was compiling")),
-        built => built?,
-    };
+    let built: Result<Vec<Built>> = built.collect();
+    if stopped() {
+        println!("soak: stopped while it was compiling");
+        return Ok(());
+    }
+    let built = built?;
     if let (Some(_), Some(seed), None) = (arguments.only, arguments.seed, arguments.minutes) {
         return built.first().map_or(Ok(()), |soak| soak.again(seed));
     }

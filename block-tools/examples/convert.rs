@@ -7,6 +7,7 @@
 
 use std::error::Error;
 use std::io::Write;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use block_core::format::raw::RawFactory;
@@ -21,7 +22,17 @@ use block_vmdk::VmdkFactory;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("convert: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (image, target, format, stop_at) = match arguments.as_slice() {
         [image, target, format] => (image, target, format, u64::MAX),

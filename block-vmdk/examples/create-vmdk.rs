@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use block_core::graph;
@@ -15,7 +16,17 @@ use block_core::registry::{DriverFactory, OpenContext};
 use block_core::{Alignment, ByteRange, IoBuf, OpenFlags, Options, Registry, RequestFlags};
 use block_vmdk::VmdkFactory;
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("create-vmdk: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (image, size, subformat) = match arguments.as_slice() {
         [image, size] => (image, size, "monolithicSparse"),

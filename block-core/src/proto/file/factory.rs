@@ -182,6 +182,10 @@ fn take_engine(options: &mut Options, default: Option<&str>) -> Result<Engine, O
         // What `native` stands for elsewhere is an older interface to the same.
         Some("native") => Ok(Engine::best()),
         Some("io_uring") if Engine::IoUring.is_available() => Ok(Engine::IoUring),
+        Some(value @ "io_uring") if !Engine::IoUring.is_built() => {
+            let problem = Problem::NotBuilt("io-uring");
+            Err(OpenError::OptionValue { option: "aio", value: value.to_owned(), problem })
+        }
         Some("io_uring") => Err(OpenError::Unsupported {
             driver: "file",
             what: "aio=io_uring (the system refuses it)",

@@ -4,7 +4,8 @@
 //! fails if that fails. A file that cannot be written to is read as it is.
 //!
 //! Invariants: no write of anybody else that passes here is in flight to a cluster while it is copied; a
-//! cluster that the file holds is never copied over; memory is bounded by `PIECE` or one cluster.
+//! cluster that the file holds is never copied over; memory is bounded by `PIECE` or one cluster. Zeroes
+//! that tables tell of are not read.
 
 use std::sync::Arc;
 
@@ -63,6 +64,41 @@ impl CopyOnReadDriver {
             0 => Ok((true, range.len())),
             len => Ok((status.is_allocated(), len)),
         }
+    }
+
+    /// Makes the clusters that hold the start of `range` read as zeroes without a backing file, if they do
+    /// with it and the tables say so; gives how much of `range` that is.
+    async fn copy_zeroes(&self, range: ByteRange) -> Result<Option<u64>> {
+        let zero = self.zero_run(range).await?;
+        let (cluster, disk_end) = (self.cluster(), self.file.len());
+        let end = range.offset() + zero;
+        let end = if end == disk_end { end } else { cluster.round_down(end) };
+        if end <= range.offset() {
+            return Ok(None);
+        }
+        let whole = ByteRange::from_bounds(cluster.round_down(range.offset()), end)?;
+        let _alone = self.copies.begin(Claim::serialising(whole.expand(cluster))).await;
+        // Somebody may have written there meanwhile; and what is before the range may be no zeroes.
+        let (held, len) = self.run(whole).await?;
+        if held || len < whole.len() || self.zero_run(whole).await? < whole.len() {
+            return Ok(None);
+        }
+        self.file.driver().event("cor_write");
+        self.file.write_zeroes(whole, RequestFlags::WRITE_UNCHANGED).await?;
+        Ok(Some(end - range.offset()))
+    }
+
+    /// How many bytes from the start of `range` on read as zeroes, as far as tables tell.
+    async fn zero_run(&self, range: ByteRange) -> Result<u64> {
+        let mut rest = range;
+        while !rest.is_empty() {
+            let status = self.file.block_status_above(None, rest, StatusDetail::Zeroes).await?;
+            if !status.is_zero() || status.len == 0 {
+                break;
+            }
+            rest = rest.split_at(status.len).1;
+        }
+        Ok(range.len() - rest.len())
     }
 
     /// Copies the clusters that hold the start of `range`, and gives how much of it was read into `iov`.
@@ -148,7 +184,16 @@ impl BlockDriver for CopyOnReadDriver {
                     self.file.read(rest.first(len), here.slice(0, to_usize(len))).await?;
                     len
                 }
-                (false, len) => self.copy(rest.first(len), &here).await?,
+                (false, len) => {
+                    let piece = rest.first(len);
+                    match self.copy_zeroes(piece).await? {
+                        Some(done) => {
+                            here.fill(0, to_usize(done), 0);
+                            done
+                        }
+                        None => self.copy(piece, &here).await?,
+                    }
+                }
             };
             rest = rest.split_at(done).1;
         }

@@ -264,6 +264,9 @@ pub async fn open_in(mut context: OpenContext, spec: &ImageSpec) -> Result<Node,
     context.writable_backing_depth = spec.writable_backing_depth;
     context.default_aio = spec.aio.map(AioMode::name);
     if spec.backing_reads == BackingReads::Copy {
+        if !spec.flags.writable {
+            return Err(SpecError::CopyOnReadOnly);
+        }
         let below = ImageSpec { backing_reads: BackingReads::Pass, ..spec.clone() };
         let node = Box::pin(open_in(context, &below)).await?;
         let options = node.options().clone();

@@ -1,7 +1,7 @@
 //! `copy-on-read`: what its file does not hold itself is written to it when it is read.
 //!
 //! A read that meets clusters of a backing file reads them whole, writes them to the file as unchanged, and
-//! fails if that fails. A file that cannot be written to is read as it is.
+//! fails if that fails. A file that cannot be written to any more is read as it is.
 //!
 //! Invariants: no write of anybody else that passes here is in flight to a cluster while it is copied; a
 //! cluster that the file holds is never copied over; memory is bounded by `PIECE` or one cluster.
@@ -45,7 +45,8 @@ impl CopyOnReadDriver {
     /// What is copied as a whole.
     fn cluster(&self) -> Alignment {
         let limits = self.file.limits();
-        let cluster = self.file.driver().info().cluster_size.and_then(Alignment::new);
+        let info = self.file.driver().info();
+        let cluster = info.subcluster_size.or(info.cluster_size).and_then(Alignment::new);
         let cluster = cluster.filter(|cluster| cluster.is_power_of_two());
         limits.request_alignment.max(cluster.unwrap_or(Alignment::SECTOR))
     }
@@ -124,9 +125,10 @@ impl BlockDriver for CopyOnReadDriver {
     }
 
     fn info(&self) -> DriverInfo {
-        let DriverInfo { cluster_size, dirty, encrypted, compressed, .. } =
+        let DriverInfo { cluster_size, subcluster_size, dirty, encrypted, compressed, .. } =
             self.file.driver().info();
-        DriverInfo { cluster_size, dirty, encrypted, compressed, ..DriverInfo::default() }
+        let default = DriverInfo::default();
+        DriverInfo { cluster_size, subcluster_size, dirty, encrypted, compressed, ..default }
     }
 
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
@@ -195,7 +197,7 @@ impl BlockDriver for CopyOnReadDriver {
     }
 }
 
-/// Opens `copy-on-read`: `file`.
+/// Opens `copy-on-read`: `file`, which must be writable.
 pub struct CopyOnReadFactory;
 
 #[async_trait]
@@ -211,6 +213,10 @@ impl DriverFactory for CopyOnReadFactory {
     ) -> Result<Arc<dyn BlockDriver>, OpenError> {
         let file = context.open_child(&mut options, "file").await?;
         options.finish()?;
+        if file.is_read_only() {
+            let (driver, what) = (self.name(), "a file that cannot be written to");
+            return Err(OpenError::Unsupported { driver, what });
+        }
         let mut driver = CopyOnReadDriver::new(file);
         driver.access = Access::new(context.flags.writable);
         Ok(Arc::new(driver))

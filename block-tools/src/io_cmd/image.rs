@@ -2,7 +2,7 @@
 
 use block_core::backend::{BlockBackend, WriteCache};
 use block_core::driver::{Exactness, Prealloc, ReopenOptions};
-use block_core::{OpenFlags, graph};
+use block_core::{OpenError, OpenFlags, graph};
 
 use super::{Failure, Session, open_failure, size, sort};
 use crate::open::{self, AioMode, BackingReads, CacheMode, DiscardMode, ImageSpec, Writes};
@@ -17,7 +17,24 @@ impl Session {
         let node = opened.map_err(|error| open_failure(self.name, spec, &error))?;
         self.listen_to_breakpoints(&node);
         self.image = Some(BlockBackend::new(node, write_cache(spec.cache)));
+        self.spec = Some(spec.clone());
         Ok(())
+    }
+
+    /// Opens the image for writing that is open for reading, as a driver cannot that has not read what
+    /// writing needs. If that fails, the image is open as it was.
+    async fn open_for_writing(&mut self, change: &ReopenOptions) -> Result<(), Failure> {
+        let old = self.spec.clone().ok_or(Failure::Told)?;
+        let mut new = old.clone();
+        new.flags.writable = true;
+        new.cache.direct = change.direct.unwrap_or(old.cache.direct);
+        new.cache.no_flush = change.no_flush.unwrap_or(old.cache.no_flush);
+        self.close_image().await?;
+        let opened = self.open_image(&new).await;
+        if opened.is_err() {
+            self.open_image(&old).await?;
+        }
+        opened
     }
 
     pub(super) async fn open_command(&mut self, words: &[&str]) -> Result<(), Failure> {
@@ -80,9 +97,17 @@ impl Session {
         }
         self.pending.finish(&mut self.out).await;
         let node = self.image()?.node().clone();
-        let changed = graph::reopen(&graph::image_changes(&node, change)).await;
-        changed.map_err(|error| self.named(error))?;
+        match graph::reopen(&graph::image_changes(&node, change)).await {
+            Err(OpenError::Unsupported { .. })
+                if change.read_only == Some(false) && node.is_read_only() =>
+            {
+                drop(node);
+                self.open_for_writing(&change).await?;
+            }
+            changed => changed.map_err(|error| self.named(error))?,
+        }
         if let Some(cache) = cache {
+            let node = self.image()?.node().clone();
             self.image = Some(BlockBackend::new(node, cache));
         }
         Ok(())

@@ -72,6 +72,8 @@ pub enum BufferPlace {
 /// The state between commands.
 pub struct Session {
     image: Option<BlockBackend>,
+    /// How the image was opened.
+    spec: Option<ImageSpec>,
     pending: Pending,
     out: Output,
     err: Box<dyn Write>,
@@ -88,8 +90,8 @@ impl Session {
         err: Box<dyn Write>,
         place: BufferPlace,
     ) -> Self {
-        let (image, pending) = (None, Pending::default());
-        Self { image, pending, out: Output::new(out), err, place, name }
+        let (image, spec, pending) = (None, None, Pending::default());
+        Self { image, spec, pending, out: Output::new(out), err, place, name }
     }
 
     /// Opens an image; says why if it cannot.

@@ -43,6 +43,9 @@ pub enum SpecError {
     /// A format was named beside options that name the driver themselves.
     #[error("--image-opts and --format are mutually exclusive")]
     FormatWithImageOpts,
+    /// Copies of what is read have nowhere to go.
+    #[error("Can't use copy-on-read on read-only device")]
+    CopyOnReadOnly,
     /// Opening failed.
     #[error(transparent)]
     Open(#[from] OpenError),

@@ -242,6 +242,13 @@ impl Prepared {
         if name.is_none() && given.is_empty() {
             return Err(bad_option("data-file", Problem::Missing));
         }
+        if given.peek("driver").is_some() && given.peek("filename").is_none() {
+            // The user says all of it: no name is wanted.
+            let name = name.unwrap_or_default().to_owned();
+            return self.context.open(given.clone()).await.map(Some).map_err(|source| {
+                OpenError::Child { role: "data file", name, source: Box::new(source) }
+            });
+        }
         // A data file is raw bytes: it is opened by its protocol, never probed. A name that stands
         // in the image is a plain file; the user may name another protocol.
         let own = given.peek("filename").unwrap_or_default();

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use block_core::{Error, OpenError, OpenFlags, Result};
 
+use crate::compress::inflate::DAMAGED;
 use crate::driver::{Lists, Qcow2Driver};
 use crate::open::Image;
 use crate::writer::{note_metadata, read_meta};
@@ -62,6 +63,10 @@ impl Qcow2Driver {
     pub(crate) async fn after<T>(&self, result: Result<T>) -> Result<T> {
         let Err(Error::Corrupt { what, value }) = result else { return result };
         let error = self.reported(Error::Corrupt { what, value });
+        if what == DAMAGED {
+            // Guest data is lost, and the metadata may be as sound as ever.
+            return Err(error);
+        }
         if let Ok(writer) = self.writer()
             && !writer.marked_corrupt.swap(true, Ordering::AcqRel)
         {

@@ -7,7 +7,7 @@ mod io_support;
 
 use std::path::Path;
 
-use io_support::{chain, check, check_written, raw};
+use io_support::{both, chain, check, check_written, feed, raw, tool};
 
 /// How the scripts of the field open images: changed tables are written when something flushes.
 const WRITEBACK: [&str; 2] = ["-t", "writeback"];
@@ -35,6 +35,7 @@ fn debugged(dir: &Path) {
         ("backing", rule("read_backing_aio", "errno = \"5\"\nonce = \"on\"\n")),
         ("cow", rule("cow_read", "errno = \"5\"\nonce = \"on\"\n")),
         ("rmw", rule("pwritev_rmw_after_tail", "errno = \"5\"\nonce = \"on\"\n")),
+        ("l2", rule("l2_update", "errno = \"5\"\nimmediately = \"on\"\n")),
     ];
     for (name, text) in configs {
         std::fs::write(dir.join(name), text).unwrap();
@@ -163,6 +164,28 @@ fn a_qcow2_image_comes_by_the_same_points() {
 }
 
 #[test]
+fn zero_writes_that_change_nothing_write_no_table() {
+    for (script, status) in
+        [("write -z -u 1M 64k\nwrite -z 1M 512k\n", Some(0)), ("write -z 2M 64k\nflush\n", Some(1))]
+    {
+        let args = [&WRITEBACK[..], &["-f", "qcow2"], &commands(script)].concat();
+        let (_, ours) = both(debugged, &[&args[..], &["blkdebug:l2:top.qcow2"]].concat(), "");
+        assert_eq!(ours.status, status, "{script:?}: {}", ours.stderr);
+    }
+    let name = "blkdebug:l2:top.qcow2";
+    check(debugged, &["-f", "qcow2", "-c", "write -z -u 1M 64k", name], "");
+}
+
+#[test]
+fn discards_go_to_the_ends_of_a_request_alike() {
+    let options = "driver=blkdebug,image.driver=qcow2,image.file.driver=file,\
+        image.file.filename=base.qcow2,align=512,opt-discard=192k,max-discard=192k";
+    let script = "write -P 5 0 2M\ndiscard 70001 600k\nread -P 5 0 128k\nread -P 0 128k 512k\n\
+        read -P 5 704k 1344k\n";
+    check_written(debugged, &["--image-opts", options], script, &["base.qcow2"]);
+}
+
+#[test]
 fn two_images_are_compared_alike() {
     let two = |dir: &Path| {
         raw(dir);
@@ -203,6 +226,34 @@ fn what_is_read_from_a_backing_file_is_copied_alike() {
         file.file.filename=top.qcow2";
     let script = "read -P 1 0 512\nread -P 0 3000k 64k\nlength\n";
     check_written(chain, &["--image-opts", options], script, &["top.qcow2", "base.qcow2"]);
+    check(chain, &["-C", "-r", "top.qcow2"], "length\n");
+    check(chain, &["-r", "--image-opts", options], "length\n");
+}
+
+#[test]
+fn copies_on_read_are_of_subclusters() {
+    let subclusters = |dir: &Path| {
+        chain(dir);
+        let new = ["create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "-b", "base.qcow2"];
+        let new = [&new[..], &["-F", "qcow2", "top.qcow2"]].concat();
+        let made = feed(tool("QEMU_IMG", "qemu-img"), dir, &new, "", "qemu-img");
+        assert!(made.status.success(), "{made:?}");
+    };
+    let script = "write -P 11 28k 2k\nwrite -P 12 34k 2k\nmap\nread -P 1 30k 4k\nmap\n\
+        read -P 1 1k 100\nmap\n";
+    check_written(subclusters, &["-C", "top.qcow2"], script, &["top.qcow2", "base.qcow2"]);
+}
+
+#[test]
+fn a_data_file_may_be_any_node_that_the_user_names() {
+    let external = |dir: &Path| {
+        let new = ["create", "-q", "-f", "qcow2", "-o", "data_file=d.raw", "d.qcow2", "1M"];
+        let made = feed(tool("QEMU_IMG", "qemu-img"), dir, &new, "", "qemu-img");
+        assert!(made.status.success(), "{made:?}");
+    };
+    let json = "json:{'driver':'qcow2','file':{'filename':'d.qcow2'},\
+        'data-file':{'driver':'null-co','size':1048576,'read-zeroes':true}}";
+    check(external, &[json], "length\nwrite -P 5 0 64k\nread -P 0 0 64k\nmap\n");
 }
 
 #[test]
@@ -217,13 +268,7 @@ fn only_what_can_be_written_is_copied_to() {
 fn subclusters_are_copied_by_themselves() {
     let extended = |dir: &Path| {
         let img = |args: &[&str]| {
-            let output = io_support::feed(
-                io_support::tool("QEMU_IMG", "qemu-img"),
-                dir,
-                args,
-                "",
-                "qemu-img",
-            );
+            let output = feed(tool("QEMU_IMG", "qemu-img"), dir, args, "", "qemu-img");
             assert!(output.status.success(), "{output:?}");
         };
         std::fs::write(dir.join("base.raw"), vec![0xaa; 64 << 10]).unwrap();

@@ -229,8 +229,11 @@ impl InFlight<'_> {
     }
 }
 
+/// What the error says of guest data that cannot be inflated.
+pub(crate) const DAMAGED: &str = "damaged compressed cluster at";
+
 fn damaged(payload: Payload) -> Error {
-    Error::Corrupt { what: "damaged compressed cluster at", value: payload.offset.bytes() }
+    Error::Corrupt { what: DAMAGED, value: payload.offset.bytes() }
 }
 
 #[cfg(test)]

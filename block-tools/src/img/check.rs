@@ -124,7 +124,7 @@ fn say(finding: Finding) {
     let text = finding.text;
     match finding.severity {
         Severity::Corruption => eprintln!("ERROR {text}"),
-        Severity::Leak => eprintln!("LEAK {text}"),
+        Severity::Leak => eprintln!("Leaked {text}"),
         Severity::CheckError => eprintln!("ERROR (unreadable) {text}"),
         Severity::Repaired => eprintln!("Repairing {text}"),
     }

@@ -12,7 +12,7 @@ use block_core::{Alignment, ByteRange, Error, IoBuf, RequestFlags, Result};
 
 use crate::alloc::{Place, Reason};
 use crate::driver::Qcow2Driver;
-use crate::geometry::Version;
+use crate::geometry::{DataLocation, Version};
 use crate::map::Kind;
 use crate::metadata_io::{encode_words, write_bytes};
 use crate::overlap::Section;
@@ -246,15 +246,38 @@ impl Qcow2Driver {
         if has_no_place && extent.len == whole.len() {
             return Ok(start);
         }
-        let tail = range.intersect(whole);
-        let extent = self.extent(GuestOffset::new(tail.offset()), tail.len()).await?;
-        if let (Kind::Data(host), true) = (extent.kind, takes_space(prealloc)) {
-            // What came up reads as zeroes already; now it has its space, too.
-            let data = self.data.as_ref().ok_or(Error::Unsupported)?;
-            let host = ByteRange::new(host.bytes(), extent.len)?;
-            data.write_zeroes(host, RequestFlags::empty()).await?;
+        let wanted = if takes_space(prealloc) { range } else { ByteRange::default() };
+        let mut tail = wanted.intersect(whole);
+        while !tail.is_empty() {
+            let extent = self.extent(GuestOffset::new(tail.offset()), tail.len()).await?;
+            let (here, after) = tail.split_at(extent.len);
+            let host = match extent.kind {
+                // It reads as zeroes already.
+                Kind::Data(host) => Some(host),
+                Kind::Zero(Some(host)) | Kind::Unallocated(Some(host)) if self.is_own(host).await? => {
+                    Some(host)
+                }
+                _ => None,
+            };
+            if let Some(host) = host {
+                let data = self.data.as_ref().ok_or(Error::Unsupported)?;
+                let host = ByteRange::new(host.bytes(), here.len())?;
+                data.write_zeroes(host, RequestFlags::empty()).await?;
+            }
+            tail = after;
         }
         Ok(next)
+    }
+
+    /// Whether no snapshot sees the host cluster in which `host` is.
+    async fn is_own(&self, host: HostOffset) -> Result<bool> {
+        let geometry = self.geometry();
+        if geometry.data_location() == DataLocation::DataFile {
+            return Ok(true);
+        }
+        let cluster = host.bytes() >> geometry.cluster_bits();
+        let mut meta = self.writer()?.meta.lock().await;
+        Ok(meta.refcounts.get(cluster).await? == 1)
     }
 
     /// Makes a new place for guest data read as zeroes, and takes the space for it if `prealloc` says so:

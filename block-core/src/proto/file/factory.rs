@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::FileDriver;
+use super::create::create_hinted;
 use super::lock::{Claims, ImageLock, Locking};
 use super::reopen::claims_of;
 use super::source::{Access, FileKind, Source, refused};
@@ -90,6 +91,12 @@ const CREATE_OPTIONS: &[CreateOption] = &[
         help: "Preallocation mode (off, falloc, full)",
         default: None,
     },
+    CreateOption {
+        name: "extent_size_hint",
+        value: "<size>",
+        help: "By how many bytes the file system extends the file at a time (0: as it likes)",
+        default: None,
+    },
 ];
 
 async fn create(scheme: &str, mut options: Options) -> Result<(), OpenError> {
@@ -109,9 +116,21 @@ async fn create(scheme: &str, mut options: Options) -> Result<(), OpenError> {
             }
         },
     };
+    let hint = take_hint(&mut options)?;
     options.finish()?;
     let path = filename.strip_prefix(scheme).unwrap_or(&filename);
-    super::create(Path::new(path), len, prealloc).await
+    create_hinted(Path::new(path), len, prealloc, hint).await
+}
+
+/// `extent_size_hint`, which the system counts in 32 bits.
+fn take_hint(options: &mut Options) -> Result<u32, OpenError> {
+    let option = "extent_size_hint";
+    let hint = options.take_size(option)?.unwrap_or(0);
+    u32::try_from(hint).map_err(|_| OpenError::OptionValue {
+        option,
+        value: hint.to_string(),
+        problem: Problem::Above(u32::MAX.into()),
+    })
 }
 
 async fn open(
@@ -163,6 +182,10 @@ fn take_engine(options: &mut Options, default: Option<&str>) -> Result<Engine, O
         // What `native` stands for elsewhere is an older interface to the same.
         Some("native") => Ok(Engine::best()),
         Some("io_uring") if Engine::IoUring.is_available() => Ok(Engine::IoUring),
+        Some(value @ "io_uring") if !Engine::IoUring.is_built() => {
+            let problem = Problem::NotBuilt("io-uring");
+            Err(OpenError::OptionValue { option: "aio", value: value.to_owned(), problem })
+        }
         Some("io_uring") => Err(OpenError::Unsupported {
             driver: "file",
             what: "aio=io_uring (the system refuses it)",

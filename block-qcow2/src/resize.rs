@@ -254,7 +254,9 @@ impl Qcow2Driver {
             let host = match extent.kind {
                 // It reads as zeroes already.
                 Kind::Data(host) => Some(host),
-                Kind::Zero(Some(host)) | Kind::Unallocated(Some(host)) if self.is_own(host).await? => {
+                Kind::Zero(Some(host)) | Kind::Unallocated(Some(host))
+                    if self.is_own(host).await? =>
+                {
                     Some(host)
                 }
                 _ => None,

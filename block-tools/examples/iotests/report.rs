@@ -63,7 +63,7 @@ impl Report {
             }
         }
         let is_used = |of: &dyn Fn(&(&str, &str)) -> bool| {
-            counts.keys().any(of) || self.refused.keys().any(|key| of(key))
+            counts.keys().any(of) || self.refused.keys().any(of)
         };
         let used = PROTOCOLS.iter().filter(|protocol| is_used(&|key| key.1 == protocol.name));
         let used: Vec<_> = used.collect();

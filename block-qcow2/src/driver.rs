@@ -24,7 +24,7 @@ use futures::future::BoxFuture;
 use parking_lot::RwLock;
 
 use crate::cleaner::Cleaner;
-use crate::compress::inflate::Inflater;
+use crate::compress::inflate::{DAMAGED, Inflater};
 use crate::geometry::{DataLocation, Geometry, GeometryCell};
 use crate::header_store::HeaderStore;
 use crate::map::Kind;
@@ -156,9 +156,11 @@ impl Qcow2Driver {
         self.events.fault(fault)
     }
 
-    /// The error of a request to this image, damage reported.
+    /// The error of a request to this image, damage of the metadata reported. Guest data that is lost
+    /// fails what asks for it; the rest of the image is as sound as ever.
     pub(crate) fn reported(&self, error: Error) -> Error {
         match error {
+            Error::Corrupt { what: DAMAGED, .. } => error,
             Error::Corrupt { what, value } => self.fault(Fault::new(what, value)),
             other => other,
         }

@@ -63,11 +63,8 @@ impl Qcow2Driver {
     pub(crate) async fn after<T>(&self, result: Result<T>) -> Result<T> {
         let Err(Error::Corrupt { what, value }) = result else { return result };
         let error = self.reported(Error::Corrupt { what, value });
-        if what == DAMAGED {
-            // Guest data is lost, and the metadata may be as sound as ever.
-            return Err(error);
-        }
-        if let Ok(writer) = self.writer()
+        if what != DAMAGED
+            && let Ok(writer) = self.writer()
             && !writer.marked_corrupt.swap(true, Ordering::AcqRel)
         {
             // The request has failed already; if this fails too, there is nobody else to tell.

@@ -40,7 +40,8 @@ struct Stage {
 pub(crate) fn run() -> Result<()> {
     let mut build = run::cargo();
     build.args(["build", "--workspace", "--examples", "--locked"]);
-    let programs = run::built_all(&mut build)?;
+    let programs = run::built(&mut build)?.into_iter().map(|((_, name), path)| (name, path));
+    let programs: BTreeMap<String, PathBuf> = programs.collect();
     let unknown = |name: &&String| EXAMPLES.iter().all(|example| example.name != **name);
     if let Some(name) = programs.keys().find(unknown) {
         return Err(wrong(&build, format!("an example that is not tried: {name}")));

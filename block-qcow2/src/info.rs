@@ -14,6 +14,10 @@ pub(crate) fn of(driver: &Qcow2Driver) -> DriverInfo {
         let name = parts.backing_name.as_deref().map(String::from_utf8_lossy);
         DriverInfo {
             cluster_size: Some(parts.header.geometry.cluster_size()),
+            subcluster_size: match parts.header.geometry.l2_format() {
+                L2Format::Standard => None,
+                L2Format::Extended => Some(parts.header.geometry.subcluster_size()),
+            },
             backing_filename: name.map(|name| name.into_owned()),
             backing_format: parts.extensions.backing_format.clone(),
             dirty: parts.header.features.dirty,

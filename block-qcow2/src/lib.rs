@@ -99,6 +99,7 @@ pub mod stream;
 mod table;
 mod tables;
 pub mod units;
+mod vm_state;
 mod write;
 mod write_compressed;
 mod write_now;

@@ -8,7 +8,9 @@
 pub mod img;
 pub mod io_cmd;
 pub mod open;
+pub mod program;
 pub mod spec;
+pub mod surroundings;
 mod temporary;
 
 /// The README's example, compiled with the documentation's tests.

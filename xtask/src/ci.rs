@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::failure::Result;
-use crate::{demo, examples, features, package, peer, run, setup, tidy};
+use crate::{demo, examples, features, iotests, package, peer, run, setup, tidy};
 
 /// How a step ended that did not fail.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -54,6 +54,7 @@ pub(crate) const STEPS: &[Step] = &[
     Step { name: "package", run: || package::run().map(passed) },
     Step { name: "deny", run: deny },
     Step { name: "miri", run: miri },
+    Step { name: "iotests", run: || iotests::scenarios::quick().map(passed) },
     Step { name: "peer", run: || peer::run(&peer::Arguments::default()).map(passed) },
     Step { name: "demo", run: || demo::run(&demo::Arguments::default()).map(passed) },
 ];

@@ -13,6 +13,7 @@ mod examples;
 mod failure;
 mod features;
 mod guest;
+mod iotests;
 mod package;
 mod peer;
 mod run;
@@ -61,6 +62,8 @@ enum Command {
     Soak(soak::Arguments),
     /// Serves an iSCSI target in memory.
     Target(target::Arguments),
+    /// Runs QEMU's own shell tests with block-img and block-io.
+    Iotests(iotests::Arguments),
     /// Measures block-img and block-core beside their peers, interleaved.
     Bench(bench::Arguments),
 }
@@ -87,6 +90,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Package => package::run(),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Target(arguments) => target::run(&arguments),
+        Command::Iotests(arguments) => iotests::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     }
 }

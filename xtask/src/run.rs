@@ -92,19 +92,25 @@ pub(crate) fn line(command: &Command) -> String {
         .join(" ")
 }
 
-/// Builds a binary of the workspace for release, and returns where cargo says it is.
-pub(crate) fn release_binary(package: &str, name: &str) -> Result<PathBuf> {
-    release(package, "--bin", name)
+/// The profile of measurements and of what users install.
+pub(crate) const RELEASE: &str = "release";
+
+/// The profile of tests that run programs: built sooner, and with the compiler's checks.
+pub(crate) const QUICK: &str = "quick";
+
+/// Builds a program of the workspace with a profile of cargo's, and returns where cargo says it is.
+pub(crate) fn binary(profile: &str, package: &str, name: &str) -> Result<PathBuf> {
+    build(profile, package, "--bin", name)
 }
 
 /// The same of an example.
-pub(crate) fn release_example(package: &str, name: &str) -> Result<PathBuf> {
-    release(package, "--example", name)
+pub(crate) fn example(profile: &str, package: &str, name: &str) -> Result<PathBuf> {
+    build(profile, package, "--example", name)
 }
 
-fn release(package: &str, kind: &str, name: &str) -> Result<PathBuf> {
+fn build(profile: &str, package: &str, kind: &str, name: &str) -> Result<PathBuf> {
     let mut build = cargo();
-    build.args(["build", "--release", "--package", package, kind, name]);
+    build.args(["build", "--profile", profile, "--package", package, kind, name]);
     build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
     let messages = stdout(&mut build)?;
     executable(&messages, name).ok_or_else(|| Failure::Output {

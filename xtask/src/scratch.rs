@@ -31,6 +31,11 @@ impl Scratch {
         &self.path
     }
 
+    /// The directory, which stays.
+    pub(crate) fn keep(self) -> PathBuf {
+        std::mem::ManuallyDrop::new(self).path.clone()
+    }
+
     /// The path of a file in it.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)

@@ -5,7 +5,9 @@
 use std::process::ExitCode;
 
 use block_tools::img::{self, Output};
+use block_tools::program;
 
 fn main() -> ExitCode {
+    program::name_from_command_line("block-img");
     ExitCode::from(img::main(std::env::args_os(), &mut Output::stdout()))
 }

@@ -14,18 +14,21 @@ use block_tools::io_cmd::{BufferPlace, MAX_LINE_BYTES, Outcome, Session};
 use block_tools::open::{
     AioMode, BackingReads, CacheMode, DiscardMode, ImageSpec, Writes, block_on,
 };
+use block_tools::program;
+use block_tools::spec::objects::Secrets;
 use clap::Parser;
 use futures::channel::oneshot;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-const NAME: &str = "block-io";
-
 /// Disk exerciser: reads, writes and asks about a disk image.
 #[derive(Parser, Debug)]
-#[command(name = NAME, version, disable_version_flag = true, args_override_self = true)]
+#[command(name = "block-io", version, disable_version_flag = true, args_override_self = true)]
 #[command(after_help = "See 'block-io -c help' for the commands.")]
 struct Cli {
+    /// Secrets by name, for the option password-secret: secret,id=ID,data=TEXT or secret,id=ID,file=NAME
+    #[arg(long = "object", value_name = "OBJECT", action = clap::ArgAction::Append)]
+    objects: Vec<String>,
     /// Treat FILE as options: driver=...,file.filename=...
     #[arg(long)]
     image_opts: bool,
@@ -63,6 +66,9 @@ struct Cli {
     /// What becomes of discards: ignore or unmap
     #[arg(short, long, value_name = "MODE")]
     discard: Option<String>,
+    /// Accepted for scripts that give it: there are no trace points
+    #[arg(short = 'T', long = "trace", value_name = "POINTS", action = clap::ArgAction::Append)]
+    _trace: Vec<String>,
     /// Take no lock that keeps others out
     #[arg(short = 'U', long)]
     force_share: bool,
@@ -74,8 +80,16 @@ struct Cli {
 }
 
 impl Cli {
+    /// The secrets that were given.
+    fn secrets(&self) -> Result<Secrets, String> {
+        let mut secrets = Secrets::default();
+        let added = self.objects.iter().try_for_each(|object| secrets.add(object));
+        added.map_err(|error| error.to_string())?;
+        Ok(secrets)
+    }
+
     /// How to open the image, if one is named.
-    fn spec(&self) -> Result<Option<ImageSpec>, String> {
+    fn spec(&self, secrets: &Secrets) -> Result<Option<ImageSpec>, String> {
         let Some(file) = &self.file else {
             return Ok(None);
         };
@@ -87,6 +101,7 @@ impl Cli {
         spec.format.clone_from(&self.format);
         spec.flags = OpenFlags { writable: !self.read_only, ..OpenFlags::READ_WRITE };
         spec.force_share = self.force_share;
+        spec.secrets = secrets.clone();
         if self.snapshot {
             spec.writes = Writes::TemporaryOverlay;
         }
@@ -126,31 +141,33 @@ fn main() -> ExitCode {
             return if wanted { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
     };
-    let spec = match cli.spec() {
-        Ok(spec) => spec,
+    let name = program::name_from_command_line("block-io");
+    let found = cli.secrets().and_then(|secrets| Ok((cli.spec(&secrets)?, secrets)));
+    let (spec, secrets) = match found {
+        Ok(found) => found,
         Err(what) => {
-            let _ = writeln!(io::stderr(), "{NAME}: {what}");
+            let _ = writeln!(io::stderr(), "{name}: {what}");
             return ExitCode::FAILURE;
         }
     };
-    block_on(run(&cli, spec))
+    block_on(run(name, &cli, spec, secrets))
 }
 
-async fn run(cli: &Cli, spec: Option<ImageSpec>) -> ExitCode {
+async fn run(name: &'static str, cli: &Cli, spec: Option<ImageSpec>, secrets: Secrets) -> ExitCode {
     let out: Box<dyn Write> = if io::stdout().is_terminal() {
         Box::new(LineWriter::new(io::stdout()))
     } else {
         Box::new(BufWriter::with_capacity(64 << 10, io::stdout()))
     };
     let place = if cli.misalign { BufferPlace::Misaligned } else { BufferPlace::Aligned };
-    let mut session = Session::new(NAME, out, Box::new(io::stderr()), place);
+    let mut session = Session::new(name, out, Box::new(io::stderr()), place).with_secrets(secrets);
     if let Some(spec) = spec
         && session.open(&spec).await != Outcome::Done
     {
         return ExitCode::FAILURE;
     }
     let succeeded = if cli.commands.is_empty() {
-        run_input(&mut session).await
+        run_input(name, &mut session).await
     } else {
         run_commands(&mut session, &cli.commands).await
     };
@@ -173,7 +190,7 @@ async fn run_commands(session: &mut Session, commands: &[String]) -> bool {
 }
 
 /// Runs the lines of the input, with a prompt before each.
-async fn run_input(session: &mut Session) -> bool {
+async fn run_input(name: &str, session: &mut Session) -> bool {
     let mut input = BufReader::new(io::stdin());
     let mut succeeded = true;
     while !session.is_broken() {
@@ -182,7 +199,7 @@ async fn run_input(session: &mut Session) -> bool {
             Ok(Some(line)) => line,
             Ok(None) => break,
             Err(error) => {
-                let _ = writeln!(io::stderr(), "{NAME}: cannot read the input: {error}");
+                let _ = writeln!(io::stderr(), "{name}: cannot read the input: {error}");
                 return false;
             }
         };

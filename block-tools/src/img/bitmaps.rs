@@ -3,7 +3,10 @@
 use block_core::Node;
 use block_core::dirty::{BitmapId, BitmapInfo, Granularity};
 
-use super::{Failure, PROGRAM};
+use crate::program;
+use crate::surroundings::complain;
+
+use super::Failure;
 
 /// What becomes of bitmaps that were not saved properly.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -21,9 +24,10 @@ pub(super) fn check_source(source: &Node, broken: Broken) -> Result<(), Failure>
     }
     for (_, name, info) in persistent(source) {
         if info.inconsistent && broken == Broken::Refuse {
+            let program = program::name();
             return Err(Failure::new(format_args!(
                 "Cannot copy inconsistent bitmap '{name}'\n\
-                 Try --skip-broken-bitmaps, or use '{PROGRAM} bitmap --remove' to delete it"
+                 Try --skip-broken-bitmaps, or use '{program} bitmap --remove' to delete it"
             )));
         }
     }
@@ -44,7 +48,8 @@ pub(super) fn copy(source: &Node, target: &Node, broken: Broken) -> Result<(), F
     for (id, name, info) in persistent(source) {
         if info.inconsistent {
             if broken == Broken::Skip {
-                eprintln!("{PROGRAM}: warning: Skipping inconsistent bitmap '{name}'");
+                let program = program::name();
+                complain(format_args!("{program}: warning: Skipping inconsistent bitmap '{name}'"));
             }
             continue;
         }

@@ -11,12 +11,14 @@ use block_core::job::{CopyError, copy};
 use block_core::{Cancel, Node, Options, graph};
 
 use crate::open::{CacheMode, ImageSpec, block_on};
+use crate::program;
 use crate::spec::shown;
+use crate::surroundings::complain;
 
 use super::common::{count_argument, open_image, size_argument};
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
 use super::target::Target;
-use super::{Failure, Output, PROGRAM};
+use super::{Failure, Output};
 
 /// Copy a part of one image to another.
 #[derive(clap::Args)]
@@ -56,7 +58,7 @@ pub(super) fn run(args: &Args, _: &mut Output) -> Result<u8, Failure> {
         return Err(Failure::new("Must specify both input and output files"));
     };
     let cancel = Cancel::new();
-    cancel_on_signal(&cancel)?;
+    let _listening = cancel_on_signal(&cancel)?;
     let spec = ImageSpec {
         format: args.format.clone(),
         image_opts: args.image_opts,
@@ -113,7 +115,8 @@ async fn copy_part(
         Some(len) => len,
         None => {
             let input = shown(operands.input.unwrap_or_default());
-            eprintln!("{PROGRAM}: {input}: cannot skip to specified offset");
+            let program = program::name();
+            complain(format_args!("{program}: {input}: cannot skip to specified offset"));
             0
         }
     };

@@ -4,9 +4,9 @@
 
 use std::fmt::Display;
 
+use crate::program;
 use crate::spec::shown;
-
-use super::PROGRAM;
+use crate::surroundings::complain;
 
 /// A failed command. The message does not name the program.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,13 +44,16 @@ impl Failure {
         &self.message
     }
 
-    /// Tells the user, on standard error.
+    /// Tells the user, beside the output.
     pub fn report(&self) {
-        eprintln!("{PROGRAM}: {}", self.message);
+        let program = program::name();
+        complain(format_args!("{program}: {}", self.message));
         match self.usage {
             None => {}
-            Some("") => eprintln!("Try '{PROGRAM} --help' for more info"),
-            Some(command) => eprintln!("Try '{PROGRAM} {command} --help' for more info"),
+            Some("") => complain(format_args!("Try '{program} --help' for more info")),
+            Some(command) => {
+                complain(format_args!("Try '{program} {command} --help' for more info"))
+            }
         }
     }
 }

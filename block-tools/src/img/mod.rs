@@ -50,12 +50,9 @@ use std::ffi::OsString;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
-/// Name of the program in messages.
-pub const PROGRAM: &str = "block-img";
-
 /// Disk image utility.
 #[derive(Parser)]
-#[command(name = PROGRAM, version, disable_help_subcommand = true)]
+#[command(name = "block-img", version, disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -7,9 +7,10 @@ use block_core::options::parse_size;
 use block_core::{Node, OpenFlags, graph};
 
 use crate::open::{ImageSpec, block_on};
+use crate::program;
 
 use super::common::open_image;
-use super::{Failure, Output, PROGRAM};
+use super::{Failure, Output};
 
 /// Change the length of a disk.
 #[derive(clap::Args)]
@@ -105,9 +106,10 @@ async fn resize(args: &Args, node: &Node, new: NewLen, prealloc: Prealloc) -> Re
         return Err(Failure::new("Preallocation can only be used for growing images"));
     }
     if len < old && !args.shrink {
+        let program = program::name();
         return Err(Failure::new(format_args!(
             "Use the --shrink option to perform a shrink operation.\n\
-             {PROGRAM}: warning: Shrinking an image will delete all data beyond the shrunken image's \
+             {program}: warning: Shrinking an image will delete all data beyond the shrunken image's \
              end. Before performing such an operation, make sure there is no important data there."
         )));
     }

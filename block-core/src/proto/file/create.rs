@@ -16,12 +16,22 @@ use crate::range::{to_u64, to_usize};
 ///
 /// Fails with [`OpenError::Locked`], and changes nothing, while somebody else uses the image.
 pub async fn create(path: &Path, len: u64, prealloc: Prealloc) -> Result<(), OpenError> {
+    create_hinted(path, len, prealloc, 0).await
+}
+
+/// [`create`], of a file that the file system is to extend by `hint` bytes at a time; 0 leaves that to it.
+pub(super) async fn create_hinted(
+    path: &Path,
+    len: u64,
+    prealloc: Prealloc,
+    hint: u32,
+) -> Result<(), OpenError> {
     let owned = path.to_owned();
-    let done = pool::run(move || Ok(create_blocking(&owned, len, prealloc))).await;
+    let done = pool::run(move || Ok(create_blocking(&owned, len, prealloc, hint))).await;
     done.unwrap_or_else(|error| Err(refused(path, error)))
 }
 
-fn create_blocking(path: &Path, len: u64, prealloc: Prealloc) -> Result<(), OpenError> {
+fn create_blocking(path: &Path, len: u64, prealloc: Prealloc, hint: u32) -> Result<(), OpenError> {
     let source = Source::open_or_create(path)?;
     let failed = |error| refused(path, error);
     let lock_fd = source.fd.try_clone().map_err(|err| failed(err.into()))?;
@@ -32,6 +42,10 @@ fn create_blocking(path: &Path, len: u64, prealloc: Prealloc) -> Result<(), Open
     }
     let fd = source.fd.as_fd();
     rustix::fs::ftruncate(fd, 0).map_err(|err| failed(err.into()))?;
+    if hint > 0 {
+        // A file system without such hints does as it always does.
+        let _ = space::hint_extent_size(fd, hint);
+    }
     space::truncate(fd, 0, len, prealloc).map_err(failed)?;
     if matches!(prealloc, Prealloc::Off | Prealloc::Metadata) {
         allocate_first_block(fd, len).map_err(|err| failed(err.into()))?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::FileDriver;
+use super::create::create_hinted;
 use super::lock::{Claims, ImageLock, Locking};
 use super::reopen::claims_of;
 use super::source::{Access, FileKind, Source, refused};
@@ -90,6 +91,12 @@ const CREATE_OPTIONS: &[CreateOption] = &[
         help: "Preallocation mode (off, falloc, full)",
         default: None,
     },
+    CreateOption {
+        name: "extent_size_hint",
+        value: "<size>",
+        help: "By how many bytes the file system extends the file at a time (0: as it likes)",
+        default: None,
+    },
 ];
 
 async fn create(scheme: &str, mut options: Options) -> Result<(), OpenError> {
@@ -109,9 +116,21 @@ async fn create(scheme: &str, mut options: Options) -> Result<(), OpenError> {
             }
         },
     };
+    let hint = take_hint(&mut options)?;
     options.finish()?;
     let path = filename.strip_prefix(scheme).unwrap_or(&filename);
-    super::create(Path::new(path), len, prealloc).await
+    create_hinted(Path::new(path), len, prealloc, hint).await
+}
+
+/// `extent_size_hint`, which the system counts in 32 bits.
+fn take_hint(options: &mut Options) -> Result<u32, OpenError> {
+    let option = "extent_size_hint";
+    let hint = options.take_size(option)?.unwrap_or(0);
+    u32::try_from(hint).map_err(|_| OpenError::OptionValue {
+        option,
+        value: hint.to_string(),
+        problem: Problem::Above(u32::MAX.into()),
+    })
 }
 
 async fn open(

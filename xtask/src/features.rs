@@ -31,6 +31,10 @@ pub(crate) fn run() -> Result<()> {
     for (package, features, file) in TESTS {
         let mut test = run::cargo();
         test.args(["test", "--quiet", "--locked", "--package", package]);
+        // For a few small tests it does not pay to optimise.
+        for library in ["block-core", "block-iscsi", "block-qcow2", "block-testkit"] {
+            test.args(["--config", &format!("profile.dev.package.{library}.opt-level=0")]);
+        }
         test.args(["--no-default-features", "--features", features, "--test", file]);
         println!("{}", run::line(&test));
         run::succeed(&mut test)?;

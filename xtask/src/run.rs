@@ -111,36 +111,38 @@ pub(crate) fn example(profile: &str, package: &str, name: &str) -> Result<PathBu
 fn build(profile: &str, package: &str, kind: &str, name: &str) -> Result<PathBuf> {
     let mut build = cargo();
     build.args(["build", "--profile", profile, "--package", package, kind, name]);
-    built(&mut build, name)
-}
-
-/// Runs a `cargo build` or `cargo test --no-run` of one program, and returns where that is.
-pub(crate) fn built(build: &mut Command, name: &str) -> Result<PathBuf> {
     build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
-    let messages = stdout(build)?;
+    let messages = stdout(&mut build)?;
     executable(&messages, name).ok_or_else(|| Failure::Output {
-        command: line(build),
+        command: line(&build),
         problem: format!("no executable {name}"),
     })
 }
 
-/// Runs a `cargo build` of many programs, and returns where cargo says they are, by their names.
-pub(crate) fn built_all(build: &mut Command) -> Result<BTreeMap<String, PathBuf>> {
+/// Runs a `cargo build` or `cargo test --no-run`, and returns where cargo says the programs are, by the
+/// directory of their crate and their name.
+pub(crate) fn built(build: &mut Command) -> Result<BTreeMap<(String, String), PathBuf>> {
     build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
-    Ok(executables(&stdout(build)?).collect())
+    let messages = stdout(build)?;
+    let programs = executables(&messages).filter_map(|message| {
+        let manifest = Path::new(message["manifest_path"].as_str()?);
+        let directory = manifest.parent()?.file_name()?.to_string_lossy().into_owned();
+        let name = message["target"]["name"].as_str()?.to_owned();
+        Some(((directory, name), PathBuf::from(message["executable"].as_str()?)))
+    });
+    Ok(programs.collect())
 }
 
 /// The executable of this name in the messages of `cargo build`.
 fn executable(messages: &str, name: &str) -> Option<PathBuf> {
-    executables(messages).find(|(own, _)| own == name).map(|(_, path)| path)
+    let mut ours = executables(messages).filter(|message| message["target"]["name"] == name);
+    ours.find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }
 
-fn executables(messages: &str) -> impl Iterator<Item = (String, PathBuf)> {
+/// The messages about executables.
+fn executables(messages: &str) -> impl Iterator<Item = Value> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    messages.filter_map(|message| {
-        let name = message["target"]["name"].as_str()?.to_owned();
-        Some((name, PathBuf::from(message["executable"].as_str()?)))
-    })
+    messages.filter(|message| message["executable"].is_string())
 }
 
 fn start(command: &Command) -> impl FnOnce(std::io::Error) -> Failure + use<> {

@@ -8,6 +8,7 @@
 //! Invariants: no slice of one run plays a seed that another has played; a test that dies or hangs is a
 //! failure of the seed that it played last.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -151,8 +152,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         None => SOAKS.iter().collect(),
     };
     let scratch = Scratch::new("soak")?;
-    let built = soaks.into_iter().map(|soak| Built::build(soak, &arguments.profile, &scratch));
-    let built: Result<Vec<Built>> = built.collect();
+    let built = build(&soaks, &arguments.profile, &scratch);
     if stopped() {
         println!("soak: stopped while it was compiling");
         return Ok(());
@@ -193,6 +193,32 @@ fn take_turns(soaks: &[Built], time: Duration, seed: u64) -> Result<()> {
     Ok(())
 }
 
+/// Compiles the tests of the soaks: as a part of the workspace, as `cargo test --workspace` does.
+fn build(soaks: &[&Soak], profile: &str, scratch: &Scratch) -> Result<Vec<Built>> {
+    let mut cargo = run::cargo();
+    cargo.args(["test", "--no-run", "--workspace", "--profile", profile]);
+    let files: BTreeSet<&str> = soaks.iter().map(|soak| soak.file).collect();
+    for file in files {
+        cargo.args(["--test", file]);
+    }
+    let programs = run::built(&mut cargo)?;
+    let built = soaks.iter().map(|soak| {
+        let Soak { name, package, file, test, .. } = soak;
+        let program = programs.get(&(package.to_string(), file.to_string()));
+        Ok(Built {
+            name,
+            program: program.cloned().ok_or_else(|| Failure::Output {
+                command: run::line(&cargo),
+                problem: format!("no test {file} of {package}"),
+            })?,
+            arguments: vec!["--ignored", "--exact", "--nocapture", test],
+            note: scratch.file(&format!("{name}.seed")),
+            output: scratch.file(&format!("{name}.output")),
+        })
+    });
+    built.collect()
+}
+
 /// A soak and its compiled test.
 struct Built {
     name: &'static str,
@@ -225,20 +251,6 @@ enum End {
 }
 
 impl Built {
-    fn build(soak: &Soak, profile: &str, scratch: &Scratch) -> Result<Self> {
-        let Soak { name, package, file, test, .. } = soak;
-        let mut cargo = run::cargo();
-        cargo.args(["test", "--no-run", "--profile", profile, "--package", package]);
-        cargo.args(["--test", file]);
-        Ok(Self {
-            name,
-            program: run::built(&mut cargo, file)?,
-            arguments: vec!["--ignored", "--exact", "--nocapture", test],
-            note: scratch.file(&format!("{name}.seed")),
-            output: scratch.file(&format!("{name}.output")),
-        })
-    }
-
     /// Plays one game.
     fn again(&self, seed: u64) -> Result<()> {
         let end = self.play(Games::Only(seed), GRACE)?;

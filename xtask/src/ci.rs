@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::failure::Result;
-use crate::{demo, peer, run, setup, tidy};
+use crate::{demo, iotests, peer, run, setup, tidy};
 
 /// How a step ended that did not fail.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -51,6 +51,7 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step { name: "deny", run: deny },
     Step { name: "miri", run: miri },
+    Step { name: "iotests", run: || iotests::scenarios::quick().map(passed) },
     Step { name: "peer", run: || peer::run(&peer::Arguments::default()).map(passed) },
     Step { name: "demo", run: || demo::run(&demo::Arguments::default()).map(passed) },
 ];

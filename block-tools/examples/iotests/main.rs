@@ -3,6 +3,7 @@
 //!
 //! The exit status is 0 if every run passed, 1 if one failed, 2 if nothing could be run.
 
+mod cancel;
 mod crash;
 mod files;
 mod filter;
@@ -10,6 +11,8 @@ mod matrix;
 mod report;
 mod run;
 mod target;
+#[cfg(test)]
+mod tests;
 mod update;
 mod words;
 mod work;

@@ -60,11 +60,11 @@ pub(crate) fn run(
         let first = |text: &str| text.split_whitespace().next().unwrap_or_default().to_owned();
         scenario.steps.iter().any(|step| words.contains(&first(&step.text).as_str()))
     };
-    let counting = if has(&["requests"]) { Counting::On } else { Counting::Off };
+    let counting = if has(&["requests", "cancel-zero"]) { Counting::On } else { Counting::Off };
     let world = World::new(job.config, scratch, len, counting).map_err(failed)?;
-    let debugged = has(&["inject-error", "break", "wait_break", "resume"]);
+    let debugged = has(&["inject-error", "break", "wait_break", "resume", "blkdebug"]);
     let mut words = Words::new(world, head.options.clone(), head.size.clone(), debugged);
-    words.known.wanted = has(&["crash"]);
+    words.known.wanted = has(&["crash", "crash-during"]);
     let _guard = words.enter();
     block_on(steps(job, &mut words, mode, position))
 }

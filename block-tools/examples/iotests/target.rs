@@ -10,10 +10,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use block_core::options::parse_size;
+use block_core::range::to_usize;
 use block_iscsi::transport::tcp::TcpConnector;
 use block_iscsi::transport::{Alarm, Connector, Portal, ReceiveSlot, Stream, TransmitPart};
 use block_testkit::iscsi::target::{Link, Target, TargetConfig};
-use block_testkit::iscsi::{Device, LunConfig, Provisioning, SenseFormat, Unmapped};
+use block_testkit::iscsi::{Access, Device, LunConfig, Nexus, Provisioning, SenseFormat, Unmapped};
 use parking_lot::Mutex;
 
 /// The name of the target.
@@ -26,6 +28,8 @@ pub(crate) const URL: &str = "iscsi://127.0.0.1:3260/iqn.2026-01.test:iotests/0"
 pub(crate) struct Local {
     state: Mutex<State>,
     clock: TcpConnector,
+    /// Length of a block.
+    block: u64,
 }
 
 struct State {
@@ -54,11 +58,13 @@ impl Local {
     /// A target with one unit of `len` bytes, rounded up to blocks.
     pub(crate) fn new(protocol: &str, len: u64) -> Result<Arc<Self>, String> {
         let mut device = Device::new(SenseFormat::Fixed);
-        device.add(0, unit(protocol, len)).map_err(|error| error.to_string())?;
+        let unit = unit(protocol, len);
+        let block = u64::from(unit.block_size);
+        device.add(0, unit).map_err(|error| error.to_string())?;
         let target = Target::new(TargetConfig::new(NAME), device);
         let (arriving, waiting) = (BTreeMap::new(), BTreeMap::new());
         let state = Mutex::new(State { target, arriving, waiting });
-        Ok(Arc::new(Self { state, clock: TcpConnector::new() }))
+        Ok(Arc::new(Self { state, clock: TcpConnector::new(), block }))
     }
 
     /// Does something to the target, and sends what comes of it.
@@ -73,6 +79,91 @@ impl Local {
         waiting.into_values().for_each(Waker::wake);
         result
     }
+}
+
+/// The words of [`Local::happen`].
+const USAGE: &str = "target reset | resize SIZE | eject | insert | read-only | read-write | cut | \
+    write PATTERN OFFSET LENGTH | unmap OFFSET LENGTH | \
+    hold get-lba-status|read|write|unmap | release";
+
+/// The commands that can be held back.
+const HELD: &[(&str, u8)] =
+    &[("get-lba-status", 0x9e), ("write", 0x2a), ("read", 0x28), ("unmap", 0x42)];
+
+/// Who changes the unit behind the initiator's back.
+const OTHER: Nexus = Nexus(u64::MAX);
+
+impl Local {
+    /// Lets something happen to the unit, as words say it.
+    pub(crate) fn happen(&self, words: &[&str]) -> Result<(), &'static str> {
+        let size = |text: &str| parse_size(text).ok_or(USAGE);
+        let block = self.block;
+        self.with(|target| {
+            let device = target.device_mut();
+            let well = match words {
+                ["reset"] => device.reset(0),
+                ["resize", len] => device.resize(0, size(len)? / block).is_ok(),
+                ["eject"] => device.eject(0),
+                ["insert"] => device.insert(0),
+                ["read-only"] => device.set_access(0, Access::ReadOnly),
+                ["read-write"] => device.set_access(0, Access::ReadWrite),
+                ["cut"] => {
+                    for link in target.links() {
+                        target.disconnect(link);
+                    }
+                    true
+                }
+                ["write", pattern, offset, len] => {
+                    let pattern = u8::try_from(size(pattern)?).map_err(|_| USAGE)?;
+                    let (offset, len) = (size(offset)?, size(len)?);
+                    let data = vec![pattern; to_usize(len)];
+                    let cdb = cdb_16(WRITE_16, offset / block, len / block).ok_or(USAGE)?;
+                    other(device, &cdb, &data)
+                }
+                ["unmap", offset, len] => {
+                    let (first, count) = (size(offset)? / block, size(len)? / block);
+                    let count = u32::try_from(count).map_err(|_| USAGE)?;
+                    // One descriptor, behind a header with its length.
+                    let mut list = vec![0, 22, 0, 16, 0, 0, 0, 0];
+                    list.extend(first.to_be_bytes());
+                    list.extend(count.to_be_bytes());
+                    list.extend([0; 4]);
+                    other(device, &[UNMAP, 0, 0, 0, 0, 0, 0, 0, 24, 0], &list)
+                }
+                ["hold", name] => {
+                    let (_, code) = HELD.iter().find(|held| held.0 == *name).ok_or(USAGE)?;
+                    target.hold(*code);
+                    true
+                }
+                ["release"] => {
+                    target.release();
+                    true
+                }
+                _ => return Err(USAGE),
+            };
+            if well { Ok(()) } else { Err("target: the unit refuses it") }
+        })
+    }
+}
+
+const WRITE_16: u8 = 0x8a;
+const UNMAP: u8 = 0x42;
+
+/// A command with an address of eight bytes and a length of four.
+fn cdb_16(code: u8, lba: u64, count: u64) -> Option<[u8; 16]> {
+    let mut cdb = [0; 16];
+    cdb[0] = code;
+    cdb[2..10].copy_from_slice(&lba.to_be_bytes());
+    cdb[10..14].copy_from_slice(&u32::try_from(count).ok()?.to_be_bytes());
+    Some(cdb)
+}
+
+/// Runs a command of another initiator, past what it is told first.
+fn other(device: &mut Device, cdb: &[u8], data: &[u8]) -> bool {
+    device.connect(OTHER);
+    // Of attentions that wait for it, each takes one command.
+    let attentions = 4;
+    (0..attentions).any(|_| device.execute(OTHER, 0, cdb, data).status == 0)
 }
 
 /// Connects to a target in this process.

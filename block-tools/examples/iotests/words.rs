@@ -4,6 +4,7 @@
 //! process, so that their outputs are the tools' own. The image is opened by the first word that needs it, and
 //! closed before a word of block-img.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -16,12 +17,18 @@ use block_tools::spec::image_opts;
 use block_tools::surroundings::{self, Surroundings};
 use parking_lot::Mutex;
 
-use crate::crash;
 use crate::filter;
 use crate::world::World;
+use crate::{cancel, crash};
 
 /// The name that sessions give themselves.
 const PROGRAM: &str = "block-io";
+
+/// Zeroes that are fewer than so many bytes are written as data, where a word asks for that.
+const MANY: u64 = 1 << 30;
+
+/// The status of a check that found leaks and nothing else.
+const LEAKS: u8 = 3;
 
 /// What a word does; the first list is told in the README beside the scenarios.
 pub(crate) struct Words {
@@ -35,6 +42,8 @@ pub(crate) struct Words {
     session: Option<Session>,
     /// Rules of blkdebug for the next opening.
     rules: Vec<String>,
+    /// Its other options.
+    shape: Vec<String>,
     text: Text,
     /// What the disk holds and may hold, once it is crashed.
     pub(crate) known: crash::Known,
@@ -80,9 +89,9 @@ impl Write for Text {
 impl Words {
     /// Nothing open yet.
     pub(crate) fn new(world: World, options: Option<String>, size: String, debugged: bool) -> Self {
-        let (session, rules, text) = (None, Vec::new(), Text::default());
-        let known = crash::Known::default();
-        Self { world, options, size, debugged, session, rules, text, known }
+        let (session, text, known) = (None, Text::default(), crash::Known::default());
+        let (rules, shape) = (Vec::new(), Vec::new());
+        Self { world, options, size, debugged, session, rules, shape, text, known }
     }
 
     /// Makes drivers and messages of this run those of this thread.
@@ -113,7 +122,7 @@ impl Words {
         self.world.names.lines(&text)
     }
 
-    fn act<'a>(&'a mut self, step: &'a str) -> futures::future::LocalBoxFuture<'a, Did> {
+    pub(crate) fn act<'a>(&'a mut self, step: &'a str) -> futures::future::LocalBoxFuture<'a, Did> {
         Box::pin(self.dispatch(step))
     }
 
@@ -122,8 +131,10 @@ impl Words {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let Some((&first, rest)) = words.split_first() else { return Did::Well };
         match first {
+            "abort" | "quit" | "q" | "sigraise" => self.misused("this is no word of scenarios"),
             "create" => self.create(rest).await,
-            "check" if !self.world.config.format.checks() => Did::Well,
+            "check" | "check-leaks-ok" if !self.world.config.format.checks() => Did::Well,
+            "check-leaks-ok" => self.check_leaks_ok(rest).await,
             "check" | "snapshot" | "info" | "commit" | "rebase" | "amend" => {
                 self.img_on_image(first, rest, Place::Last).await
             }
@@ -155,9 +166,22 @@ impl Words {
                 self.rules.clear();
                 Did::Well
             }
+            "blkdebug" => {
+                self.close().await;
+                self.shape = rest.iter().map(|text| (*text).to_owned()).collect();
+                Did::Well
+            }
+            "mark" => {
+                drop(self.counts());
+                Did::Well
+            }
+            "aio_flush" => self.aio_flush(step).await,
             "expect-error" => self.expect_error(step, rest).await,
             "requests" => self.requests(),
+            "cancel-zero" => self.cancel_zero(rest).await,
             "crash" => crash::crash(self, rest).await,
+            "crash-during" => self.crash_during(step, rest).await,
+            "target" => self.target(rest),
             _ => self.io(step).await,
         }
     }
@@ -224,10 +248,20 @@ impl Words {
         match size {
             Some(size) => line.push(size.to_owned()),
             None if has_backing => {}
-            None => line.push(default),
+            None => line.push(default.clone()),
         }
         let line: Vec<&str> = line.iter().map(String::as_str).collect();
-        self.img(&line)
+        let made = self.img(&line);
+        if let Some(files) = &self.world.files {
+            files.settle().await;
+        }
+        let is_junk = self.world.config.protocol.name == "iscsi-junk" && name.is_none();
+        if made == Did::Well && is_junk {
+            // Who makes a raw image of a unit that holds anything writes zeroes first.
+            let len = size.map_or(default, str::to_owned);
+            return self.target(&["write", "0", "0", &len]);
+        }
+        made
     }
 
     /// A word of block-img with the image where it belongs, unless it is named.
@@ -262,6 +296,17 @@ impl Words {
             _ => line.extend(&words),
         }
         self.img(&line)
+    }
+
+    /// `check-leaks-ok`: a check that says nothing of leaks.
+    async fn check_leaks_ok(&mut self, words: &[&str]) -> Did {
+        let did = self.img_on_image("check", words, Place::Last).await;
+        let said = self.text.take();
+        if said.ends_with(&format!("status {LEAKS}\n")) {
+            return Did::Well;
+        }
+        self.say(said.trim_end());
+        did
     }
 
     /// Runs a command line of block-img.
@@ -301,14 +346,45 @@ impl Words {
         did
     }
 
-    /// Opens the image as the configuration says, and as `words` say.
-    async fn open(&mut self, words: &[&str]) -> Did {
+    /// The image as the configuration says that it is opened.
+    fn spec(&self) -> ImageSpec {
         let config = self.world.config;
         let mut spec = ImageSpec::new(self.world.names.image.clone());
         spec.format = Some(config.format.driver.to_owned());
         spec.flags = OpenFlags::READ_WRITE;
         spec.cache = CacheMode::parse(config.cache.mode).unwrap_or_default();
         spec.aio = config.cache.aio.and_then(AioMode::parse);
+        spec
+    }
+
+    /// `cancel-zero OFFSET LENGTH AFTER`, on storage that takes pieces of 4096 bytes and no zeroes.
+    async fn cancel_zero(&mut self, words: &[&str]) -> Did {
+        self.close().await;
+        self.known.forget();
+        let mut spec = self.spec();
+        self.debug(&mut spec);
+        let zeroes = MANY.to_string();
+        for (name, value) in
+            [("align", "512"), ("max-transfer", "4096"), ("opt-write-zero", &*zeroes)]
+        {
+            spec.options.set(format!("file.{name}"), value);
+        }
+        let requests = Arc::clone(&self.world.requests);
+        match cancel::cancel_zero(&spec, &requests, words).await {
+            Ok(told) => {
+                self.say(&told);
+                Did::Well
+            }
+            Err(problem) => {
+                self.say(&problem);
+                Did::Badly
+            }
+        }
+    }
+
+    /// Opens the image as the configuration says, and as `words` say.
+    async fn open(&mut self, words: &[&str]) -> Did {
+        let mut spec = self.spec();
         let mut words = words.iter();
         let usage = "reopen [-r] [-s] [-t CACHE] [-o OPTIONS]";
         while let Some(word) = words.next() {
@@ -342,6 +418,10 @@ impl Words {
         let image = std::mem::take(&mut spec.name);
         spec.options.set("file.driver", "blkdebug");
         spec.options.set("file.image.filename", image);
+        for setting in &self.shape {
+            let (name, value) = setting.split_once('=').unwrap_or((setting, "on"));
+            spec.options.set(format!("file.{name}"), value);
+        }
         for (index, rule) in self.rules.iter().enumerate() {
             for setting in rule.split_whitespace() {
                 let (name, value) = setting.split_once('=').unwrap_or((setting, "on"));
@@ -437,9 +517,52 @@ impl Words {
         Did::Badly
     }
 
+    /// `crash-during COUNT WORDS`
+    async fn crash_during(&mut self, step: &str, words: &[&str]) -> Did {
+        let count = words.first().and_then(|count| Some((count, count.parse().ok()?)));
+        let Some((text, count)) = count.filter(|(_, count)| (1..=1000).contains(count)) else {
+            return self.misused("crash-during COUNT WORDS");
+        };
+        let line = step.split_once(&format!(" {text} ")).map_or("", |(_, rest)| rest);
+        crash::crash_during(self, count, line.trim()).await
+    }
+
+    /// `target WORDS`: something happens to the unit that the initiator did not ask for.
+    fn target(&mut self, words: &[&str]) -> Did {
+        let Some(target) = &self.world.target else {
+            return self.misused("target, on iSCSI");
+        };
+        match target.happen(words) {
+            Ok(()) => Did::Well,
+            Err(usage) => self.misused(usage),
+        }
+    }
+
+    /// Waits for everything; what it tells is sorted, since requests end in any order.
+    async fn aio_flush(&mut self, step: &str) -> Did {
+        let did = self.io(step).await;
+        let text = self.text.take();
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.sort_unstable();
+        lines.iter().for_each(|line| self.say(line));
+        did
+    }
+
     /// Says how many requests went to the files, or commands to the unit, since the last time.
     fn requests(&mut self) -> Did {
-        let counts = match &self.world.target {
+        let counts = self.counts();
+        if counts.is_empty() {
+            self.say("none");
+        }
+        for (kind, count) in counts {
+            self.say(&format!("{kind} {count}"));
+        }
+        Did::Well
+    }
+
+    /// What was counted since the last time.
+    fn counts(&self) -> BTreeMap<String, u64> {
+        match &self.world.target {
             None => self.world.requests.take(),
             Some(target) => target.with(|target| {
                 let device = target.device_mut();
@@ -449,14 +572,7 @@ impl Words {
                 device.reset_counters();
                 counts
             }),
-        };
-        if counts.is_empty() {
-            self.say("none");
         }
-        for (kind, count) in counts {
-            self.say(&format!("{kind} {count}"));
-        }
-        Did::Well
     }
 }
 

@@ -109,7 +109,12 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    /// The counts since the last call, as a line.
+    /// How many of a kind there were since the last [`Requests::take`].
+    pub(crate) fn count(&self, kind: &str) -> u64 {
+        self.counts.lock().get(kind).copied().unwrap_or_default()
+    }
+
+    /// The counts since the last call.
     pub(crate) fn take(&self) -> BTreeMap<String, u64> {
         std::mem::take(&mut *self.counts.lock())
     }

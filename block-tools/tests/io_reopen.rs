@@ -99,7 +99,7 @@ fn small_clusters(dir: &Path) {
 fn machine_state_is_kept_behind_the_disk() {
     let script = "write -P 1 64M 1M\nwrite -b -P 2 0 512k\nwrite -b -P 3 5M 4k\nread -P 1 64M 1M\n\
         read -b -P 2 0 512k\nread -b -P 0 512k 4k\nread -b -P 3 5M 4k\nread -b -P 0 100M 64k\n\
-        read -b -v 5M 16\nwrite -b 100 512\nwrite -b -z 0 512\nlength\ninfo\nflush\nmap\n\
+        read -b -v 5M 16\nread -b -v 5M 512\nwrite -b 100 512\nwrite -b -z 0 512\nlength\ninfo\nflush\nmap\n\
         reopen -r\nread -b -P 3 5M 4k\nwrite -b 0 512\n";
     check_written(small_clusters, &["-f", "qcow2", "a.qcow2"], script, &["a.qcow2"]);
     for image in ["a.raw", "json:{'driver':'null-co','size':65536}"] {

@@ -276,12 +276,9 @@ fn subclusters_are_copied_by_themselves() {
         img(&[&["create", "-q", "-f", "qcow2"], &options[..]].concat());
     };
     let script = "write -P 0xbb 28k 2k\nwrite -P 0xcc 34k 2k\nread -P 0xaa 30k 4k\nmap\n";
-    for args in [
-        ["-C", "-f", "qcow2", "top.qcow2"],
-        ["-C", "--image-opts", "driver=qcow2,file.driver=file,file.filename=top.qcow2", "-q"],
-    ] {
-        let args = args.into_iter().filter(|arg| *arg != "-q").collect::<Vec<_>>();
-        check_written(extended, &args, script, &["top.qcow2"]);
+    let options = "driver=qcow2,file.driver=file,file.filename=top.qcow2";
+    for image in [["-f", "qcow2", "top.qcow2"], ["-m", "--image-opts", options]] {
+        check_written(extended, &[&["-C"], &image[..]].concat(), script, &["top.qcow2"]);
     }
 }
 

@@ -66,7 +66,8 @@ fn a_crash_shows_which_options_were_in_force() {
         let dir = TempDir::new().unwrap();
         qemu_img(dir.path(), &["create", "-q", "-f", "qcow2", "a.qcow2", "64M"]);
         let io = Command::new(env!("CARGO_BIN_EXE_block-io"));
-        let commands = ["-c", change, "-c", "write -P 5 0 512", "-c", "sigraise 9"];
+        let writes = ["-c", "write -P 5 0 512", "-c", "flush", "-c", "sigraise 9"];
+        let commands = [&["-c", change], &writes[..]].concat();
         let args = [&["-t", "writeback", "-f", "qcow2"], &commands[..], &["a.qcow2"]].concat();
         let output = feed(io, dir.path(), &args, "", "block-io");
         assert_eq!(output.status.code(), None, "{output:?}");
@@ -99,7 +100,7 @@ fn small_clusters(dir: &Path) {
 fn machine_state_is_kept_behind_the_disk() {
     let script = "write -P 1 64M 1M\nwrite -b -P 2 0 512k\nwrite -b -P 3 5M 4k\nread -P 1 64M 1M\n\
         read -b -P 2 0 512k\nread -b -P 0 512k 4k\nread -b -P 3 5M 4k\nread -b -P 0 100M 64k\n\
-        read -b -v 5M 16\nwrite -b 100 512\nwrite -b -z 0 512\nlength\ninfo\nflush\nmap\n\
+        read -b -v 5M 16\nread -b -v 5M 512\nwrite -b 100 512\nwrite -b -z 0 512\nlength\ninfo\nflush\nmap\n\
         reopen -r\nread -b -P 3 5M 4k\nwrite -b 0 512\n";
     check_written(small_clusters, &["-f", "qcow2", "a.qcow2"], script, &["a.qcow2"]);
     for image in ["a.raw", "json:{'driver':'null-co','size':65536}"] {
@@ -128,9 +129,9 @@ fn machine_state_is_what_the_other_program_saved() {
     theirs(&["-c", "read -b -P 1 0 8M", "-c", "read -b -P 2 1G 4k"]);
     // The part of a cluster that is not written keeps what the snapshot has.
     qemu_img(dir.path(), &["snapshot", "-c", "one", "a.qcow2"]);
-    ours(&["-c", "write -b -P 3 4k 4k", "-c", "write -b -P 4 9k 100", "-c", "read -b -P 1 8k 1k"]);
-    theirs(&["-c", "read -b -P 3 4k 4k", "-c", "read -b -P 1 8k 1k", "-c", "read -b -P 1 9316 1k"]);
-    ours(&["-r", "-c", "read -b -P 4 9k 100", "-c", "read -b -P 2 1G 4k"]);
+    ours(&["-c", "write -b -P 3 4k 4k", "-c", "write -b -P 4 9k 512", "-c", "read -b -P 1 8k 1k"]);
+    theirs(&["-c", "read -b -P 3 4k 4k", "-c", "read -b -P 1 8k 1k", "-c", "read -b -P 1 9728 1k"]);
+    ours(&["-r", "-c", "read -b -P 4 9k 512", "-c", "read -b -P 2 1G 4k"]);
     qemu_img(dir.path(), &["snapshot", "-a", "one", "a.qcow2"]);
     ours(&["-c", "read -b -P 1 0 8M"]);
     qemu_img(dir.path(), &["check", "-q", "a.qcow2"]);

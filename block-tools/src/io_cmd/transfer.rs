@@ -58,6 +58,7 @@ impl Session {
         let check = pattern.map(|pattern| Check { pattern, start, len: part_len });
         let described = describe("read", "read", offset, len, &parsed);
         if parsed.has('b') {
+            refuse_odd((offset, offset_text), (len, len_text))?;
             let (node, data) = self.prepare_state("read", len, UNREAD)?;
             let described = Described { check, data: data.clone(), ..described };
             let request = async move { node.load_vm_state(offset, data).await };
@@ -107,11 +108,8 @@ impl Session {
                 "length cannot exceed {MAX_REQUEST_BYTES} without -n, given {len_text}"
             )));
         }
-        let sectors = [("offset", offset, offset_text), ("count", len, len_text)];
-        let odd = sectors.iter().find(|(_, value, _)| value % SECTOR_SIZE != 0);
-        if let (true, Some((name, _, text))) = (parsed.has('c') || parsed.has('b'), odd) {
-            let line = format!("{text} is not a sector-aligned value for '{name}'");
-            return Err(Failure::Line(line));
+        if parsed.has('c') || parsed.has('b') {
+            refuse_odd((offset, offset_text), (len, len_text))?;
         }
         let flags = write_flags(&parsed);
         let described = describe("wrote", "write", offset, len, &parsed);
@@ -253,6 +251,17 @@ impl Session {
 /// A request that may have been refused at once.
 async fn finish(request: Result<Request>) -> Result<()> {
     request?.await
+}
+
+/// Refuses what is not in whole sectors.
+fn refuse_odd(offset: (u64, &str), len: (u64, &str)) -> Result<(), Failure> {
+    let values = [("offset", offset), ("count", len)];
+    match values.into_iter().find(|(_, (value, _))| value % SECTOR_SIZE != 0) {
+        None => Ok(()),
+        Some((name, (_, text))) => {
+            Err(Failure::Line(format!("{text} is not a sector-aligned value for '{name}'")))
+        }
+    }
 }
 
 fn failed(verb: &str, error: Error) -> Failure {

@@ -53,6 +53,15 @@ pub(crate) enum Failure {
         /// How many.
         count: usize,
     },
+    /// A list of the harness's own is wrong.
+    List {
+        /// The file, or what is listed.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The user has asked to stop.
+    Interrupted,
 }
 
 impl Failure {
@@ -78,6 +87,8 @@ impl fmt::Display for Failure {
             Self::Output { command, problem } => write!(f, "`{command}` printed {problem}"),
             Self::Missing { program, hint } => write!(f, "{program} is not installed: {hint}"),
             Self::Faults { check, count } => write!(f, "{check}: {count} found, see above"),
+            Self::List { name, problem } => write!(f, "{name}: {problem}"),
+            Self::Interrupted => write!(f, "interrupted"),
         }
     }
 }

@@ -11,6 +11,7 @@ mod ci;
 mod demo;
 mod failure;
 mod guest;
+mod mutants;
 mod peer;
 mod run;
 mod scratch;
@@ -49,6 +50,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Plays random games on images for long: millions of operations, 100,000 crash images.
     Soak(soak::Arguments),
+    /// Makes the mistakes of a list in a copy of the workspace, and shows which tests notice.
+    Mutants(mutants::Arguments),
     /// Serves an iSCSI target in memory.
     Target(target::Arguments),
     /// Measures block-img and block-core beside their peers, interleaved.
@@ -73,6 +76,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Peer(arguments) => peer::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::Mutants(arguments) => mutants::run(&arguments),
         Command::Target(arguments) => target::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     }

@@ -17,6 +17,16 @@ pub(crate) fn root() -> PathBuf {
     here.parent().unwrap_or(here).to_path_buf()
 }
 
+/// Whether a file or directory is git's, or what cargo builds: `target` beside a manifest. Anywhere else that
+/// is a name like others.
+pub(crate) fn is_no_source(path: &Path) -> bool {
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some(".git") => true,
+        Some("target") => path.with_file_name("Cargo.toml").exists(),
+        _ => false,
+    }
+}
+
 /// A command with standard input closed, run in the workspace's root unless said otherwise.
 pub(crate) fn command(program: impl Into<OsString>) -> Command {
     let mut command = Command::new(program.into());
@@ -112,8 +122,8 @@ fn release(package: &str, kind: &str, name: &str) -> Result<PathBuf> {
     })
 }
 
-/// The executable of this name in the messages of `cargo build`.
-fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+/// The executable of this name in the messages of `cargo build` or `cargo test`.
+pub(crate) fn executable(messages: &str, name: &str) -> Option<PathBuf> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let mut ours = messages.filter(|message| message["target"]["name"] == name);
     ours.find_map(|message| message["executable"].as_str().map(PathBuf::from))

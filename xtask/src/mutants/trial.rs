@@ -43,6 +43,8 @@ pub(super) fn stop_on_signal() -> Result<()> {
 /// Builds the program of these tests as the copy is now; what cargo says is in the log.
 pub(super) fn build(copy: &Copy, test: &Test, log: &Path) -> Result<PathBuf> {
     let mut cargo = run::cargo();
+    // It is built again for each mutation, and few of its tests are run.
+    cargo.args(["--config", &format!("profile.dev.package.{}.opt-level=0", test.package)]);
     cargo.args(["test", "--no-run", "--locked", "--package", &test.package]);
     let name = match test.target.as_str() {
         LIB => {

@@ -43,8 +43,10 @@ pub(super) fn stop_on_signal() -> Result<()> {
 /// Builds the program of these tests as the copy is now; what cargo says is in the log.
 pub(super) fn build(copy: &Copy, test: &Test, log: &Path) -> Result<PathBuf> {
     let mut cargo = run::cargo();
-    // It is built again for each mutation, and few of its tests are run.
-    cargo.args(["--config", &format!("profile.dev.package.{}.opt-level=0", test.package)]);
+    // What is built again for each mutation is built quickly: few of the tests are run.
+    for package in built_again(&test.package) {
+        cargo.args(["--config", &format!("profile.dev.package.{package}.opt-level=0")]);
+    }
     cargo.args(["test", "--no-run", "--locked", "--package", &test.package]);
     let name = match test.target.as_str() {
         LIB => {
@@ -78,6 +80,13 @@ pub(super) fn build(copy: &Copy, test: &Test, log: &Path) -> Result<PathBuf> {
         command: run::line(&cargo),
         problem: format!("no executable {name}"),
     })
+}
+
+/// The packages that change with this one, as far as its tests need them.
+fn built_again(package: &str) -> impl Iterator<Item = &str> {
+    const TESTKIT: &str = "block-testkit";
+    let below = ["block-core", "block-iscsi"].contains(&package);
+    std::iter::once(package).chain(below.then_some(TESTKIT))
 }
 
 /// Runs the tests that `filters` name; what they print is added to the log.

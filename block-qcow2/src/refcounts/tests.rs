@@ -198,7 +198,9 @@ fn a_changed_block_stays_in_memory_until_it_is_written() {
     let mut pair = Pair::new(32);
     let first = pair.allocate(Want::Exactly(1));
     let room = pair.fast.geometry.refcounts_per_block();
-    (0..3 * MIN_BLOCKS).for_each(|_| drop(pair.allocate(Want::Exactly(room))));
+    for _ in 0..3 * MIN_BLOCKS {
+        pair.allocate(Want::Exactly(room));
+    }
     pair.write_back();
     (pair.header, pair.fast) = Pair::open(&pair.file);
     pair.step(first, Step::Up);

@@ -7,6 +7,7 @@ mod request_support;
 
 use std::sync::Arc;
 
+use block_core::driver::{Exactness, Prealloc};
 use block_core::flags::Support;
 use block_core::node::{DetectZeroes, NodeOptions};
 use block_core::{ByteRange, Node, RequestFlags};
@@ -252,4 +253,28 @@ fn zeroes_that_grow_the_disk_have_everything_behind_the_end_to_themselves() {
             assert_eq!(disk.to_vec()[4096..5120], contents(1, range));
         });
     }
+}
+
+#[test]
+fn a_truncate_waits_for_writes_in_the_part_that_it_cuts_off() {
+    Exec::run(1, |exec| async move {
+        let hold = Hold::new();
+        let mut shape = request_support::shape("bytes");
+        shape.config.len = 12_288;
+        let (disk, node) = tapped(&shape, &hold);
+        hold.hold(Point::Before, |call| call.kind == Kind::Write);
+        let range = span(8192, 12_288);
+        let write = node.write(range, data(&node, 1, range), RequestFlags::empty());
+        let write = exec.spawn("write", write);
+        assert_eq!(hold.arrived(1).await[0].kind, Kind::Write);
+        let truncate = node.truncate(4096, Exactness::Exact, Prealloc::Off);
+        let truncate = exec.spawn("truncate", truncate);
+        for _ in 0..50 {
+            yield_now().await;
+        }
+        assert_eq!(disk.to_vec().len(), 12_288, "the end was cut off beside the write");
+        hold.release_all();
+        assert_eq!((write.await, truncate.await), (Ok(()), Ok(())));
+        assert_eq!(disk.to_vec().len(), 4096);
+    });
 }

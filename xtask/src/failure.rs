@@ -62,6 +62,15 @@ pub(crate) enum Failure {
         /// How many.
         count: usize,
     },
+    /// A list of the harness's own is wrong.
+    List {
+        /// The file, or what is listed.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The user has asked to stop.
+    Interrupted,
 }
 
 impl Failure {
@@ -93,6 +102,8 @@ impl fmt::Display for Failure {
                  cargo xtask soak --only {name} --seed {seed}"
             ),
             Self::Faults { check, count } => write!(f, "{check}: {count} found, see above"),
+            Self::List { name, problem } => write!(f, "{name}: {problem}"),
+            Self::Interrupted => write!(f, "interrupted"),
         }
     }
 }

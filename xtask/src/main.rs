@@ -14,7 +14,9 @@ mod failure;
 mod features;
 mod guest;
 mod iotests;
+mod mutants;
 mod package;
+
 mod peer;
 mod run;
 mod scratch;
@@ -60,6 +62,8 @@ enum Command {
     Package,
     /// Plays random operations, faults and crashes on all drivers until the time is up.
     Soak(soak::Arguments),
+    /// Makes the mistakes of a list in a copy of the workspace, and shows which tests notice.
+    Mutants(mutants::Arguments),
     /// Serves an iSCSI target in memory.
     Target(target::Arguments),
     /// Runs QEMU's own shell tests with block-img and block-io.
@@ -89,6 +93,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Features => features::run(),
         Command::Package => package::run(),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::Mutants(arguments) => mutants::run(&arguments),
         Command::Target(arguments) => target::run(&arguments),
         Command::Iotests(arguments) => iotests::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),

@@ -18,6 +18,16 @@ pub(crate) fn root() -> PathBuf {
     here.parent().unwrap_or(here).to_path_buf()
 }
 
+/// Whether a file or directory is git's, or what cargo builds: `target` beside a manifest. Anywhere else that
+/// is a name like others.
+pub(crate) fn is_no_source(path: &Path) -> bool {
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some(".git") => true,
+        Some("target") => path.with_file_name("Cargo.toml").exists(),
+        _ => false,
+    }
+}
+
 /// A command with standard input closed, run in the workspace's root unless said otherwise.
 pub(crate) fn command(program: impl Into<OsString>) -> Command {
     let mut command = Command::new(program.into());
@@ -133,8 +143,8 @@ pub(crate) fn built(build: &mut Command) -> Result<BTreeMap<(String, String), Pa
     Ok(programs.collect())
 }
 
-/// The executable of this name in the messages of `cargo build`.
-fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+/// The executable of this name in the messages of `cargo build` or `cargo test`.
+pub(crate) fn executable(messages: &str, name: &str) -> Option<PathBuf> {
     let mut ours = executables(messages).filter(|message| message["target"]["name"] == name);
     ours.find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }

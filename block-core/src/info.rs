@@ -22,7 +22,7 @@ pub struct DriverInfo {
     pub filename: Option<String>,
     /// Allocation unit in bytes.
     pub cluster_size: Option<u64>,
-    /// What of a cluster is allocated by itself, where that is less than all of it.
+    /// The smallest part of an allocation unit that is allocated by itself, where that is less.
     pub subcluster_size: Option<u64>,
     /// Bytes the storage holds for it (protocol drivers).
     pub actual_size: Option<u64>,

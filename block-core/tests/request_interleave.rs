@@ -10,6 +10,7 @@ use std::sync::Arc;
 use block_core::flags::Support;
 use block_core::node::{DetectZeroes, NodeOptions};
 use block_core::{ByteRange, Node, RequestFlags};
+use block_testkit::campaign::{Campaign, Game, seeded};
 use block_testkit::disk::hold::{Hold, Point};
 use block_testkit::disk::tap::{Kind, Tapped};
 use block_testkit::disk::watch::Watch;
@@ -56,20 +57,45 @@ fn unexpected(ops: &[Op], played: &[Played]) -> Vec<String> {
     failed.map(|(op, played)| format!("{op:?}: {played:?}")).collect()
 }
 
+/// Plays on a disk that is full of something; what failed and may not.
+fn play(game: &Game<Shape>) -> Vec<String> {
+    let Game { setup: shape, ops, depth, seed } = game.clone();
+    Exec::run(seed, |exec| async move {
+        let (disk, node) = node_of(&shape);
+        let all = ByteRange::up_to(shape.config.len);
+        disk.load(0, &contents(0, all));
+        let player = Player::new(exec, node, DiskModel::new(all.len(), Source::Op(0)));
+        let played = player.play(&ops, depth).await;
+        player.check_all().await;
+        unexpected(&ops, &played)
+    })
+}
+
+/// Long lists of operations, for a time.
+#[test]
+#[ignore = "for cargo xtask soak"]
+fn soak_layer() {
+    let shapes = shapes();
+    Campaign::soak("operations").run_until(
+        |seed| {
+            let at = usize::try_from(seed % shapes.len() as u64).unwrap();
+            let setup = shapes[at].clone();
+            let depth = 1 + usize::try_from(seed / 7 % 8).unwrap();
+            Game { ops: seeded(&space(&setup).ops(120), seed), setup, depth, seed }
+        },
+        |game| match play(game) {
+            failed if failed.is_empty() => Ok(game.ops.len() as u64),
+            failed => Err(failed.join("; ")),
+        },
+    );
+}
+
 proptest! {
     #![proptest_config(cases(300))]
 
     #[test]
     fn any_interleaving_equals_the_flat_disk((shape, ops, depth, seed) in game()) {
-        let failed = Exec::run(seed, |exec| async move {
-            let (disk, node) = node_of(&shape);
-            let all = ByteRange::up_to(shape.config.len);
-            disk.load(0, &contents(0, all));
-            let player = Player::new(exec, node, DiskModel::new(all.len(), Source::Op(0)));
-            let played = player.play(&ops, depth).await;
-            player.check_all().await;
-            unexpected(&ops, &played)
-        });
+        let failed = play(&Game { setup: shape, ops, depth, seed });
         prop_assert!(failed.is_empty(), "{failed:?}");
     }
 

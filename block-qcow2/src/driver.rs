@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
-use block_core::ability::{Amend, Check, PersistentBitmaps, Rebase, Snapshots};
+use block_core::ability::{Amend, Check, PersistentBitmaps, Rebase, Snapshots, VmState};
 use block_core::driver::{BlockDriver, Child, ChildRole, Children, CopySource, Exactness};
 use block_core::driver::{NodeEvent, Prealloc, ReopenOptions, ReopenState};
 use block_core::info::DriverInfo;
@@ -164,7 +164,7 @@ impl Qcow2Driver {
         }
     }
 
-    fn check_access(&self) -> Result<()> {
+    pub(crate) fn check_access(&self) -> Result<()> {
         match self.access {
             Access::Full => Ok(()),
             Access::Metadata => Err(Error::Unsupported),
@@ -448,6 +448,10 @@ impl BlockDriver for Qcow2Driver {
     }
 
     fn as_amend(&self) -> Option<&dyn Amend> {
+        Some(self)
+    }
+
+    fn as_vm_state(&self) -> Option<&dyn VmState> {
         Some(self)
     }
 

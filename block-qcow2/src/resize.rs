@@ -124,7 +124,7 @@ impl Qcow2Driver {
     }
 
     /// Moves the L1 table to where `count` entries have room.
-    async fn move_l1(&self, count: u64) -> Result<()> {
+    pub(crate) async fn move_l1(&self, count: u64) -> Result<()> {
         let geometry = self.geometry();
         // All that the old table says in memory must be there before a copy of it is made.
         self.write_back(Extent::Flush).await?;

@@ -105,15 +105,21 @@ impl Qcow2Driver {
         }
     }
 
-    /// Writes `iov` to `range`. What is beyond the last cluster of the disk is left out.
+    /// Writes `iov` to `range`, of the disk or of the machine state behind it. What is beyond the last
+    /// cluster of the disk is left out.
     pub(crate) async fn write(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
         self.put(range, Payload::Memory(iov)).await
     }
 
     /// Puts `payload` to `range`, as [`Qcow2Driver::write`] does.
     pub(crate) async fn put(self: Arc<Self>, range: ByteRange, payload: Payload) -> Result<()> {
-        let end = self.geometry().cluster_alignment().round_up(self.disk_len());
-        let inside = range.intersect(ByteRange::up_to(end));
+        let inside = match range.offset() >= self.vm_state_start() {
+            true => range,
+            false => {
+                let end = self.geometry().cluster_alignment().round_up(self.disk_len());
+                range.intersect(ByteRange::up_to(end))
+            }
+        };
         if inside.is_empty() {
             return Ok(());
         }

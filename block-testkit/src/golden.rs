@@ -33,7 +33,7 @@ fn write(path: &Path, text: &str) {
 }
 
 /// Both texts, with the lines marked from the first to the last one that differs.
-fn diff(expected: &str, actual: &str) -> String {
+pub fn diff(expected: &str, actual: &str) -> String {
     let (a, b): (Vec<_>, Vec<_>) = (expected.lines().collect(), actual.lines().collect());
     let head = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
     let rest = a.len().min(b.len()) - head;

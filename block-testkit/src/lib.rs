@@ -6,7 +6,8 @@
 //! tear and crash, and taps that record, hold and fail what passes. [`golden`] compares text with files.
 //! [`race`] is what a race needs that is reached on purpose, [`given`] opens files that a test made.
 //! [`naive`] reads, checks and makes formats slowly, from their description alone; [`peer`] asks the
-//! field's own tools. [`iscsi`] is a target, in memory and on the network.
+//! field's own tools. [`iscsi`] is a target, in memory and on the network. [`scenario`] is the language
+//! of the files in `iotests/`.
 //!
 //! A test that uses this crate lives in `tests/` of its crate, because this crate depends on it.
 
@@ -24,3 +25,9 @@ pub mod op;
 pub mod peer;
 pub mod play;
 pub mod race;
+pub mod scenario;
+
+/// The README's example, compiled with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

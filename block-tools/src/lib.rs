@@ -10,9 +10,15 @@ pub mod io_cmd;
 pub mod open;
 pub mod program;
 pub mod spec;
+pub mod surroundings;
 mod temporary;
 
 /// The README's example, compiled with the documentation's tests.
 #[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
+#[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The same of the workspace's README.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct WorkspaceReadme;

@@ -4,7 +4,6 @@
 //! Options inside the name (`json:`, `--image-opts`) win over the tool's own, except the format.
 
 use std::future::Future;
-use std::io::{self, Write};
 use std::sync::Arc;
 
 use block_core::filter::blkdebug::BlkdebugFactory;
@@ -23,12 +22,19 @@ use block_iscsi::transport::tcp::TcpConnector;
 use block_qcow2::Qcow2Factory;
 use block_vmdk::VmdkFactory;
 
+use crate::spec::objects::Secrets;
 use crate::spec::{SpecError, image_opts, json, shown};
+use crate::surroundings::{self, complain};
 use crate::temporary;
 
-/// Every driver that the tools know.
+/// Every driver that the tools know, or those of the thread's [`surroundings`].
 pub fn registry() -> Arc<Registry> {
-    let registry = Registry::new()
+    surroundings::registry().unwrap_or_else(|| Arc::new(drivers()))
+}
+
+/// Every driver that the tools know, for who puts another in the place of one.
+pub fn drivers() -> Registry {
+    Registry::new()
         .with(BlkdebugFactory)
         .with(BlkverifyFactory)
         .with(CompressFactory)
@@ -41,8 +47,7 @@ pub fn registry() -> Arc<Registry> {
         .with(NullFactory)
         .with(Qcow2Factory)
         .with(VmdkFactory)
-        .with(RawFactory);
-    Arc::new(registry)
+        .with(RawFactory)
 }
 
 /// Runs a future to its end on this thread.
@@ -147,6 +152,8 @@ pub struct ImageSpec {
     pub image_opts: bool,
     /// More options of the node, which win over those in the name.
     pub options: Options,
+    /// What the options name by `password-secret` (`--object`).
+    pub secrets: Secrets,
     /// Everything that no field below decides: `writable`, `no_io`, `no_backing`, `check`.
     pub flags: OpenFlags,
     /// Decides `flags.direct` and `flags.no_flush`.
@@ -195,6 +202,7 @@ impl ImageSpec {
             format: None,
             image_opts: false,
             options: Options::new(),
+            secrets: Secrets::default(),
             flags: OpenFlags::READ_ONLY,
             cache: CacheMode::WRITEBACK,
             aio: None,
@@ -246,6 +254,7 @@ impl ImageSpec {
         if let (Some(mode), None) = (detect_zeroes, options.peek("detect-zeroes")) {
             options.set("detect-zeroes", mode);
         }
+        self.secrets.reveal(&mut options)?;
         Ok(options)
     }
 }
@@ -253,8 +262,7 @@ impl ImageSpec {
 /// Opens an image with every driver that the tools know; warnings go to standard error.
 pub async fn open(spec: &ImageSpec) -> Result<Node, SpecError> {
     let mut context = OpenContext::new(registry(), spec.open_flags());
-    // A warning that nobody can be shown is no reason to stop.
-    context.warn = Arc::new(|warning| drop(writeln!(io::stderr(), "WARNING: {}", shown(warning))));
+    context.warn = Arc::new(|warning| complain(format_args!("WARNING: {}", shown(warning))));
     open_in(context, spec).await
 }
 
@@ -265,7 +273,7 @@ pub async fn open_in(mut context: OpenContext, spec: &ImageSpec) -> Result<Node,
     context.default_aio = spec.aio.map(AioMode::name);
     if spec.backing_reads == BackingReads::Copy {
         if !spec.flags.writable {
-            return Err(SpecError::CopyOnReadOnly);
+            return Err(SpecError::CopyToReadOnly);
         }
         let below = ImageSpec { backing_reads: BackingReads::Pass, ..spec.clone() };
         let node = Box::pin(open_in(context, &below)).await?;

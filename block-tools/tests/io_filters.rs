@@ -123,6 +123,22 @@ fn breakpoints_hold_and_release_alike() {
 }
 
 #[test]
+fn what_is_held_up_holds_up_nobody_else() {
+    // The second write overlaps both others and waits for the first; the third does not wait for it.
+    let start = "break pwritev_rmw_after_tail A\naio_write -P 10 0xa000 0x200\nwait_break A\n\
+        aio_write -P 11 0xa800 0x1000\nbreak pwritev_rmw_after_head B\n\
+        aio_write -P 12 0xbe00 0x200\nwait_break B\n";
+    let verify = "aio_flush\nread -P 10 0xa000 0x200\nread -P 0 0xa200 0x600\nread -P 11 0xa800 0x1000\n\
+        read -P 0 0xb800 0x600\nread -P 12 0xbe00 0x200\n";
+    for order in ["resume A\nsleep 50\nresume B\n", "resume B\nsleep 50\nresume A\n"] {
+        let script = [start, order, verify].concat();
+        let options = "driver=raw,file.driver=blkdebug,file.align=4k,file.image.filename=a.raw";
+        let image = ["--image-opts", options];
+        check(debugged, &[&WRITEBACK[..], &commands(&script), &image].concat(), "");
+    }
+}
+
+#[test]
 fn a_qcow2_image_comes_by_the_same_points() {
     let on_top = |config: &str, script: &str| {
         let name = format!("blkdebug:{config}:top.qcow2");
@@ -238,6 +254,41 @@ fn a_data_file_may_be_any_node_that_the_user_names() {
     let json = "json:{'driver':'qcow2','file':{'filename':'d.qcow2'},\
         'data-file':{'driver':'null-co','size':1048576,'read-zeroes':true}}";
     check(external, &[json], "length\nwrite -P 5 0 64k\nread -P 0 0 64k\nmap\n");
+}
+
+#[test]
+fn only_what_can_be_written_is_copied_to() {
+    check(chain, &["-C", "-r", "-c", "length", "top.qcow2"], "");
+    check(chain, &[], "open -C -r top.qcow2\nlength\n");
+    let filter = "driver=copy-on-read,file.driver=qcow2,file.file.filename=top.qcow2";
+    check(chain, &["-r", "--image-opts", filter, "-c", "length"], "");
+}
+
+#[test]
+fn subclusters_are_copied_by_themselves() {
+    let extended = |dir: &Path| {
+        let img = |args: &[&str]| {
+            let output = io_support::feed(
+                io_support::tool("QEMU_IMG", "qemu-img"),
+                dir,
+                args,
+                "",
+                "qemu-img",
+            );
+            assert!(output.status.success(), "{output:?}");
+        };
+        std::fs::write(dir.join("base.raw"), vec![0xaa; 64 << 10]).unwrap();
+        let options = ["-o", "extended_l2=on", "-b", "base.raw", "-F", "raw", "top.qcow2"];
+        img(&[&["create", "-q", "-f", "qcow2"], &options[..]].concat());
+    };
+    let script = "write -P 0xbb 28k 2k\nwrite -P 0xcc 34k 2k\nread -P 0xaa 30k 4k\nmap\n";
+    for args in [
+        ["-C", "-f", "qcow2", "top.qcow2"],
+        ["-C", "--image-opts", "driver=qcow2,file.driver=file,file.filename=top.qcow2", "-q"],
+    ] {
+        let args = args.into_iter().filter(|arg| *arg != "-q").collect::<Vec<_>>();
+        check_written(extended, &args, script, &["top.qcow2"]);
+    }
 }
 
 #[test]

@@ -32,7 +32,7 @@ impl Default for Arguments {
 /// Makes the images, converts, compares, and says what was done.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::peers(&[setup::QEMU])?;
-    let block_img = run::release_binary("block-tools", "block-img")?;
+    let block_img = run::binary(run::QUICK, "block-tools", "block-img")?;
     let scratch = Scratch::new("demo")?;
     let directory = scratch.path();
     println!("Making images of a {} MiB guest disk:", arguments.mib);

@@ -46,6 +46,15 @@ pub(crate) enum Failure {
         /// How to install it.
         hint: String,
     },
+    /// A game of a soak failed.
+    Soak {
+        /// The soak.
+        name: &'static str,
+        /// How its test ended.
+        how: String,
+        /// The seed of the game, if one had begun.
+        seed: Option<u64>,
+    },
     /// A check found this many faults and has printed them.
     Faults {
         /// The check.
@@ -77,6 +86,12 @@ impl fmt::Display for Failure {
             }
             Self::Output { command, problem } => write!(f, "`{command}` printed {problem}"),
             Self::Missing { program, hint } => write!(f, "{program} is not installed: {hint}"),
+            Self::Soak { name, how, seed: None } => write!(f, "{name} {how} before its first game"),
+            Self::Soak { name, how, seed: Some(seed) } => write!(
+                f,
+                "{name} {how}, see above; to play the game again: \
+                 cargo xtask soak --only {name} --seed {seed}"
+            ),
             Self::Faults { check, count } => write!(f, "{check}: {count} found, see above"),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Standard input is always closed, so that nothing ever waits for an answer.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -91,33 +92,55 @@ pub(crate) fn line(command: &Command) -> String {
         .join(" ")
 }
 
-/// Builds a binary of the workspace for release, and returns where cargo says it is.
-pub(crate) fn release_binary(package: &str, name: &str) -> Result<PathBuf> {
-    build("release", package, "--bin", name)
+/// The profile of measurements and of what users install.
+pub(crate) const RELEASE: &str = "release";
+
+/// The profile of tests that run programs: built sooner, and with the compiler's checks.
+pub(crate) const QUICK: &str = "quick";
+
+/// Builds a program of the workspace with a profile of cargo's, and returns where cargo says it is.
+pub(crate) fn binary(profile: &str, package: &str, name: &str) -> Result<PathBuf> {
+    build(profile, package, "--bin", name)
 }
 
 /// The same of an example.
-pub(crate) fn release_example(package: &str, name: &str) -> Result<PathBuf> {
-    build("release", package, "--example", name)
+pub(crate) fn example(profile: &str, package: &str, name: &str) -> Result<PathBuf> {
+    build(profile, package, "--example", name)
 }
 
-/// Builds with a profile of cargo's, and returns where cargo says the program is.
-pub(crate) fn build(profile: &str, package: &str, kind: &str, name: &str) -> Result<PathBuf> {
+fn build(profile: &str, package: &str, kind: &str, name: &str) -> Result<PathBuf> {
     let mut build = cargo();
     build.args(["build", "--profile", profile, "--package", package, kind, name]);
+    built(&mut build, name)
+}
+
+/// Runs a `cargo build` or `cargo test --no-run` of one program, and returns where that is.
+pub(crate) fn built(build: &mut Command, name: &str) -> Result<PathBuf> {
     build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
-    let messages = stdout(&mut build)?;
+    let messages = stdout(build)?;
     executable(&messages, name).ok_or_else(|| Failure::Output {
-        command: line(&build),
+        command: line(build),
         problem: format!("no executable {name}"),
     })
 }
 
+/// Runs a `cargo build` of many programs, and returns where cargo says they are, by their names.
+pub(crate) fn built_all(build: &mut Command) -> Result<BTreeMap<String, PathBuf>> {
+    build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
+    Ok(executables(&stdout(build)?).collect())
+}
+
 /// The executable of this name in the messages of `cargo build`.
 fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+    executables(messages).find(|(own, _)| own == name).map(|(_, path)| path)
+}
+
+fn executables(messages: &str) -> impl Iterator<Item = (String, PathBuf)> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut ours = messages.filter(|message| message["target"]["name"] == name);
-    ours.find_map(|message| message["executable"].as_str().map(PathBuf::from))
+    messages.filter_map(|message| {
+        let name = message["target"]["name"].as_str()?.to_owned();
+        Some((name, PathBuf::from(message["executable"].as_str()?)))
+    })
 }
 
 fn start(command: &Command) -> impl FnOnce(std::io::Error) -> Failure + use<> {

@@ -1,10 +1,11 @@
 //! `copy-on-read`: what its file does not hold itself is written to it when it is read.
 //!
 //! A read that meets clusters of a backing file reads them whole, writes them to the file as unchanged, and
-//! fails if that fails. A file that cannot be written to any more is read as it is.
+//! fails if that fails. A file that cannot be written to is read as it is.
 //!
 //! Invariants: no write of anybody else that passes here is in flight to a cluster while it is copied; a
-//! cluster that the file holds is never copied over; memory is bounded by `PIECE` or one cluster.
+//! cluster that the file holds is never copied over; memory is bounded by `PIECE` or one cluster. Zeroes
+//! that tables tell of are not read.
 
 use std::sync::Arc;
 
@@ -45,7 +46,7 @@ impl CopyOnReadDriver {
     /// What is copied as a whole.
     fn cluster(&self) -> Alignment {
         let limits = self.file.limits();
-        let info = self.file.driver().info();
+        let info = below_filters(&self.file).driver().info();
         let cluster = info.subcluster_size.or(info.cluster_size).and_then(Alignment::new);
         let cluster = cluster.filter(|cluster| cluster.is_power_of_two());
         limits.request_alignment.max(cluster.unwrap_or(Alignment::SECTOR))
@@ -63,6 +64,41 @@ impl CopyOnReadDriver {
             0 => Ok((true, range.len())),
             len => Ok((status.is_allocated(), len)),
         }
+    }
+
+    /// Makes the clusters that hold the start of `range` read as zeroes without a backing file, if they do
+    /// with it and the tables say so; gives how much of `range` that is.
+    async fn copy_zeroes(&self, range: ByteRange) -> Result<Option<u64>> {
+        let zero = self.zero_run(range).await?;
+        let (cluster, disk_end) = (self.cluster(), self.file.len());
+        let end = range.offset() + zero;
+        let end = if end == disk_end { end } else { cluster.round_down(end) };
+        if end <= range.offset() {
+            return Ok(None);
+        }
+        let whole = ByteRange::from_bounds(cluster.round_down(range.offset()), end)?;
+        let _alone = self.copies.begin(Claim::serialising(whole.expand(cluster))).await;
+        // Somebody may have written there meanwhile; and what is before the range may be no zeroes.
+        let (held, len) = self.run(whole).await?;
+        if held || len < whole.len() || self.zero_run(whole).await? < whole.len() {
+            return Ok(None);
+        }
+        self.file.driver().event("cor_write");
+        self.file.write_zeroes(whole, RequestFlags::WRITE_UNCHANGED).await?;
+        Ok(Some(end - range.offset()))
+    }
+
+    /// How many bytes from the start of `range` on read as zeroes, as far as tables tell.
+    async fn zero_run(&self, range: ByteRange) -> Result<u64> {
+        let mut rest = range;
+        while !rest.is_empty() {
+            let status = self.file.block_status_above(None, rest, StatusDetail::Zeroes).await?;
+            if !status.is_zero() || status.len == 0 {
+                break;
+            }
+            rest = rest.split_at(status.len).1;
+        }
+        Ok(range.len() - rest.len())
     }
 
     /// Copies the clusters that hold the start of `range`, and gives how much of it was read into `iov`.
@@ -125,10 +161,14 @@ impl BlockDriver for CopyOnReadDriver {
     }
 
     fn info(&self) -> DriverInfo {
-        let DriverInfo { cluster_size, subcluster_size, dirty, encrypted, compressed, .. } =
-            self.file.driver().info();
-        let default = DriverInfo::default();
-        DriverInfo { cluster_size, subcluster_size, dirty, encrypted, compressed, ..default }
+        DriverInfo {
+            filename: None,
+            actual_size: None,
+            backing_filename: None,
+            backing_format: None,
+            specific: Vec::new(),
+            ..self.file.driver().info()
+        }
     }
 
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
@@ -144,7 +184,16 @@ impl BlockDriver for CopyOnReadDriver {
                     self.file.read(rest.first(len), here.slice(0, to_usize(len))).await?;
                     len
                 }
-                (false, len) => self.copy(rest.first(len), &here).await?,
+                (false, len) => {
+                    let piece = rest.first(len);
+                    match self.copy_zeroes(piece).await? {
+                        Some(done) => {
+                            here.fill(0, to_usize(done), 0);
+                            done
+                        }
+                        None => self.copy(piece, &here).await?,
+                    }
+                }
             };
             rest = rest.split_at(done).1;
         }
@@ -197,6 +246,14 @@ impl BlockDriver for CopyOnReadDriver {
     }
 }
 
+/// The node that filters pass requests to.
+fn below_filters(node: &Node) -> Node {
+    match node.driver().filtered() {
+        Some(below) => below_filters(below),
+        None => node.clone(),
+    }
+}
+
 /// Opens `copy-on-read`: `file`, which must be writable.
 pub struct CopyOnReadFactory;
 
@@ -213,8 +270,8 @@ impl DriverFactory for CopyOnReadFactory {
     ) -> Result<Arc<dyn BlockDriver>, OpenError> {
         let file = context.open_child(&mut options, "file").await?;
         options.finish()?;
-        if file.is_read_only() {
-            let (driver, what) = (self.name(), "a file that cannot be written to");
+        if !context.flags.writable {
+            let (driver, what) = ("copy-on-read", "an image that is open for reading only");
             return Err(OpenError::Unsupported { driver, what });
         }
         let mut driver = CopyOnReadDriver::new(file);

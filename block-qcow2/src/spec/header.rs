@@ -103,6 +103,16 @@ impl Compression {
             Self::Zstd => "zstd",
         }
     }
+
+    /// The feature of this crate that it needs, if this program was built without it.
+    pub const fn missing_feature(self) -> Option<&'static str> {
+        let built = match self {
+            Self::Deflate => cfg!(feature = "zlib"),
+            Self::Zstd => cfg!(feature = "zstd"),
+        };
+        // Methods and features have the same names.
+        if built { None } else { Some(self.name()) }
+    }
 }
 
 /// The feature bits that this driver knows.

@@ -4,6 +4,7 @@ use block_core::Node;
 use block_core::dirty::{BitmapId, BitmapInfo, Granularity};
 
 use crate::program;
+use crate::surroundings::complain;
 
 use super::Failure;
 
@@ -48,7 +49,7 @@ pub(super) fn copy(source: &Node, target: &Node, broken: Broken) -> Result<(), F
         if info.inconsistent {
             if broken == Broken::Skip {
                 let program = program::name();
-                eprintln!("{program}: warning: Skipping inconsistent bitmap '{name}'");
+                complain(format_args!("{program}: warning: Skipping inconsistent bitmap '{name}'"));
             }
             continue;
         }

@@ -12,6 +12,7 @@ use clap::ValueEnum;
 
 use crate::open::{CacheMode, ImageSpec, block_on};
 use crate::spec::shown;
+use crate::surroundings::complain;
 
 use super::common::{OutputFormat, cache_mode, one_image, open_image};
 use super::json::Json;
@@ -123,10 +124,10 @@ async fn check(node: &Node, repair: Repair) -> Result<CheckReport, Failure> {
 fn say(finding: Finding) {
     let text = finding.text;
     match finding.severity {
-        Severity::Corruption => eprintln!("ERROR {text}"),
-        Severity::Leak => eprintln!("Leaked {text}"),
-        Severity::CheckError => eprintln!("ERROR (unreadable) {text}"),
-        Severity::Repaired => eprintln!("Repairing {text}"),
+        Severity::Corruption => complain(format_args!("ERROR {text}")),
+        Severity::Leak => complain(format_args!("Leaked {text}")),
+        Severity::CheckError => complain(format_args!("ERROR (unreadable) {text}")),
+        Severity::Repaired => complain(format_args!("Repairing {text}")),
     }
 }
 

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 
 use crate::open::{CacheMode, ImageSpec, open};
 use crate::spec::{SpecError, shown};
+use crate::surroundings::complain;
 
 use super::Failure;
 
@@ -92,13 +93,13 @@ pub(super) fn decimal_digits(value: u128) -> usize {
 pub(super) fn warn_of_guess(spec: &ImageSpec, node: &Node) {
     let guessed = spec.format.is_none() && !spec.image_opts && !spec.name.starts_with("json:");
     if guessed && node.driver().name() == "raw" && spec.flags.writable {
-        eprintln!(
+        complain(format_args!(
             "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         \
              Automatically detecting the format is dangerous for raw images, write operations on \
              block 0 will be restricted.\n         \
              Specify the 'raw' format explicitly to remove the restrictions.",
             shown(&spec.name)
-        );
+        ));
     }
 }
 

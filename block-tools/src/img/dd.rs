@@ -13,6 +13,7 @@ use block_core::{Cancel, Node, Options, graph};
 use crate::open::{CacheMode, ImageSpec, block_on};
 use crate::program;
 use crate::spec::shown;
+use crate::surroundings::complain;
 
 use super::common::{count_argument, open_image, size_argument};
 use super::interrupt::{INTERRUPTED, cancel_on_signal};
@@ -57,7 +58,7 @@ pub(super) fn run(args: &Args, _: &mut Output) -> Result<u8, Failure> {
         return Err(Failure::new("Must specify both input and output files"));
     };
     let cancel = Cancel::new();
-    cancel_on_signal(&cancel)?;
+    let _listening = cancel_on_signal(&cancel)?;
     let spec = ImageSpec {
         format: args.format.clone(),
         image_opts: args.image_opts,
@@ -115,7 +116,7 @@ async fn copy_part(
         None => {
             let input = shown(operands.input.unwrap_or_default());
             let program = program::name();
-            eprintln!("{program}: {input}: cannot skip to specified offset");
+            complain(format_args!("{program}: {input}: cannot skip to specified offset"));
             0
         }
     };

@@ -6,6 +6,7 @@ use std::fmt::Display;
 
 use crate::program;
 use crate::spec::shown;
+use crate::surroundings::complain;
 
 /// A failed command. The message does not name the program.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,14 +44,16 @@ impl Failure {
         &self.message
     }
 
-    /// Tells the user, on standard error.
+    /// Tells the user, beside the output.
     pub fn report(&self) {
         let program = program::name();
-        eprintln!("{program}: {}", self.message);
+        complain(format_args!("{program}: {}", self.message));
         match self.usage {
             None => {}
-            Some("") => eprintln!("Try '{program} --help' for more info"),
-            Some(command) => eprintln!("Try '{program} {command} --help' for more info"),
+            Some("") => complain(format_args!("Try '{program} --help' for more info")),
+            Some(command) => {
+                complain(format_args!("Try '{program} {command} --help' for more info"))
+            }
         }
     }
 }

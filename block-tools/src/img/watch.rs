@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use block_core::Cancel;
-use block_core::job::copy::{self, Unreadable};
+use block_core::job::copy::{self, Counted, Unreadable};
 use futures::channel::oneshot;
 use futures::future::BoxFuture;
 
 use crate::program;
+use crate::surroundings::complain;
 
 use super::common::size_argument;
 use super::progress::Progress;
@@ -30,11 +31,20 @@ impl copy::Watch for Watch<'_> {
         self.progress.show(progress.done, progress.total, self.out);
     }
 
+    fn counted(&self) -> Counted {
+        match self.progress {
+            Progress::Off => Counted::Everything,
+            Progress::Bar(_) | Progress::Plain { .. } => Counted::Data,
+        }
+    }
+
     fn unreadable(&mut self, part: Unreadable) {
         if !self.quiet {
             let (offset, error) = (part.range.offset(), part.error.errno_text());
             let program = program::name();
-            eprintln!("{program}: warning: error while reading offset {offset}: {error}");
+            complain(format_args!(
+                "{program}: warning: error while reading offset {offset}: {error}"
+            ));
         }
     }
 

@@ -24,7 +24,7 @@ const THICK: &str = "thick:1G";
 /// Measures all of it whose name contains `only`.
 pub(super) fn measure(programs: &Programs, scale: Scale, only: &str) -> Result<String> {
     setup::peers(&[setup::LIBISCSI])?;
-    let target = run::release_example("block-testkit", "iscsi-target")?;
+    let target = run::example(run::RELEASE, "block-testkit", "iscsi-target")?;
     let mut text = count(programs, &target, only)?;
     text += &time(programs, &target, scale, only)?;
     Ok(text)

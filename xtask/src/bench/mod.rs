@@ -142,7 +142,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 /// Builds everything for release: block-img, and bench-peers in both ways.
 fn build() -> Result<Programs> {
     Ok(Programs {
-        block_img: run::release_binary("block-tools", "block-img")?,
+        block_img: run::binary(run::RELEASE, "block-tools", "block-img")?,
         asynchronous: bench_peers("target", "async-peers")?,
         synchronous: synchronous_peers()?,
     })

@@ -33,40 +33,46 @@ struct Run {
     seconds: f64,
 }
 
+/// Tests that run at a time unless told otherwise.
+const JOBS: usize = 2;
+
 /// Runs the suite, prints a table, and fails on surprises.
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(source: &Path, arguments: &Arguments) -> Result<()> {
     let scratch = Scratch::new("qemu-iotests")?;
     let programs = scratch.file("bin");
     if arguments.baseline {
         setup::peers(&[setup::QEMU])?;
         stand_in::installed(&programs)?;
     } else {
-        let build = |name| run::build(&arguments.profile, "block-tools", "--bin", name);
+        let build = |name| run::binary(&arguments.profile, "block-tools", name);
         stand_in::ours(&programs, &build("block-img")?, &build("block-io")?)?;
     }
-    let source =
-        std::path::absolute(&arguments.qemu_src).map_err(Failure::io("find the source"))?;
+    let source = std::path::absolute(source).map_err(Failure::io("find the source"))?;
     let suite = Suite::find(&source, &programs, scratch.path())?;
     let path = expected_path();
     let mut expected = Expected::read(&path)?;
 
-    let work = work(arguments, &suite, &expected);
-    let runs = run_all(arguments, &suite, &work)?;
-    let mut surprises = 0;
-    for run in &runs {
-        surprises += usize::from(!report(arguments, &expected, run));
-    }
-    table(&runs);
-    if arguments.write_expected {
-        for run in &runs {
-            expected.set(run.configuration.name, &run.script, &run.found, arguments.baseline);
+    let (mut all, mut surprises) = (Vec::new(), 0);
+    let formats = arguments.formats();
+    for configuration in CONFIGURATIONS.iter().filter(|one| chosen(&formats, one.name)) {
+        let work = work(arguments, configuration, &suite, &expected);
+        let runs = run_all(arguments, &suite, &work)?;
+        surprises += runs.iter().filter(|run| !report(arguments, &expected, run)).count();
+        if arguments.write_expected {
+            for run in &runs {
+                expected.set(configuration.name, &run.script, &run.found, arguments.baseline);
+            }
+            expected.write(&path)?;
         }
-        expected.write(&path)?;
-        println!("written: {}", path.display());
-        return Ok(());
+        all.extend(runs);
     }
+    table(&all);
     if arguments.keep {
         println!("kept: {}", scratch.keep().display());
+    }
+    if arguments.write_expected {
+        println!("written: {}", path.display());
+        return Ok(());
     }
     match surprises {
         0 => Ok(()),
@@ -78,27 +84,21 @@ fn expected_path() -> PathBuf {
     run::root().join("xtask").join("iotests").join("qemu.txt")
 }
 
-/// The scripts to run under each configuration: what the list does not skip.
+/// The scripts to run under a configuration: what the list does not skip.
 fn work(
     arguments: &Arguments,
+    configuration: &'static Configuration,
     suite: &Suite,
     expected: &Expected,
 ) -> Vec<(&'static Configuration, String)> {
     let wanted = |script: &str| {
-        let mut filters = arguments.filter.split(',');
-        arguments.filter.is_empty() || filters.any(|filter| script.contains(filter))
+        let skipped = matches!(expected.get(configuration.name, script), Some(Verdict::Skip(_)));
+        let filter = arguments.filter.as_deref();
+        (arguments.everything || !skipped)
+            && filter.is_none_or(|filter| filter.split(',').any(|part| script.contains(part)))
     };
-    let mut work = Vec::new();
-    for configuration in CONFIGURATIONS.iter().filter(|one| chosen(&arguments.format, one.name)) {
-        for script in suite.scripts().iter().filter(|script| wanted(script)) {
-            let skipped =
-                matches!(expected.get(configuration.name, script), Some(Verdict::Skip(_)));
-            if arguments.everything || !skipped {
-                work.push((configuration, script.clone()));
-            }
-        }
-    }
-    work
+    let scripts = suite.scripts().iter().filter(|script| wanted(script));
+    scripts.map(|script| (configuration, script.clone())).collect()
 }
 
 /// Runs them, as many at a time as were asked for.
@@ -110,7 +110,7 @@ fn run_all(
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..arguments.jobs.max(1))
+        let threads: Vec<_> = (0..arguments.jobs.unwrap_or(JOBS).max(1))
             .map(|_| {
                 scope.spawn(|| {
                     while let Some((configuration, script)) =
@@ -153,7 +153,7 @@ fn report(arguments: &Arguments, expected: &Expected, run: &Run) -> bool {
     let name = format!("{} {}", run.configuration.name, run.script);
     let listed = expected.get(run.configuration.name, &run.script);
     let fits = arguments.baseline || listed.is_some_and(|verdict| verdict.fits(&run.found));
-    if fits && arguments.filter.is_empty() {
+    if fits && arguments.filter.is_none() {
         return true;
     }
     let listed = listed.map_or("not listed".to_owned(), |verdict| format!("listed as {verdict}"));

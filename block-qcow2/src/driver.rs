@@ -341,7 +341,10 @@ impl BlockDriver for Qcow2Driver {
         }
         if let Some((host, node)) = self.in_place_at_once(range) {
             return match writer.overlap.check_data(host) {
-                Ok(()) => node.write(host, iov, RequestFlags::empty()).await,
+                Ok(()) => {
+                    self.event("write_aio");
+                    node.write(host, iov, RequestFlags::empty()).await
+                }
                 Err(fault) => self.after(Err(fault.into())).await,
             };
         }

@@ -163,14 +163,20 @@ impl Qcow2Driver {
     }
 
     /// Plans the first step of a write to `rest`. Waits for allocations in its way.
+    ///
+    /// The metadata lock serves whoever waits for it in any order; a turn is what makes writes that begin
+    /// in order be laid out in order.
     pub(crate) async fn next_work(&self, rest: ByteRange) -> Result<Work> {
-        let lock = &self.writer()?.meta;
+        let writer = self.writer()?;
+        let turn = writer.turns.take();
+        turn.served().await;
+        let mut meta = writer.meta.lock().await;
+        drop(turn);
         loop {
-            let mut meta = lock.lock().await;
             if let Some(extent) = self.strain(&meta) {
                 drop(meta);
                 self.write_back(extent).await?;
-                meta = lock.lock().await;
+                meta = writer.meta.lock().await;
             }
             let work = self.try_work(&mut meta, rest).await?;
             drop(meta);
@@ -178,6 +184,7 @@ impl Qcow2Driver {
                 Ok(work) => return Ok(work),
                 Err(blocker) => self.allocations.wait(blocker).await,
             }
+            meta = writer.meta.lock().await;
         }
     }
 

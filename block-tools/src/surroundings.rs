@@ -51,6 +51,11 @@ impl Drop for Guard {
     }
 }
 
+/// Whether this thread has surroundings of its own.
+pub(crate) fn are_set() -> bool {
+    CURRENT.with(|current| current.borrow().is_some())
+}
+
 /// The drivers of this thread's surroundings, if it has any.
 pub(crate) fn registry() -> Option<Arc<Registry>> {
     CURRENT.with(|current| Some(Arc::clone(&current.borrow().as_ref()?.registry)))
@@ -74,7 +79,7 @@ mod tests {
 
     #[test]
     fn what_is_set_counts_until_the_guard_is_dropped() {
-        assert!(registry().is_none());
+        assert!(registry().is_none() && !are_set());
         let heard = Arc::new(Mutex::new(Vec::new()));
         let ear = Arc::clone(&heard);
         let messages: Messages = Arc::new(move |text| ear.lock().unwrap().push(text.to_owned()));

@@ -78,6 +78,7 @@ fn create_refuses_what_the_peer_refuses() {
         &["-f", "qcow2", "-o", "bogus=1", "a", "1M"],
         &["-f", "qcow2", "-b", "a", "-F", "qcow2", "a", "1M"],
         &["-f", "qcow2", "-b", "missing", "-F", "raw", "a"],
+        &["-f", "qcow2", "-b", "missing", "a"],
         &["-f", "qcow2", "-u", "-b", "missing", "-F", "raw", "a"],
         &["-f", "qcow2", "-o", "lazy_refcounts=maybe", "a", "1M"],
         &["-f", "qcow2", "-o", "refcount_bits=x", "a", "1M"],

@@ -268,13 +268,7 @@ fn only_what_can_be_written_is_copied_to() {
 fn subclusters_are_copied_by_themselves() {
     let extended = |dir: &Path| {
         let img = |args: &[&str]| {
-            let output = io_support::feed(
-                io_support::tool("QEMU_IMG", "qemu-img"),
-                dir,
-                args,
-                "",
-                "qemu-img",
-            );
+            let output = feed(tool("QEMU_IMG", "qemu-img"), dir, args, "", "qemu-img");
             assert!(output.status.success(), "{output:?}");
         };
         std::fs::write(dir.join("base.raw"), vec![0xaa; 64 << 10]).unwrap();

@@ -22,6 +22,7 @@ use crate::check::refcounts::Difference;
 use crate::check::tables::read_all;
 use crate::check::walk::Walk;
 use crate::geometry::Version;
+use crate::spec::header::KNOWN_AUTOCLEAR;
 
 /// Most rounds of a repair. Each kind of damage takes two at most.
 const MAX_ROUNDS: usize = 8;
@@ -99,17 +100,21 @@ async fn mark_dirty(file: &Node, layout: &Layout) -> Result<Option<u64>> {
     Ok(Some(flags))
 }
 
-/// Takes the marks of unclean use away, once everything else is stable.
+/// Takes the marks of unclean use away, once everything else is stable, and with them the autoclear
+/// bits of what is not known here: whoever set them has to look at the image anew.
 async fn clear_marks(file: &Node, layout: &Layout) -> Result<()> {
     if layout.geometry().version() == Version::V2 {
         return Ok(());
     }
-    let flags = read_flags(file, INCOMPATIBLE_PLACE).await?;
-    let cleared = flags & !(DIRTY | CORRUPT);
-    if flags != cleared {
-        file.flush().await?;
-        write_bytes(file, INCOMPATIBLE_PLACE, &cleared.to_be_bytes()).await?;
-        file.flush().await?;
+    for (place, kept) in
+        [(AUTOCLEAR_PLACE, KNOWN_AUTOCLEAR), (INCOMPATIBLE_PLACE, !(DIRTY | CORRUPT))]
+    {
+        let flags = read_flags(file, place).await?;
+        if flags & !kept != 0 {
+            file.flush().await?;
+            write_bytes(file, place, &(flags & kept).to_be_bytes()).await?;
+            file.flush().await?;
+        }
     }
     Ok(())
 }

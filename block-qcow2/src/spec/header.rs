@@ -146,7 +146,7 @@ const LAZY_REFCOUNTS: u64 = 1 << 0;
 const AUTOCLEAR_BITMAPS: u64 = 1 << 0;
 const AUTOCLEAR_RAW_DATA_FILE: u64 = 1 << 1;
 const KNOWN_COMPATIBLE: u64 = LAZY_REFCOUNTS;
-const KNOWN_AUTOCLEAR: u64 = AUTOCLEAR_BITMAPS | AUTOCLEAR_RAW_DATA_FILE;
+pub(crate) const KNOWN_AUTOCLEAR: u64 = AUTOCLEAR_BITMAPS | AUTOCLEAR_RAW_DATA_FILE;
 
 /// A table of the image: where it is and how many entries it has.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]

@@ -34,7 +34,7 @@ pub(super) const KEYS: [&str; 9] =
 const SIZE: &str = "4M";
 
 /// Seconds until a run is taken to hang.
-const TIMEOUT_SECS: u64 = 30;
+const TIMEOUT_SECS: u64 = 120;
 
 /// Most seconds that a scenario may have.
 const TIMEOUT_SECS_MAX: u64 = 600;

@@ -72,6 +72,14 @@ impl Files {
         disks.collect()
     }
 
+    /// Makes everything stable, as who makes an image does before anybody relies on it.
+    pub(crate) async fn settle(&self) {
+        for (_, disk) in self.crash_disks() {
+            // It never fails.
+            let _ = disk.flush_to_disk().await;
+        }
+    }
+
     fn find(&self, name: &str) -> Result<File, OpenError> {
         let found = self.files.lock().get(name).cloned();
         let (path, error) = (PathBuf::from(name), Error::Os(libc::ENOENT));

@@ -30,11 +30,12 @@ impl Names {
     }
 }
 
-/// Whether a line tells of times, or of places in the host's files.
+/// Whether a line tells of times, of places in the host's files, or that nothing is wrong.
 fn is_incidental(line: &str) -> bool {
     let figures = line.contains(" ops; ") && line.contains("/sec");
     let place = line.starts_with("Image end offset: ") || line.starts_with("disk size: ");
-    figures || place || line.contains("% allocated, ")
+    let is_well = line == "No errors were found on the image.";
+    figures || place || is_well || line.contains("% allocated, ")
 }
 
 /// The line without the date and the time that lists of snapshots have.

@@ -62,14 +62,19 @@ impl Report {
                 Err(_) => count.1 += 1,
             }
         }
+        let is_used = |of: &dyn Fn(&(&str, &str)) -> bool| {
+            counts.keys().any(of) || self.refused.keys().any(of)
+        };
+        let used = PROTOCOLS.iter().filter(|protocol| is_used(&|key| key.1 == protocol.name));
+        let used: Vec<_> = used.collect();
         let mut text = format!("{:<16}", "passed/failed/-");
-        for protocol in PROTOCOLS {
+        for protocol in &used {
             let _ = write!(text, "{:>14}", protocol.name);
         }
         text.push('\n');
-        for format in FORMATS {
+        for format in FORMATS.iter().filter(|format| is_used(&|key| key.0 == format.name)) {
             let _ = write!(text, "{:<16}", format.name);
-            for protocol in PROTOCOLS {
+            for protocol in &used {
                 let key = (format.name, protocol.name);
                 let refused = self.refused.get(&key).copied();
                 let cell = match (counts.get(&key), refused) {

@@ -62,7 +62,7 @@ pub(crate) fn run(
     };
     let counting = if has(&["requests", "cancel-zero"]) { Counting::On } else { Counting::Off };
     let world = World::new(job.config, scratch, len, counting).map_err(failed)?;
-    let debugged = has(&["inject-error", "break", "wait_break", "resume"]);
+    let debugged = has(&["inject-error", "break", "wait_break", "resume", "blkdebug"]);
     let mut words = Words::new(world, head.options.clone(), head.size.clone(), debugged);
     words.known.wanted = has(&["crash", "crash-during"]);
     let _guard = words.enter();

@@ -83,7 +83,12 @@ impl Local {
 
 /// The words of [`Local::happen`].
 const USAGE: &str = "target reset | resize SIZE | eject | insert | read-only | read-write | cut | \
-    write PATTERN OFFSET LENGTH | unmap OFFSET LENGTH";
+    write PATTERN OFFSET LENGTH | unmap OFFSET LENGTH | \
+    hold get-lba-status|read|write|unmap | release";
+
+/// The commands that can be held back.
+const HELD: &[(&str, u8)] =
+    &[("get-lba-status", 0x9e), ("write", 0x2a), ("read", 0x28), ("unmap", 0x42)];
 
 /// Who changes the unit behind the initiator's back.
 const OTHER: Nexus = Nexus(u64::MAX);
@@ -124,6 +129,15 @@ impl Local {
                     list.extend(count.to_be_bytes());
                     list.extend([0; 4]);
                     other(device, &[UNMAP, 0, 0, 0, 0, 0, 0, 0, 24, 0], &list)
+                }
+                ["hold", name] => {
+                    let (_, code) = HELD.iter().find(|held| held.0 == *name).ok_or(USAGE)?;
+                    target.hold(*code);
+                    true
+                }
+                ["release"] => {
+                    target.release();
+                    true
                 }
                 _ => return Err(USAGE),
             };

@@ -4,6 +4,7 @@
 //! process, so that their outputs are the tools' own. The image is opened by the first word that needs it, and
 //! closed before a word of block-img.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -26,6 +27,9 @@ const PROGRAM: &str = "block-io";
 /// Zeroes that are fewer than so many bytes are written as data, where a word asks for that.
 const MANY: u64 = 1 << 30;
 
+/// The status of a check that found leaks and nothing else.
+const LEAKS: u8 = 3;
+
 /// What a word does; the first list is told in the README beside the scenarios.
 pub(crate) struct Words {
     pub(crate) world: World,
@@ -38,6 +42,8 @@ pub(crate) struct Words {
     session: Option<Session>,
     /// Rules of blkdebug for the next opening.
     rules: Vec<String>,
+    /// Its other options.
+    shape: Vec<String>,
     text: Text,
     /// What the disk holds and may hold, once it is crashed.
     pub(crate) known: crash::Known,
@@ -83,9 +89,9 @@ impl Write for Text {
 impl Words {
     /// Nothing open yet.
     pub(crate) fn new(world: World, options: Option<String>, size: String, debugged: bool) -> Self {
-        let (session, rules, text) = (None, Vec::new(), Text::default());
-        let known = crash::Known::default();
-        Self { world, options, size, debugged, session, rules, text, known }
+        let (session, text, known) = (None, Text::default(), crash::Known::default());
+        let (rules, shape) = (Vec::new(), Vec::new());
+        Self { world, options, size, debugged, session, rules, shape, text, known }
     }
 
     /// Makes drivers and messages of this run those of this thread.
@@ -127,7 +133,8 @@ impl Words {
         match first {
             "abort" | "quit" | "q" | "sigraise" => self.misused("this is no word of scenarios"),
             "create" => self.create(rest).await,
-            "check" if !self.world.config.format.checks() => Did::Well,
+            "check" | "check-leaks-ok" if !self.world.config.format.checks() => Did::Well,
+            "check-leaks-ok" => self.check_leaks_ok(rest).await,
             "check" | "snapshot" | "info" | "commit" | "rebase" | "amend" => {
                 self.img_on_image(first, rest, Place::Last).await
             }
@@ -159,6 +166,16 @@ impl Words {
                 self.rules.clear();
                 Did::Well
             }
+            "blkdebug" => {
+                self.close().await;
+                self.shape = rest.iter().map(|text| (*text).to_owned()).collect();
+                Did::Well
+            }
+            "mark" => {
+                drop(self.counts());
+                Did::Well
+            }
+            "aio_flush" => self.aio_flush(step).await,
             "expect-error" => self.expect_error(step, rest).await,
             "requests" => self.requests(),
             "cancel-zero" => self.cancel_zero(rest).await,
@@ -231,10 +248,20 @@ impl Words {
         match size {
             Some(size) => line.push(size.to_owned()),
             None if has_backing => {}
-            None => line.push(default),
+            None => line.push(default.clone()),
         }
         let line: Vec<&str> = line.iter().map(String::as_str).collect();
-        self.img(&line)
+        let made = self.img(&line);
+        if let Some(files) = &self.world.files {
+            files.settle().await;
+        }
+        let is_junk = self.world.config.protocol.name == "iscsi-junk" && name.is_none();
+        if made == Did::Well && is_junk {
+            // Who makes a raw image of a unit that holds anything writes zeroes first.
+            let len = size.map_or(default, str::to_owned);
+            return self.target(&["write", "0", "0", &len]);
+        }
+        made
     }
 
     /// A word of block-img with the image where it belongs, unless it is named.
@@ -269,6 +296,17 @@ impl Words {
             _ => line.extend(&words),
         }
         self.img(&line)
+    }
+
+    /// `check-leaks-ok`: a check that says nothing of leaks.
+    async fn check_leaks_ok(&mut self, words: &[&str]) -> Did {
+        let did = self.img_on_image("check", words, Place::Last).await;
+        let said = self.text.take();
+        if said.ends_with(&format!("status {LEAKS}\n")) {
+            return Did::Well;
+        }
+        self.say(said.trim_end());
+        did
     }
 
     /// Runs a command line of block-img.
@@ -380,6 +418,10 @@ impl Words {
         let image = std::mem::take(&mut spec.name);
         spec.options.set("file.driver", "blkdebug");
         spec.options.set("file.image.filename", image);
+        for setting in &self.shape {
+            let (name, value) = setting.split_once('=').unwrap_or((setting, "on"));
+            spec.options.set(format!("file.{name}"), value);
+        }
         for (index, rule) in self.rules.iter().enumerate() {
             for setting in rule.split_whitespace() {
                 let (name, value) = setting.split_once('=').unwrap_or((setting, "on"));
@@ -496,9 +538,31 @@ impl Words {
         }
     }
 
+    /// Waits for everything; what it tells is sorted, since requests end in any order.
+    async fn aio_flush(&mut self, step: &str) -> Did {
+        let did = self.io(step).await;
+        let text = self.text.take();
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.sort_unstable();
+        lines.iter().for_each(|line| self.say(line));
+        did
+    }
+
     /// Says how many requests went to the files, or commands to the unit, since the last time.
     fn requests(&mut self) -> Did {
-        let counts = match &self.world.target {
+        let counts = self.counts();
+        if counts.is_empty() {
+            self.say("none");
+        }
+        for (kind, count) in counts {
+            self.say(&format!("{kind} {count}"));
+        }
+        Did::Well
+    }
+
+    /// What was counted since the last time.
+    fn counts(&self) -> BTreeMap<String, u64> {
+        match &self.world.target {
             None => self.world.requests.take(),
             Some(target) => target.with(|target| {
                 let device = target.device_mut();
@@ -508,14 +572,7 @@ impl Words {
                 device.reset_counters();
                 counts
             }),
-        };
-        if counts.is_empty() {
-            self.say("none");
         }
-        for (kind, count) in counts {
-            self.say(&format!("{kind} {count}"));
-        }
-        Did::Well
     }
 }
 

@@ -9,6 +9,8 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use block_core::Cancel;
 
+use crate::surroundings;
+
 use super::Failure;
 
 /// Exit status of a command that was interrupted.
@@ -34,12 +36,16 @@ impl Drop for Listening {
     }
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP cancel `cancel`.
+/// From now on SIGINT, SIGTERM and SIGHUP cancel `cancel`; nothing does in a thread that has other
+/// [`surroundings`] than a program: what runs there has its own ways.
 pub(super) fn cancel_on_signal(cancel: &Cancel) -> Result<Listening, Failure> {
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    if surroundings::are_set() {
+        return Ok(Listening(number));
+    }
     if let Err(error) = &*HANDLER {
         return Err(Failure::new(format_args!("Cannot wait for signals: {error}")));
     }
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
     running().push((number, cancel.clone()));
     Ok(Listening(number))
 }

@@ -45,7 +45,7 @@ pub enum SpecError {
     #[error("--image-opts and --format are mutually exclusive")]
     FormatWithImageOpts,
     /// What is read from a backing file is to be copied to an image that is opened for reading only.
-    #[error("copy-on-read needs an image that is opened for writing")]
+    #[error("Can't use copy-on-read on read-only device")]
     CopyToReadOnly,
     /// An object of the command line.
     #[error("--object: {0}")]

@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::FileDriver;
-use super::create::{Hints, create_hinted};
 use super::lock::{Claims, ImageLock, Locking};
 use super::reopen::claims_of;
 use super::source::{Access, FileKind, Source, refused};
+use super::{FileDriver, Hints};
 use crate::driver::{BlockDriver, Prealloc};
 use crate::error::{OpenError, Problem};
 use crate::io::{Engine, pool};
@@ -84,23 +83,23 @@ impl DriverFactory for HostDeviceFactory {
 }
 
 const CREATE_OPTIONS: &[CreateOption] = &[
-    CreateOption { name: "size", value: "<size>", help: "Length of the file", default: None },
-    CreateOption {
-        name: "preallocation",
-        value: "<str>",
-        help: "Preallocation mode (off, falloc, full)",
-        default: None,
-    },
     CreateOption {
         name: "extent_size_hint",
         value: "<size>",
-        help: "By how many bytes the file system extends the file at a time (0: as it likes)",
+        help: "Unit in which the file system should allocate, 0 for its own choice",
         default: None,
     },
     CreateOption {
         name: "nocow",
         value: "<bool (on/off)>",
-        help: "Data is written in place (btrfs only)",
+        help: "No copy-on-write in the file system (btrfs only)",
+        default: None,
+    },
+    CreateOption { name: "size", value: "<size>", help: "Length of the file", default: None },
+    CreateOption {
+        name: "preallocation",
+        value: "<str>",
+        help: "Preallocation mode (off, falloc, full)",
         default: None,
     },
 ];
@@ -122,22 +121,18 @@ async fn create(scheme: &str, mut options: Options) -> Result<(), OpenError> {
             }
         },
     };
-    let extent_size = take_hint(&mut options)?;
+    let extent_size = match options.take_size("extent_size_hint")?.map(u32::try_from) {
+        None => None,
+        Some(Ok(bytes)) => Some(bytes),
+        Some(Err(_)) => {
+            let (option, problem) = ("extent_size_hint", Problem::Above(u32::MAX.into()));
+            return Err(OpenError::Option { option: option.to_owned(), problem });
+        }
+    };
     let hints = Hints { extent_size, no_cow: options.take_bool("nocow")?.unwrap_or(false) };
     options.finish()?;
     let path = filename.strip_prefix(scheme).unwrap_or(&filename);
-    create_hinted(Path::new(path), len, prealloc, hints).await
-}
-
-/// `extent_size_hint`, which the system counts in 32 bits.
-fn take_hint(options: &mut Options) -> Result<u32, OpenError> {
-    let option = "extent_size_hint";
-    let hint = options.take_size(option)?.unwrap_or(0);
-    u32::try_from(hint).map_err(|_| OpenError::OptionValue {
-        option,
-        value: hint.to_string(),
-        problem: Problem::Above(u32::MAX.into()),
-    })
+    super::create_with(Path::new(path), len, prealloc, hints).await
 }
 
 async fn open(

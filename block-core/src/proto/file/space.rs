@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
-use rustix::ioctl::{Getter, Setter, ioctl, opcode};
 
 use super::FileDriver;
 use super::source::FileKind;
@@ -177,37 +176,6 @@ pub(super) fn status(fd: BorrowedFd<'_>, range: ByteRange) -> Result<DriverStatu
     };
     Ok(DriverStatus::data(range.len().min(hole - offset)))
 }
-
-/// Asks the file system to extend a file by `bytes` at a time.
-pub(super) fn hint_extent_size(fd: BorrowedFd<'_>, bytes: u32) -> Result<()> {
-    // SAFETY: FS_IOC_FSGETXATTR writes one structure of this layout.
-    let attributes = unsafe { ioctl(fd, ReadAttributes::new()) }?;
-    let flags = attributes.flags | FS_XFLAG_EXTSIZE;
-    let attributes = FileAttributes { flags, extent_size: bytes, ..attributes };
-    // SAFETY: FS_IOC_FSSETXATTR reads one structure of this layout.
-    Ok(unsafe { ioctl(fd, WriteAttributes::new(attributes)) }?)
-}
-
-/// `struct fsxattr` of `linux/fs.h`.
-#[repr(C)]
-struct FileAttributes {
-    flags: u32,
-    extent_size: u32,
-    extent_count: u32,
-    project: u32,
-    cow_extent_size: u32,
-    padding: [u8; 8],
-}
-
-const _: () = assert!(size_of::<FileAttributes>() == 28);
-
-/// `FS_IOC_FSGETXATTR`.
-type ReadAttributes = Getter<{ opcode::read::<FileAttributes>(b'X', 31) }, FileAttributes>;
-/// `FS_IOC_FSSETXATTR`.
-type WriteAttributes = Setter<{ opcode::write::<FileAttributes>(b'X', 32) }, FileAttributes>;
-
-/// The file has a hint of its own.
-const FS_XFLAG_EXTSIZE: u32 = 0x800;
 
 /// The length of a device is what it is.
 pub(super) fn truncate_device(old: u64, len: u64, exactness: Exactness) -> Result<()> {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 
+use crate::buf::IoVec;
 use crate::dirty::DirtyBitmaps;
 use crate::error::{OpenError, Result};
 use crate::info::SnapshotInfo;
@@ -203,6 +204,18 @@ pub trait Rebase: Send + Sync {
     /// Drops all of the image's own data, so that the backing file shows. Nothing else is lost:
     /// snapshots, bitmaps and unknown extensions stay.
     async fn make_empty(&self) -> Result<()>;
+}
+
+/// The state of a machine (its memory, its devices) beside the disk, as a snapshot of a running machine has
+/// it. Its bytes have offsets of their own, from 0. Reached by
+/// [`Node::save_vm_state`](crate::Node::save_vm_state) and [`Node::load_vm_state`](crate::Node::load_vm_state).
+#[async_trait]
+pub trait VmState: Send + Sync {
+    /// Puts `iov` at `offset` of the state; stable after a flush. `EFBIG` where the format has no room.
+    async fn save(&self, offset: u64, iov: IoVec) -> Result<()>;
+
+    /// Reads what was saved at `offset`; what never was reads as zeroes.
+    async fn load(&self, offset: u64, iov: IoVec) -> Result<()>;
 }
 
 /// What happened to a request at a breakpoint.

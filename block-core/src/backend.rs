@@ -1,7 +1,8 @@
 //! What a device or a tool holds: a node, and the rules that the outside world is held to.
 //!
 //! A node reads zeroes beyond its end and grows where its driver can, because formats need that of
-//! their files. A device must do neither: here every range outside of the disk is an error.
+//! their files. A device must do neither: here every range outside of the disk is an error. A disk that
+//! is counted in sectors ends with a whole one ([`BlockBackend::in_sectors`]).
 
 use crate::buf::IoVec;
 use crate::cancel::Cancel;
@@ -9,7 +10,7 @@ use crate::driver::{Exactness, Prealloc};
 use crate::error::{Error, Result};
 use crate::flags::RequestFlags;
 use crate::node::Node;
-use crate::range::ByteRange;
+use crate::range::{Alignment, ByteRange};
 use crate::request::Request;
 
 /// When a write counts as done.
@@ -27,12 +28,21 @@ pub enum WriteCache {
 pub struct BlockBackend {
     node: Node,
     cache: WriteCache,
+    /// The disk ends at a multiple of it.
+    unit: Alignment,
 }
 
 impl BlockBackend {
     /// A backend on `node`.
     pub fn new(node: Node, cache: WriteCache) -> Self {
-        Self { node, cache }
+        Self { node, cache, unit: Alignment::ONE }
+    }
+
+    /// The same, of a disk that is counted in sectors: behind the end of a node that ends inside of one,
+    /// the rest of the sector reads as zeroes, and a write to it makes the node longer, where it can grow.
+    #[must_use]
+    pub fn in_sectors(self) -> Self {
+        Self { unit: Alignment::SECTOR, ..self }
     }
 
     /// The node.
@@ -42,7 +52,7 @@ impl BlockBackend {
 
     /// Length in bytes.
     pub fn len(&self) -> u64 {
-        self.node.len()
+        self.unit.round_up(self.node.len())
     }
 
     /// Whether the length is zero.
@@ -87,7 +97,7 @@ impl BlockBackend {
     }
 
     fn checked(&self, range: ByteRange) -> Result<ByteRange> {
-        let len = self.node.len();
+        let len = self.len();
         if range.end() > len { Err(Error::OutOfRange { range, len }) } else { Ok(range) }
     }
 

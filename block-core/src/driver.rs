@@ -334,6 +334,11 @@ pub trait BlockDriver: Send + Sync + 'static {
         None
     }
 
+    /// The state of a machine beside the disk, where the format has it.
+    fn as_vm_state(&self) -> Option<&dyn ability::VmState> {
+        None
+    }
+
     /// Breakpoints at events, where the driver has them.
     fn as_breakpoints(&self) -> Option<&dyn ability::Breakpoints> {
         None

@@ -64,6 +64,12 @@ pub enum Error {
         /// How it failed.
         errno: i32,
     },
+    /// It needs a part of a crate that this program was built without.
+    #[error("{}", not_built(feature))]
+    NotBuilt {
+        /// The feature that has it.
+        feature: &'static str,
+    },
     /// The node was closed, or its engine is gone.
     #[error("the node is closed")]
     Closed,
@@ -88,7 +94,7 @@ impl Error {
             | Self::Diverged { .. } => libc::EIO,
             Self::Invalid => libc::EINVAL,
             Self::ReadOnly => libc::EPERM,
-            Self::Unsupported => libc::ENOTSUP,
+            Self::Unsupported | Self::NotBuilt { .. } => libc::ENOTSUP,
             Self::NoMemory { .. } => libc::ENOMEM,
             Self::Busy => libc::EBUSY,
             Self::Cancelled => libc::ECANCELED,
@@ -108,6 +114,11 @@ fn errno_text(errno: i32) -> String {
         Some(end) => text[..end].to_owned(),
         None => text,
     }
+}
+
+/// The text for a feature that is not there, the same in requests and in opening.
+fn not_built(feature: &str) -> String {
+    format!("needs the feature `{feature}`, which this program was built without")
 }
 
 impl From<RangeError> for Error {
@@ -282,6 +293,9 @@ pub enum Problem {
     /// Chain longer than allowed.
     #[error("the chain is longer than {0} images")]
     ChainTooLong(usize),
+    /// It needs a part of a crate that this program was built without: the feature that has it.
+    #[error("{}", not_built(.0))]
+    NotBuilt(&'static str),
     /// Conflicts with how the image was opened.
     #[error("needs a writable image")]
     NeedsWrite,

@@ -22,6 +22,8 @@ pub struct DriverInfo {
     pub filename: Option<String>,
     /// Allocation unit in bytes.
     pub cluster_size: Option<u64>,
+    /// The smallest part of an allocation unit that is allocated by itself, where that is less.
+    pub subcluster_size: Option<u64>,
     /// Bytes the storage holds for it (protocol drivers).
     pub actual_size: Option<u64>,
     /// Backing file name as it stands in the image.

@@ -71,3 +71,8 @@ pub use node::Node;
 pub use options::{OpenFlags, Options};
 pub use range::{Alignment, ByteRange};
 pub use registry::Registry;
+
+/// The README's example, compiled with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -209,9 +209,9 @@ impl OpenContext {
         let mut context = Self { flags: writable, opened: None, ..self.clone() };
         match options.take("filename") {
             Some(filename) => {
-                options.finish()?;
                 let protocol = self.registry.protocol_of(&filename)?;
-                let new = Options::filename(&filename).with("size", "0");
+                // The protocol refuses what it does not know either, before it makes anything.
+                let new = options.with("filename", &*filename).with("size", "0");
                 self.registry.get(protocol)?.create(new, context.clone()).await?;
                 context.open(Options::filename(filename).with("driver", protocol)).await
             }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use block_core::dirty::Granularity;
 use block_core::driver::{BlockDriver, CopySource};
 use block_core::format::raw::RawFactory;
 use block_core::io::exec::block_on;
@@ -122,4 +123,19 @@ fn a_copy_keeps_the_rules_of_writes() {
     assert!(futures::FutureExt::now_or_never(&mut waits).is_none());
     drop(guard);
     assert_eq!(block_on(waits), Ok(()));
+}
+
+#[test]
+fn what_is_copied_is_dirty() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    std::fs::write(&from, bytes(8192)).unwrap();
+    std::fs::write(&to, vec![0; 8192]).unwrap();
+    let (source, target) = (open(&from, "file"), open(&to, "file"));
+    let bitmaps = target.dirty_bitmaps();
+    let id = bitmaps.create(Some("test"), Granularity::MIN).unwrap();
+    let copied = target.copy_from(range(512, 1024), CopySource { node: source, offset: 0 });
+    assert_eq!(block_on(copied), Ok(()));
+    let areas: Vec<_> = bitmaps.with(id, |bitmap| bitmap.areas().collect()).unwrap();
+    assert_eq!(areas, [range(512, 1024)]);
 }

@@ -154,7 +154,7 @@ fn requests_have_the_shape_that_was_asked_for() {
     let driver = below(&node).driver().clone();
     let short = driver.clone().pwrite_zeroes(span(0, 8192), RequestFlags::empty());
     assert_eq!(block_on(short), Err(Error::Unsupported), "left to the layer");
-    assert_eq!(block_on(driver.pdiscard(span(0, 4096))), Err(Error::Unsupported));
+    assert_eq!(block_on(driver.pdiscard(span(0, 4096))), Ok(()), "the end of a longer one");
     assert_eq!(block_on(node.write_zeroes(span(100, 60_000), RequestFlags::empty())), Ok(()));
     assert_eq!(write(&node, span(1, 65_535)), Ok(()));
 }

@@ -1,6 +1,7 @@
 //! Where the system refuses io_uring, as containers do, everything works on threads.
 //!
 //! The test runs this very program again behind a filter of system calls.
+#![cfg(feature = "io-uring")]
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test fails by panicking")]
 
 use std::os::unix::process::CommandExt;

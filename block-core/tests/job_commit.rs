@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use block_core::io::exec::block_on;
 use block_core::job::commit::{Afterwards, CommitError, CommitOptions, commit};
 use block_core::job::copy::CopyOptions;
-use block_core::{Cancel, Node};
+use block_core::{Cancel, Error, Node};
 use job_support::{Layer, Spec, contents, node, spec};
 use proptest::prelude::*;
 
@@ -89,6 +89,19 @@ fn a_base_that_cannot_be_written_leaves_the_top_alone() {
     assert!(matches!(result, Err(CommitError::Grow { len: 65536, .. })), "{result:?}");
     assert_eq!(contents(&top_node, top_node.len()), expect);
     assert!(top.flushes.lock().is_empty());
+}
+
+#[test]
+fn a_base_that_cannot_be_flushed_leaves_the_top_alone() {
+    let (top, base, top_node, base_node) = pair();
+    let expect = contents(&top_node, top_node.len());
+    base.flushes_fail.store(true, Ordering::Relaxed);
+    let options = options(Afterwards::Empty, 2);
+    let result = block_on(commit(&top_node, &base_node, options, &Cancel::new(), |_| ()));
+    assert_eq!(result, Err(CommitError::Flush(Error::IO)));
+    assert!(base.flushes.lock().contains(&"flush"));
+    assert!(top.flushes.lock().is_empty() && top.overlay.holds(4 * 4096));
+    assert_eq!(contents(&top_node, top_node.len()), expect);
 }
 
 #[test]

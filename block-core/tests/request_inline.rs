@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use block_core::dirty::Granularity;
+use block_core::dirty::{DirtyBitmap, Granularity};
 use block_core::driver::ReopenOptions;
 use block_core::format::raw::{RawDriver, RawFactory};
 use block_core::proto::file::FileFactory;
@@ -68,6 +68,23 @@ fn writes_answered_inline_keep_the_rules_and_leave_the_same_behind() {
     let flags = ReopenOptions { read_only: Some(true), ..Default::default() };
     block_on(graph::reopen(&graph::image_changes(&node, flags))).unwrap();
     assert_eq!(node.write_now(range(512, 512), &iov(512)), None, "read-only");
+}
+
+#[test]
+fn a_bitmap_that_cannot_record_keeps_inline_writes_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    std::fs::write(&path, [0; 8192]).unwrap();
+    let registry = Registry::new().with(FileFactory);
+    let context = OpenContext::new(Arc::new(registry), OpenFlags::READ_WRITE);
+    let options = Options::filename(path.to_str().unwrap()).with("driver", "file");
+    let node = block_on(context.open(options)).unwrap();
+    let range = ByteRange::new(512, 512).unwrap();
+    assert_eq!(node.write_now(range, &iov(512)), Some(Ok(())));
+    let mut loaded = DirtyBitmap::new(Some("loaded"), Granularity::MIN, node.len()).unwrap();
+    loaded.make_read_only();
+    node.dirty_bitmaps().insert(loaded).unwrap();
+    assert_eq!(node.write_now(range, &iov(512)), None);
 }
 
 #[test]

@@ -7,9 +7,11 @@ mod request_support;
 
 use std::sync::Arc;
 
+use block_core::driver::{Exactness, Prealloc};
 use block_core::flags::Support;
 use block_core::node::{DetectZeroes, NodeOptions};
 use block_core::{ByteRange, Node, RequestFlags};
+use block_testkit::campaign::{Campaign, Game, seeded};
 use block_testkit::disk::hold::{Hold, Point};
 use block_testkit::disk::tap::{Kind, Tapped};
 use block_testkit::disk::watch::Watch;
@@ -56,20 +58,45 @@ fn unexpected(ops: &[Op], played: &[Played]) -> Vec<String> {
     failed.map(|(op, played)| format!("{op:?}: {played:?}")).collect()
 }
 
+/// Plays on a disk that is full of something; what failed and may not.
+fn play(game: &Game<Shape>) -> Vec<String> {
+    let Game { setup: shape, ops, depth, seed } = game.clone();
+    Exec::run(seed, |exec| async move {
+        let (disk, node) = node_of(&shape);
+        let all = ByteRange::up_to(shape.config.len);
+        disk.load(0, &contents(0, all));
+        let player = Player::new(exec, node, DiskModel::new(all.len(), Source::Op(0)));
+        let played = player.play(&ops, depth).await;
+        player.check_all().await;
+        unexpected(&ops, &played)
+    })
+}
+
+/// Long lists of operations, for a time.
+#[test]
+#[ignore = "for cargo xtask soak"]
+fn soak_layer() {
+    let shapes = shapes();
+    Campaign::soak("operations").run_until(
+        |seed| {
+            let at = usize::try_from(seed % shapes.len() as u64).unwrap();
+            let setup = shapes[at].clone();
+            let depth = 1 + usize::try_from(seed / 7 % 8).unwrap();
+            Game { ops: seeded(&space(&setup).ops(120), seed), setup, depth, seed }
+        },
+        |game| match play(game) {
+            failed if failed.is_empty() => Ok(game.ops.len() as u64),
+            failed => Err(failed.join("; ")),
+        },
+    );
+}
+
 proptest! {
     #![proptest_config(cases(300))]
 
     #[test]
     fn any_interleaving_equals_the_flat_disk((shape, ops, depth, seed) in game()) {
-        let failed = Exec::run(seed, |exec| async move {
-            let (disk, node) = node_of(&shape);
-            let all = ByteRange::up_to(shape.config.len);
-            disk.load(0, &contents(0, all));
-            let player = Player::new(exec, node, DiskModel::new(all.len(), Source::Op(0)));
-            let played = player.play(&ops, depth).await;
-            player.check_all().await;
-            unexpected(&ops, &played)
-        });
+        let failed = play(&Game { setup: shape, ops, depth, seed });
         prop_assert!(failed.is_empty(), "{failed:?}");
     }
 
@@ -226,4 +253,28 @@ fn zeroes_that_grow_the_disk_have_everything_behind_the_end_to_themselves() {
             assert_eq!(disk.to_vec()[4096..5120], contents(1, range));
         });
     }
+}
+
+#[test]
+fn a_truncate_waits_for_writes_in_the_part_that_it_cuts_off() {
+    Exec::run(1, |exec| async move {
+        let hold = Hold::new();
+        let mut shape = request_support::shape("bytes");
+        shape.config.len = 12_288;
+        let (disk, node) = tapped(&shape, &hold);
+        hold.hold(Point::Before, |call| call.kind == Kind::Write);
+        let range = span(8192, 12_288);
+        let write = node.write(range, data(&node, 1, range), RequestFlags::empty());
+        let write = exec.spawn("write", write);
+        assert_eq!(hold.arrived(1).await[0].kind, Kind::Write);
+        let truncate = node.truncate(4096, Exactness::Exact, Prealloc::Off);
+        let truncate = exec.spawn("truncate", truncate);
+        for _ in 0..50 {
+            yield_now().await;
+        }
+        assert_eq!(disk.to_vec().len(), 12_288, "the end was cut off beside the write");
+        hold.release_all();
+        assert_eq!((write.await, truncate.await), (Ok(()), Ok(())));
+        assert_eq!(disk.to_vec().len(), 4096);
+    });
 }

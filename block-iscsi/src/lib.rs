@@ -76,3 +76,8 @@ pub mod session;
 pub mod transport;
 pub mod unit;
 pub mod url;
+
+/// The README's example, compiled with the documentation's tests.
+#[cfg(all(doctest, feature = "tcp"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -267,7 +267,7 @@ fn any_interleaving_on_any_unit_equals_the_flat_disk() {
 #[ignore = "for cargo xtask soak"]
 fn soak_iscsi_model() {
     let setups = setups();
-    Campaign::until("operations", 1_000_000).run_until(
+    Campaign::soak("operations").run_until(
         |seed| make(&setups, seed, 200),
         |game| play(game).map(|()| game.ops.len() as u64),
     );

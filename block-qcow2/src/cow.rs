@@ -85,13 +85,14 @@ impl Qcow2Driver {
 
     /// Whether the tables, here and below, say that all of `range` reads as zeroes. No data is read.
     pub(crate) async fn reads_zero(&self, range: ByteRange) -> Result<bool> {
-        let mut rest = range.intersect(ByteRange::up_to(self.disk_len()));
+        let mut rest = self.part_with_meaning(range);
+        let is_state = range.offset() >= self.vm_state_start();
         while !rest.is_empty() {
             let extent = self.extent(GuestOffset::new(rest.offset()), rest.len()).await?;
             let (here, after) = rest.split_at(extent.len);
             let zero = match extent.kind {
                 Kind::Zero(_) => true,
-                Kind::Unallocated(_) => self.below_reads_zero(here).await?,
+                Kind::Unallocated(_) => is_state || self.below_reads_zero(here).await?,
                 Kind::Data(_) | Kind::Compressed { .. } => false,
             };
             if !zero {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
-use block_core::ability::{Amend, Check, PersistentBitmaps, Rebase, Snapshots};
+use block_core::ability::{Amend, Check, PersistentBitmaps, Rebase, Snapshots, VmState};
 use block_core::driver::{BlockDriver, Child, ChildRole, Children, CopySource, Exactness};
 use block_core::driver::{NodeEvent, Prealloc, ReopenOptions, ReopenState};
 use block_core::info::DriverInfo;
@@ -24,7 +24,7 @@ use futures::future::BoxFuture;
 use parking_lot::RwLock;
 
 use crate::cleaner::Cleaner;
-use crate::compress::inflate::Inflater;
+use crate::compress::inflate::{DAMAGED, Inflater};
 use crate::geometry::{DataLocation, Geometry, GeometryCell};
 use crate::header_store::HeaderStore;
 use crate::map::Kind;
@@ -156,15 +156,17 @@ impl Qcow2Driver {
         self.events.fault(fault)
     }
 
-    /// The error of a request to this image, damage reported.
+    /// The error of a request to this image, damage of the metadata reported. Guest data that is lost
+    /// fails what asks for it; the rest of the image is as sound as ever.
     pub(crate) fn reported(&self, error: Error) -> Error {
         match error {
+            Error::Corrupt { what: DAMAGED, .. } => error,
             Error::Corrupt { what, value } => self.fault(Fault::new(what, value)),
             other => other,
         }
     }
 
-    fn check_access(&self) -> Result<()> {
+    pub(crate) fn check_access(&self) -> Result<()> {
         match self.access {
             Access::Full => Ok(()),
             Access::Metadata => Err(Error::Unsupported),
@@ -451,6 +453,10 @@ impl BlockDriver for Qcow2Driver {
     }
 
     fn as_amend(&self) -> Option<&dyn Amend> {
+        Some(self)
+    }
+
+    fn as_vm_state(&self) -> Option<&dyn VmState> {
         Some(self)
     }
 

@@ -12,7 +12,7 @@ use parking_lot::RwLock;
 use crate::metadata_io::write_bytes;
 use crate::spec::bad_field;
 use crate::spec::extension::Extensions;
-use crate::spec::header::Header;
+use crate::spec::header::{Header, Part};
 use crate::units::HostOffset;
 
 mod bitmaps;
@@ -92,9 +92,8 @@ impl HeaderStore {
 
     /// Changes anything in the first cluster. Refuses what does not fit.
     ///
-    /// What stands beyond the first sector is written first, so that a crash leaves the old header or
-    /// the new one; with the old one, what it refers to beyond the first sector may be torn. Header,
-    /// extensions and backing file name are seldom that long.
+    /// A crash leaves the old header or the new one, unless extensions other than the names of features
+    /// fill the first sector: then the old header may be left with what the new one has behind it.
     pub(crate) async fn rewrite(
         &self,
         change: impl FnOnce(&mut Parts),
@@ -120,19 +119,69 @@ impl HeaderStore {
         bytes.resize(to_usize(cluster_size), 0);
         self.file.driver().event("header_update");
         let what = "header";
-        let written = self.write_tail_first(&bytes).await;
+        let written = self.write_cluster(&bytes).await;
         written.map_err(|error| OpenError::Request { what, error })?;
         *self.parts.write() = parts;
         Ok(())
     }
 
-    async fn write_tail_first(&self, cluster: &[u8]) -> Result<()> {
+    /// Replaces the first cluster. One sector is written at once or not at all, so what stands behind the
+    /// first is written while nothing refers to it.
+    async fn write_cluster(&self, cluster: &[u8]) -> Result<()> {
         let (head, tail) = cluster.split_at(SECTOR.min(cluster.len()));
-        if !tail.is_empty() {
-            write_bytes(&self.file, HostOffset::new(to_u64(head.len())), tail).await?;
-            self.file.flush().await?;
+        let start = HostOffset::new(to_u64(head.len()));
+        let behind = ByteRange::from_bounds(start.bytes(), to_u64(cluster.len()))?;
+        if *read_bytes(&self.file, behind).await? == *tail {
+            return write_bytes(&self.file, HostOffset::new(0), head).await;
         }
-        write_bytes(&self.file, HostOffset::new(0), head).await
+        let used = to_usize(cluster.iter().rposition(|byte| *byte != 0).map_or(0, to_u64) + 1);
+        let spare = match self.leave_tail(to_u64(cluster.len()), to_u64(used)).await? {
+            Some(spare) => spare,
+            None => to_u64(cluster.len()),
+        };
+        let free = to_usize(spare).saturating_sub(head.len()).min(tail.len());
+        let (now, later) = tail.split_at(free);
+        write_bytes(&self.file, start, now).await?;
+        self.file.flush().await?;
+        write_bytes(&self.file, HostOffset::new(0), head).await?;
+        if !later.is_empty() {
+            self.file.flush().await?;
+            write_bytes(&self.file, HostOffset::new(spare), later).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the header refer to nothing between the first sector and a place at the end of the cluster,
+    /// which it returns: without the names of features, and with the backing file's name in the first
+    /// sector or at that place, which leaves `used` bytes for others. `None` if it cannot.
+    async fn leave_tail(&self, cluster_size: u64, used: u64) -> Result<Option<u64>> {
+        let mut parts = self.parts.read().clone();
+        parts.extensions.feature_names.clear();
+        let name = parts.backing_name.clone().unwrap_or_default();
+        let old_end = parts.header.backing_name.map_or(0, |part| part.end);
+        let Ok(mut bytes) = parts.header.encode(&parts.extensions, Some(&name)) else {
+            return Ok(None);
+        };
+        let mut spare = cluster_size;
+        if bytes.len() > SECTOR {
+            let len = to_u64(name.len());
+            spare = cluster_size.saturating_sub(len.next_multiple_of(to_u64(SECTOR)));
+            let without = parts.header.encode(&parts.extensions, None);
+            bytes = without.unwrap_or_default();
+            if bytes.is_empty() || bytes.len() > SECTOR || spare < used.max(old_end) {
+                return Ok(None);
+            }
+            write_bytes(&self.file, HostOffset::new(spare), &name).await?;
+            self.file.flush().await?;
+            parts.header.backing_name = Some(Part { start: spare, end: spare + len });
+            let fixed = parts.header.encode_fixed();
+            bytes.splice(..fixed.len(), fixed);
+        }
+        bytes.resize(SECTOR, 0);
+        write_bytes(&self.file, HostOffset::new(0), &bytes).await?;
+        self.file.flush().await?;
+        *self.parts.write() = parts;
+        Ok(Some(spare))
     }
 
     /// Puts what was read from the file in place of what is known.

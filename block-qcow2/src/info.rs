@@ -12,8 +12,11 @@ pub(crate) fn of(driver: &Qcow2Driver) -> DriverInfo {
     let lists = driver.lists.read();
     driver.header.with(|parts| {
         let name = parts.backing_name.as_deref().map(String::from_utf8_lossy);
+        let geometry = parts.header.geometry;
+        let (cluster, subcluster) = (geometry.cluster_size(), geometry.subcluster_size());
         DriverInfo {
-            cluster_size: Some(parts.header.geometry.cluster_size()),
+            cluster_size: Some(cluster),
+            subcluster_size: (subcluster < cluster).then_some(subcluster),
             backing_filename: name.map(|name| name.into_owned()),
             backing_format: parts.extensions.backing_format.clone(),
             dirty: parts.header.features.dirty,

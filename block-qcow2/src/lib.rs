@@ -99,6 +99,7 @@ pub mod stream;
 mod table;
 mod tables;
 pub mod units;
+mod vm_state;
 mod write;
 mod write_compressed;
 mod write_now;
@@ -108,3 +109,8 @@ mod zero;
 
 pub use driver::Qcow2Driver;
 pub use open::Qcow2Factory;
+
+/// The README's example, compiled with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

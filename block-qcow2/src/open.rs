@@ -28,7 +28,9 @@ use crate::mapping::{MIN_SLICES, slice_bytes, slice_count};
 use crate::snapshot::Selector;
 use crate::spec::bitmap::Bitmap;
 use crate::spec::extension::{Extensions, text};
-use crate::spec::header::{CryptMethod, HEADER_PREFIX, Header, MAGIC, MAX_BACKING_NAME};
+use crate::spec::header::{
+    Compression, CryptMethod, HEADER_PREFIX, Header, MAGIC, MAX_BACKING_NAME,
+};
 use crate::spec::header::{UnverifiedHeader, unsupported};
 use crate::spec::snapshot::Snapshot;
 use crate::spec::{FORMAT, bad_field};
@@ -240,6 +242,13 @@ impl Prepared {
         if name.is_none() && given.is_empty() {
             return Err(bad_option("data-file", Problem::Missing));
         }
+        if given.peek("driver").is_some() && given.peek("filename").is_none() {
+            // The user says all of it: no name is wanted.
+            let name = name.unwrap_or_default().to_owned();
+            return self.context.open(given.clone()).await.map(Some).map_err(|source| {
+                OpenError::Child { role: "data file", name, source: Box::new(source) }
+            });
+        }
         // A data file is raw bytes: it is opened by its protocol, never probed. A name that stands
         // in the image is a plain file; the user may name another protocol.
         let own = given.peek("filename").unwrap_or_default();
@@ -360,6 +369,9 @@ impl Image {
         let header = header.verify(&extensions)?;
         // A check says itself what is wrong with the tables, and reads no guest data.
         let access = check_encryption(&header, flags.no_io || flags.check)?;
+        if !flags.no_io && !flags.check {
+            check_compression(&header)?;
+        }
         if !flags.check {
             check_layout(&header, &extensions, file.len())?;
         }
@@ -415,6 +427,19 @@ fn check_encryption(header: &Header, no_io: bool) -> Result<Access, OpenError> {
         return Ok(Access::Metadata);
     }
     Err(unsupported(name.to_owned()))
+}
+
+/// Refuses an image whose method is not built in. One with the format's own method, deflate, may well
+/// have no compressed cluster: it is served, and a compressed cluster is an error when it is met.
+fn check_compression(header: &Header) -> Result<(), OpenError> {
+    let compression = header.compression;
+    match compression.missing_feature() {
+        Some(feature) if header.features.compression_type => {
+            let value = u64::from(compression == Compression::Zstd);
+            Err(bad_field("compression type", value, Problem::NotBuilt(feature)))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Checks that the tables lie inside of the file and not on each other.

@@ -1,5 +1,8 @@
 //! What a write needs: to go to where the data is, or a new place. Pure, no I/O, no locks.
 //!
+//! Neighbours that have places of their own, one after the other in the file, are one step, whether all
+//! of them hold data or some only the place for it: the file sees one write.
+//!
 //! **Invariants** of an [`Allocation`]: `write ⊆ fill ⊆ clusters`; `clusters` are whole and lie in one
 //! slice; `fill` begins and ends at borders of subclusters, or where `write` does if the subcluster
 //! there is allocated already; outside of `fill` every subcluster keeps its state.
@@ -55,6 +58,16 @@ enum Class {
     New,
 }
 
+impl Class {
+    /// The host cluster that the guest cluster has for itself already.
+    fn place(self) -> Option<HostOffset> {
+        match self {
+            Self::InPlace(host) | Self::Keep(host) => Some(host),
+            Self::New => None,
+        }
+    }
+}
+
 /// A cluster and the subclusters of it that a write touches.
 struct Touched {
     cluster: Cluster,
@@ -76,7 +89,8 @@ pub(crate) fn plan(
 ) -> Result<WriteStep, Fault> {
     let first = touched(geometry, slice, first_entry, range, range.offset())?;
     let cluster_size = geometry.cluster_size();
-    let first_class = first.class;
+    let place = first.class.place();
+    let mut fills = matches!(first.class, Class::Keep(_));
     let (head, first_start) = (fill_start(geometry, &first, range), first.start);
     let mut last = first;
     loop {
@@ -86,34 +100,25 @@ pub(crate) fn plan(
         }
         let Ok(there) = touched(geometry, slice, first_entry, range, next) else { break };
         let distance = next - first_start;
-        let continues = match (first_class, there.class) {
-            (Class::New, Class::New) => true,
-            (Class::InPlace(first), Class::InPlace(host))
-            | (Class::Keep(first), Class::Keep(host)) => first.plus(distance) == host,
-            _ => false,
-        };
-        if !continues {
+        if place.map(|first| first.plus(distance)) != there.class.place() {
             break;
         }
+        fills |= matches!(there.class, Class::Keep(_));
         last = there;
     }
     let end = last.start + cluster_size;
     let write = range.split_at(end.min(range.end()) - range.offset()).0;
-    if let Class::InPlace(host) = first_class {
+    if let Some(host) = place.filter(|_| !fills) {
         let host = host.plus(range.offset() - first_start);
         return Ok(WriteStep::InPlace { len: write.len(), host });
     }
     let outside = Fault::new("guest offset", range.offset());
     let fill_end = fill_end(geometry, &last, write);
-    let keep = match first_class {
-        Class::Keep(host) => Some(host),
-        _ => None,
-    };
     Ok(WriteStep::Allocate(Allocation {
         clusters: ByteRange::from_bounds(first_start, end).map_err(|_| outside)?,
         write,
         fill: ByteRange::from_bounds(head, fill_end).map_err(|_| outside)?,
-        keep,
+        keep: place,
     }))
 }
 
@@ -383,13 +388,17 @@ mod tests {
                         assert_eq!(there(at), Some(start + at * CLUSTER - rest.offset()));
                     }
                     // It ends only where it must.
-                    let more = (end < rest.end()).then(|| there(end / CLUSTER)).flatten();
+                    let after = (end < rest.end()).then(|| &before[to_usize(end / CLUSTER)]);
+                    let more = after.filter(|known| !known.compressed).and_then(|known| known.own);
                     let next = start + end / CLUSTER * CLUSTER - rest.offset();
                     assert_ne!(more, Some(next));
                     len
                 }
                 WriteStep::Allocate(step) => {
-                    assert_eq!(there(first), None, "it could be written in place");
+                    let last = (step.write.end() - 1) / CLUSTER;
+                    let all = (first..=last).all(|at| there(at).is_some());
+                    assert!(!all || step.keep.is_none(), "it could be written in place");
+                    assert!(there(first).is_none() || step.keep.is_some(), "it has a place");
                     let place = step.keep.unwrap_or(HostOffset::new(next_host));
                     next_host += step.clusters.len();
                     check_step(g, &before, &step, rest);
@@ -505,6 +514,23 @@ mod tests {
             let range = ByteRange::new(offset, len.min(CLUSTERS * CLUSTER - offset)).unwrap();
             play(geometry(format), slice, range);
         }
+    }
+
+    #[test]
+    fn neighbours_with_places_of_their_own_are_one_step() {
+        let g = geometry(L2Format::Standard);
+        let data = |at: u64| COPIED | (20 + at) * CLUSTER;
+        // Data, a place that reads as zeroes, data.
+        let slice = vec![data(0), data(1) | 1, data(2)];
+        let range = ByteRange::new(100, 3 * CLUSTER - 200).unwrap();
+        let WriteStep::Allocate(step) = plan(g, &slice, 0, range).unwrap() else {
+            panic!("the middle has to be linked");
+        };
+        assert_eq!((step.write, step.fill), (range, range), "nothing is copied");
+        assert_eq!(step.keep, Some(HostOffset::new(20 * CLUSTER)));
+        let mut linked = slice.clone();
+        link(g, &mut linked, 0, &step, HostOffset::new(20 * CLUSTER), |_| Ok(())).unwrap();
+        assert_eq!(linked, [data(0), data(1), data(2)]);
     }
 
     #[test]

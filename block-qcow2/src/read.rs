@@ -53,7 +53,7 @@ struct Plan {
 impl Qcow2Driver {
     /// Reads `range`, whatever it is made of. Bytes beyond the end of the disk become zeroes.
     pub(crate) async fn read(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
-        let inside = range.intersect(ByteRange::up_to(self.disk_len()));
+        let inside = self.part_with_meaning(range);
         let (len, whole) = (to_usize(inside.len()), to_usize(range.len()));
         iov.fill(len, whole - len, 0);
         let mut plan = Plan {
@@ -120,6 +120,11 @@ impl Plan {
         while let Some(run) = self.next_run().await? {
             let piece = match run.kind {
                 Kind::Zero(_) => {
+                    self.fill(run.range);
+                    None
+                }
+                // Machine state, with nothing below it.
+                Kind::Unallocated(_) if run.range.offset() >= self.driver.vm_state_start() => {
                     self.fill(run.range);
                     None
                 }

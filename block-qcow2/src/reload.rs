@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use block_core::{Error, OpenError, OpenFlags, Result};
 
+use crate::compress::inflate::DAMAGED;
 use crate::driver::{Lists, Qcow2Driver};
 use crate::open::Image;
 use crate::writer::{note_metadata, read_meta};
@@ -62,7 +63,8 @@ impl Qcow2Driver {
     pub(crate) async fn after<T>(&self, result: Result<T>) -> Result<T> {
         let Err(Error::Corrupt { what, value }) = result else { return result };
         let error = self.reported(Error::Corrupt { what, value });
-        if let Ok(writer) = self.writer()
+        if what != DAMAGED
+            && let Ok(writer) = self.writer()
             && !writer.marked_corrupt.swap(true, Ordering::AcqRel)
         {
             // The request has failed already; if this fails too, there is nobody else to tell.

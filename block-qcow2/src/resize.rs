@@ -10,9 +10,9 @@ use block_core::driver::{Exactness, Prealloc};
 use block_core::range::{to_u64, to_usize};
 use block_core::{Alignment, ByteRange, Error, IoBuf, RequestFlags, Result};
 
-use crate::alloc::Reason;
+use crate::alloc::{Place, Reason};
 use crate::driver::Qcow2Driver;
-use crate::geometry::Version;
+use crate::geometry::{DataLocation, Version};
 use crate::map::Kind;
 use crate::metadata_io::{encode_words, write_bytes};
 use crate::overlap::Section;
@@ -124,7 +124,7 @@ impl Qcow2Driver {
     }
 
     /// Moves the L1 table to where `count` entries have room.
-    async fn move_l1(&self, count: u64) -> Result<()> {
+    pub(crate) async fn move_l1(&self, count: u64) -> Result<()> {
         let geometry = self.geometry();
         // All that the old table says in memory must be there before a copy of it is made.
         self.write_back(Extent::Flush).await?;
@@ -199,10 +199,8 @@ impl Qcow2Driver {
     async fn preallocate(self: &Arc<Self>, range: ByteRange, prealloc: Prealloc) -> Result<()> {
         let geometry = self.geometry();
         let cluster = geometry.cluster_alignment();
-        let whole = ByteRange::from_bounds(
-            cluster.round_up(range.offset()),
-            cluster.round_up(range.end()).max(cluster.round_up(range.offset())),
-        )?;
+        let start = self.preallocate_tail(range, prealloc).await?;
+        let whole = ByteRange::from_bounds(start, cluster.round_up(range.end()).max(start))?;
         let mut end = 0;
         let mut rest = whole;
         while !rest.is_empty() {
@@ -217,10 +215,7 @@ impl Qcow2Driver {
                 (within.split_at(place.count << geometry.cluster_bits()).0, place)
             };
             let host = ByteRange::new(place.host.bytes(), clusters.len())?;
-            if !place.fresh {
-                let data = self.data.as_ref().ok_or(Error::Unsupported)?;
-                data.write_zeroes(host, RequestFlags::empty()).await?;
-            }
+            self.prepare_place(host, place, prealloc).await?;
             let allocation = Allocation { clusters, write: clusters, fill: clusters, keep: None };
             self.link(&allocation, place).await?;
             end = end.max(host.end());
@@ -228,8 +223,75 @@ impl Qcow2Driver {
         }
         let data = self.data.as_ref().ok_or(Error::Unsupported)?;
         if data.len() < end {
-            let prealloc = if prealloc == Prealloc::Metadata { Prealloc::Off } else { prealloc };
-            data.truncate(end, Exactness::AtLeast, prealloc).await?;
+            data.truncate(end, Exactness::AtLeast, Prealloc::Off).await?;
+        }
+        Ok(())
+    }
+
+    /// Sees to what `range` has of the cluster in which the disk ended before; the guest offset from
+    /// which clusters need a place.
+    async fn preallocate_tail(&self, range: ByteRange, prealloc: Prealloc) -> Result<u64> {
+        let cluster = self.geometry().cluster_alignment();
+        let (start, next) = (cluster.round_down(range.offset()), cluster.round_up(range.offset()));
+        if start == next {
+            return Ok(start);
+        }
+        let whole = ByteRange::new(start, cluster.bytes())?;
+        let extent = self.extent(GuestOffset::new(start), whole.len()).await?;
+        let has_no_place = match extent.kind {
+            Kind::Unallocated(None) => self.below_reads_zero(whole).await?,
+            Kind::Zero(None) => true,
+            _ => false,
+        };
+        if has_no_place && extent.len == whole.len() {
+            return Ok(start);
+        }
+        let wanted = if takes_space(prealloc) { range } else { ByteRange::default() };
+        let mut tail = wanted.intersect(whole);
+        while !tail.is_empty() {
+            let extent = self.extent(GuestOffset::new(tail.offset()), tail.len()).await?;
+            let (here, after) = tail.split_at(extent.len);
+            let host = match extent.kind {
+                // It reads as zeroes already.
+                Kind::Data(host) => Some(host),
+                Kind::Zero(Some(host)) | Kind::Unallocated(Some(host))
+                    if self.is_own(host).await? =>
+                {
+                    Some(host)
+                }
+                _ => None,
+            };
+            if let Some(host) = host {
+                let data = self.data.as_ref().ok_or(Error::Unsupported)?;
+                let host = ByteRange::new(host.bytes(), here.len())?;
+                data.write_zeroes(host, RequestFlags::empty()).await?;
+            }
+            tail = after;
+        }
+        Ok(next)
+    }
+
+    /// Whether no snapshot sees the host cluster in which `host` is.
+    async fn is_own(&self, host: HostOffset) -> Result<bool> {
+        let geometry = self.geometry();
+        if geometry.data_location() == DataLocation::DataFile {
+            return Ok(true);
+        }
+        let cluster = host.bytes() >> geometry.cluster_bits();
+        let mut meta = self.writer()?.meta.lock().await;
+        Ok(meta.refcounts.get(cluster).await? == 1)
+    }
+
+    /// Makes a new place for guest data read as zeroes, and takes the space for it if `prealloc` says so:
+    /// at once, before tables behind it make a hole of it.
+    async fn prepare_place(&self, host: ByteRange, place: Place, prealloc: Prealloc) -> Result<()> {
+        let data = self.data.as_ref().ok_or(Error::Unsupported)?;
+        let (inside, beyond) = host.split_at(data.len().saturating_sub(host.offset()));
+        if !inside.is_empty() && (takes_space(prealloc) || !place.fresh) {
+            data.write_zeroes(inside, RequestFlags::empty()).await?;
+        }
+        if !beyond.is_empty() && takes_space(prealloc) {
+            data.truncate(host.end(), Exactness::AtLeast, prealloc).await?;
         }
         Ok(())
     }
@@ -335,6 +397,14 @@ impl Qcow2Driver {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether new clusters are to have their space in the storage, too.
+fn takes_space(prealloc: Prealloc) -> bool {
+    match prealloc {
+        Prealloc::Off | Prealloc::Metadata => false,
+        Prealloc::Falloc | Prealloc::Full => true,
     }
 }
 

@@ -105,15 +105,21 @@ impl Qcow2Driver {
         }
     }
 
-    /// Writes `iov` to `range`. What is beyond the last cluster of the disk is left out.
+    /// Writes `iov` to `range`, of the disk or of the machine state behind it. What is beyond the last
+    /// cluster of the disk is left out.
     pub(crate) async fn write(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
         self.put(range, Payload::Memory(iov)).await
     }
 
     /// Puts `payload` to `range`, as [`Qcow2Driver::write`] does.
     pub(crate) async fn put(self: Arc<Self>, range: ByteRange, payload: Payload) -> Result<()> {
-        let end = self.geometry().cluster_alignment().round_up(self.disk_len());
-        let inside = range.intersect(ByteRange::up_to(end));
+        let inside = match range.offset() >= self.vm_state_start() {
+            true => range,
+            false => {
+                let end = self.geometry().cluster_alignment().round_up(self.disk_len());
+                range.intersect(ByteRange::up_to(end))
+            }
+        };
         if inside.is_empty() {
             return Ok(());
         }
@@ -157,14 +163,20 @@ impl Qcow2Driver {
     }
 
     /// Plans the first step of a write to `rest`. Waits for allocations in its way.
+    ///
+    /// The metadata lock serves whoever waits for it in any order; a turn is what makes writes that begin
+    /// in order be laid out in order.
     pub(crate) async fn next_work(&self, rest: ByteRange) -> Result<Work> {
-        let lock = &self.writer()?.meta;
+        let writer = self.writer()?;
+        let turn = writer.turns.take();
+        turn.served().await;
+        let mut meta = writer.meta.lock().await;
+        drop(turn);
         loop {
-            let mut meta = lock.lock().await;
             if let Some(extent) = self.strain(&meta) {
                 drop(meta);
                 self.write_back(extent).await?;
-                meta = lock.lock().await;
+                meta = writer.meta.lock().await;
             }
             let work = self.try_work(&mut meta, rest).await?;
             drop(meta);
@@ -172,6 +184,7 @@ impl Qcow2Driver {
                 Ok(work) => return Ok(work),
                 Err(blocker) => self.allocations.wait(blocker).await,
             }
+            meta = writer.meta.lock().await;
         }
     }
 

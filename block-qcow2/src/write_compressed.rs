@@ -46,7 +46,8 @@ const CACHE_BYTES: u64 = 4 << 20;
 /// What compressed writes of an image need.
 pub(crate) struct CompressedWrites {
     turns: Turns,
-    encoding: Encoding,
+    /// The error of every compressed write where the feature is off that it needs.
+    encoding: Result<Encoding>,
     /// `None`: every compressed cluster is written to the file by itself.
     pub(crate) cache: Option<Arc<WriteCache>>,
 }
@@ -89,8 +90,12 @@ impl CompressedOptions {
         overlap: &Arc<OverlapMap>,
         budget: &Arc<MemoryBudget>,
     ) -> Result<CompressedWrites, OpenError> {
-        let encoding = Encoding::new(compression, self.level, self.window)
-            .map_err(|problem| bad_option("compression-level", problem))?;
+        let encoding = match codec::check_built(compression) {
+            // Whoever asks for no level may never write compressed.
+            Err(missing) if self.level.is_none() => Err(missing),
+            _ => Ok(Encoding::new(compression, self.level, self.window)
+                .map_err(|problem| bad_option("compression-level", problem))?),
+        };
         // Where the file takes writes of any length, the page cache gathers them as well as this one.
         let aligned = file.limits().request_alignment > Alignment::ONE;
         let bytes = self.cache_bytes.unwrap_or(if aligned { CACHE_BYTES } else { 0 });
@@ -147,7 +152,7 @@ impl Qcow2Driver {
         }
         let writes = &self.writer()?.compressed;
         let rest = Rest {
-            chunks: Box::pin(compressed(geometry, writes.encoding, inside, &iov)),
+            chunks: Box::pin(compressed(geometry, writes.encoding?, inside, &iov)),
             plain: None,
             turn: Some(writes.turns.take()),
             end: inside.end(),

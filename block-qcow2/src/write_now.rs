@@ -32,7 +32,12 @@ impl Qcow2Driver {
             return None;
         }
         let node = self.data.as_ref().filter(|node| node.may_go_inline(range))?;
-        let mut meta = self.writer().ok()?.meta.try_lock()?;
+        let writer = self.writer().ok()?;
+        // Nobody is overtaken.
+        if !writer.turns.is_idle() {
+            return None;
+        }
+        let mut meta = writer.meta.try_lock()?;
         let in_the_way = self.allocations.free_prefix(cluster) != Ok(cluster);
         if in_the_way || self.strain(&meta).is_some() {
             return None;

@@ -11,6 +11,7 @@ use block_core::{Error, Node, OpenError, Options};
 use roaring::RoaringTreemap;
 
 use crate::alloc::{Meta, Reason};
+use crate::compress::turns::Turns;
 use crate::geometry::{Geometry, Version};
 use crate::open::Image;
 use crate::overlap::{Guard, Guarded, OverlapMap, Section};
@@ -29,6 +30,8 @@ use crate::write_compressed::{CompressedOptions, CompressedWrites};
 pub(crate) struct Writer {
     /// The metadata lock: planning and linking, never data. After `writeback` in the lock order.
     pub(crate) meta: futures::lock::Mutex<Meta>,
+    /// In which order writes are planned.
+    pub(crate) turns: Turns,
     /// Held by the one write-back that is under way. First in the lock order.
     pub(crate) writeback: futures::lock::Mutex<()>,
     pub(crate) overlap: Arc<OverlapMap>,
@@ -183,6 +186,7 @@ pub(crate) async fn make_writer(
     let compressed = options.compressed.apply(file, geometry, compression, &overlap, budget)?;
     Ok(Writer {
         meta: futures::lock::Mutex::new(meta),
+        turns: Turns::default(),
         writeback: futures::lock::Mutex::default(),
         overlap,
         discards,

@@ -38,9 +38,12 @@ enum Target {
 /// A host cluster that an entry keeps although its contents are not needed.
 type Kept = HostOffset;
 
-/// What a change of a slice let go.
+/// A change of a slice.
 #[derive(Default)]
-struct LetGo {
+struct Retargeted {
+    /// The entries that change: where in the disk, and to what.
+    entries: Vec<(u64, (u64, u64))>,
+    /// What they let go.
     dropped: Vec<Dropped>,
     kept: Vec<Kept>,
 }
@@ -287,12 +290,22 @@ impl Qcow2Driver {
     ) -> Result<Vec<Kept>> {
         let geometry = self.geometry();
         let overlap = Arc::clone(&meta.overlap);
-        let change = |words: &mut [u64]| {
+        let look = |words: &[u64]| {
             let may_drop = |dropped| overlap.check_dropped(dropped);
             retarget(geometry, words, slice.first_entry, range, target, may_drop)
         };
-        let changed = self.change_slice(slice, change).await?;
-        let LetGo { dropped, kept } = changed.ok_or(Error::Unsupported)?;
+        let Retargeted { entries, dropped, kept } =
+            self.look_at_slice(slice, look).await?.ok_or(Error::Unsupported)?;
+        // A table that stays as it is need not be written.
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let change = |words: &mut [u64]| {
+            entries.into_iter().try_for_each(|(start, new)| {
+                set_words(geometry, words, slice.first_entry, GuestOffset::new(start), new)
+            })
+        };
+        self.change_slice(slice, change).await?;
         for dropped in dropped {
             meta.drop_data(dropped, Reason::Request);
         }
@@ -311,21 +324,19 @@ fn ends_and_middle(geometry: Geometry, range: ByteRange) -> (Vec<ByteRange>, Byt
     (ends.collect(), middle)
 }
 
-/// Changes the entries that map `range`; none of them if a part of a compressed cluster is in it, or if
+/// How the entries that map `range` change; not at all if a part of a compressed cluster is in it, or if
 /// `may_drop` objects to what would be let go.
 fn retarget(
     geometry: Geometry,
-    words: &mut [u64],
+    words: &[u64],
     first_entry: u64,
     range: ByteRange,
     target: Target,
     may_drop: impl Fn(Dropped) -> Result<(), Fault>,
-) -> Result<Option<LetGo>, Fault> {
-    let mut let_go = LetGo::default();
+) -> Result<Option<Retargeted>, Fault> {
+    let mut change = Retargeted::default();
     let cluster_size = geometry.cluster_size();
     let mut start = geometry.cluster_alignment().round_down(range.offset());
-    // First all are looked at, so that one that cannot be changed changes nothing.
-    let mut entries = Vec::new();
     while start < range.end() {
         let old = words_at(geometry, words, first_entry, GuestOffset::new(start))?;
         let cluster = l2_entry(geometry, old.0, old.1)?;
@@ -341,22 +352,19 @@ fn retarget(
             match new.1 {
                 Some(host) => {
                     may_drop(Dropped::Cluster(host))?;
-                    let_go.kept.extend(whole.then_some(host));
+                    change.kept.extend(whole.then_some(host));
                 }
                 None => {
                     let dropped = dropped_by(geometry, cluster);
                     dropped.map_or(Ok(()), &may_drop)?;
-                    let_go.dropped.extend(dropped);
+                    change.dropped.extend(dropped);
                 }
             }
-            entries.push((start, new.0));
+            change.entries.push((start, new.0));
         }
         start += cluster_size;
     }
-    for (start, new) in entries {
-        set_words(geometry, words, first_entry, GuestOffset::new(start), new)?;
-    }
-    Ok(Some(let_go))
+    Ok(Some(change))
 }
 
 /// An entry's new words and the host cluster that it keeps. `None`: a part of a compressed cluster

@@ -351,3 +351,25 @@ fn a_crash_leaves_the_image_as_it_was_or_as_it_is_to_be() {
         assert!(count > 40, "{count} shots of {text} of {name}");
     }
 }
+
+/// A header that is longer than a sector is not written at once.
+#[test]
+fn a_crash_leaves_a_long_backing_name_whole_or_out() {
+    let setup = setups().into_iter().find(|setup| setup.name == "4k shared").unwrap();
+    let made = setup.make();
+    let name = "n".repeat(1000);
+    let text = String::leak(format!("backing_file={name},backing_fmt=raw"));
+    let number = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all << 8 | usize::from(*byte));
+    let mut seen = [0; 2];
+    for seed in 0..20 {
+        for bytes in shots(&setup, &made, text, seed) {
+            let (start, len) = (number(&bytes[8..16]), number(&bytes[16..20]));
+            seen[usize::from(start > 0)] += 1;
+            if start > 0 {
+                assert!(start + len > 512, "it ends behind the first sector");
+                assert!(bytes[start..start + len] == *name.as_bytes(), "seed {seed}");
+            }
+        }
+    }
+    assert!(seen.iter().all(|count| *count > 20), "{seen:?}");
+}

@@ -672,6 +672,23 @@ fn no_crash_leaves_a_bitmap_that_is_trusted_and_behind_the_disk() {
     }
 }
 
+/// Where no table changes, nothing but the bitmaps' own order keeps them from being trusted too long, and their
+/// directory from being named too early.
+#[test]
+fn a_crash_beside_a_write_in_place_leaves_no_bitmap_behind_the_disk() {
+    let dir = ImageDir::new().unwrap();
+    let (node, file) = writable(&created(&dir, "cluster_size=4k", "2M"));
+    let zeroes = IoBuf::zeroed(4096, Alignment::PAGE).unwrap();
+    let first = ByteRange::up_to(4096);
+    block_on(node.write(first, zeroes.into(), RequestFlags::empty())).unwrap();
+    add(&node, "b", 4096).unwrap();
+    close(&node).unwrap();
+    let (left, bytes) = crashes(&file.to_bytes(), None, |node| write(node, 0, 4096).unwrap());
+    assert_eq!(left, BTreeSet::from(["old", "in use"]));
+    assert_eq!(naive_areas(&bytes, "b"), [(0, 4096)]);
+    assert_clean(&dir, "crash.qcow2", &bytes);
+}
+
 /// One bitmap of the game and its slow twin.
 struct Twin {
     name: String,

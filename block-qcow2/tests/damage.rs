@@ -242,7 +242,9 @@ fn a_damaged_entry_fails_its_own_bytes_and_is_reported_once() {
             assert!(error.to_string().contains(expect), "{expect}: {error}");
         }
         assert!(read(&node, 0, 128 << 10).is_err());
-        assert_eq!(events.lock().len(), 1, "{expect}");
+        // Lost guest data says nothing of the metadata.
+        let reported = usize::from(expect != "damaged compressed cluster");
+        assert_eq!(events.lock().len(), reported, "{expect}");
         if neighbour {
             assert_eq!(read(&node, 0, 8192).unwrap(), [1; 8192]);
             assert_eq!(read(&node, 64 << 10, 8192).unwrap(), [2; 8192]);

@@ -288,12 +288,12 @@ fn a_refcount_that_cannot_be_read_is_heard_of() {
     assert!(injected > 4, "{injected} faults");
 }
 
-/// As many faults as `BLOCK_TARGET` says.
+/// Faults at many places of each game, for a time.
 #[test]
 #[ignore = "for cargo xtask soak"]
 fn soak_faults() {
     let setups = quick_setups();
-    Campaign::until("faults", 20_000)
+    Campaign::soak("faults")
         .run_until(|seed| make(&setups, seed, 24), |game| faults(game, 40).map(|_| 40));
 }
 

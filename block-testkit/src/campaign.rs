@@ -5,12 +5,15 @@
 //! failing, and panics with what is left.
 //!
 //! `BLOCK_SEED` plays the game of that seed only, `BLOCK_CASES` says how many games there are, and
-//! `BLOCK_FIRST` from which seed on. A campaign that goes on until something was done often enough
-//! ([`Campaign::until`]) takes that number from `BLOCK_TARGET`.
+//! `BLOCK_FIRST` from which seed on. A campaign that goes on for a time ([`Campaign::soak`]) takes the
+//! seconds from `BLOCK_SECONDS`. The file that `BLOCK_NOTE` names holds the seed of the game that is being
+//! played, for whoever finds the process dead or waits for it in vain.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Once;
+use std::time::{Duration, Instant};
 
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -24,6 +27,10 @@ pub struct Campaign {
     seeds: std::ops::Range<u64>,
     /// What is enough; `u64::MAX` where only the seeds count.
     target: u64,
+    /// How long games are begun; `None` where only seeds and target count.
+    time: Option<Duration>,
+    /// The file that gets the seed of each game before it is played.
+    note: Option<PathBuf>,
 }
 
 /// A game.
@@ -48,14 +55,20 @@ impl Campaign {
             Some(seed) => seed..seed.saturating_add(1),
             None => first..first.saturating_add(cases),
         };
-        Self { name, seeds, target: u64::MAX }
+        let note = std::env::var_os("BLOCK_NOTE").map(PathBuf::from);
+        Self { name, seeds, target: u64::MAX, time: None, note }
     }
 
-    /// Games until [`Campaign::run_until`] has counted `target` of what it counts, unless the environment
-    /// says otherwise.
+    /// Games until [`Campaign::run_until`] has counted `target` of what it counts.
     pub fn until(name: &'static str, target: u64) -> Self {
-        let target = variable("BLOCK_TARGET").unwrap_or(target);
         Self { target, ..Self::new(name, u64::MAX) }
+    }
+
+    /// Games for as long as the environment says, or ten seconds: always new ones, one after the other.
+    /// `cargo xtask soak` plays them.
+    pub fn soak(name: &'static str) -> Self {
+        let seconds = variable("BLOCK_SECONDS").unwrap_or(10);
+        Self { time: Some(Duration::from_secs(seconds)), ..Self::new(name, u64::MAX) }
     }
 
     /// The seeds of the games.
@@ -86,10 +99,12 @@ impl Campaign {
         play: impl Fn(&Game<S>) -> Result<u64, String>,
     ) {
         let (mut count, mut games) = (0u64, 0u64);
+        let start = Instant::now();
         for seed in self.seeds() {
-            if count >= self.target {
+            if count >= self.target || self.time.is_some_and(|time| start.elapsed() >= time) {
                 break;
             }
+            self.note(seed);
             let game = make(seed);
             games += 1;
             let worth = Cell::new(0);
@@ -108,6 +123,17 @@ impl Campaign {
             }
         }
         println!("{}: {games} games from seed {} on, {count} in all", self.name, self.seeds.start);
+    }
+}
+
+impl Campaign {
+    /// Says which game is played.
+    fn note(&self, seed: u64) {
+        if let Some(path) = &self.note
+            && let Err(error) = std::fs::write(path, seed.to_string())
+        {
+            panic!("{}: {}: {error}", self.name, path.display());
+        }
     }
 }
 
@@ -217,7 +243,9 @@ mod tests {
 
     #[test]
     fn a_game_that_fails_is_made_small_and_says_its_seed() {
-        let campaign = Campaign { name: "the test", seeds: 0..20, target: u64::MAX };
+        let directory = tempfile::tempdir().unwrap();
+        let note = directory.path().join("note");
+        let campaign = Campaign { note: Some(note.clone()), ..of_seeds(0..20) };
         let space = OpSpace::new(4096, &[512]);
         let make = |seed| Game { setup: (), ops: seeded(&space.ops(60), seed), depth: 4, seed };
         let flushes = |ops: &[Op]| ops.iter().filter(|op| matches!(op, Op::Flush)).count();
@@ -236,6 +264,31 @@ mod tests {
         assert_eq!(rest.matches("  flush\n").count(), 2, "{text}");
         assert!(!rest.contains("write") && text.contains("BLOCK_SEED="), "{text}");
         assert!(text.contains("too many flushes"), "{text}");
+        let noted = std::fs::read_to_string(note).unwrap();
+        assert!(text.contains(&format!("BLOCK_SEED={noted} fails")), "{noted}: {text}");
+    }
+
+    #[test]
+    fn a_campaign_for_a_time_ends_when_it_is_over() {
+        let time = Some(Duration::from_millis(50));
+        let campaign = Campaign { time, ..of_seeds(7..u64::MAX) };
+        let (start, played) = (Instant::now(), RefCell::new(Vec::new()));
+        campaign.run(
+            |seed| Game { setup: (), ops: Vec::new(), depth: 1, seed },
+            |game| {
+                played.borrow_mut().push(game.seed);
+                std::thread::sleep(Duration::from_millis(1));
+                Ok(())
+            },
+        );
+        assert!(start.elapsed() >= Duration::from_millis(50));
+        let played = played.into_inner();
+        assert!(!played.is_empty() && played.len() < 60, "{} games", played.len());
+        assert!(played.iter().copied().eq(7..7 + played.len() as u64), "{played:?}");
+    }
+
+    fn of_seeds(seeds: std::ops::Range<u64>) -> Campaign {
+        Campaign { name: "the test", seeds, target: u64::MAX, time: None, note: None }
     }
 
     #[test]

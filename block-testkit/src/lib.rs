@@ -26,3 +26,8 @@ pub mod peer;
 pub mod play;
 pub mod race;
 pub mod scenario;
+
+/// The README's example, compiled with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

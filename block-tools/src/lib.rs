@@ -15,5 +15,10 @@ mod temporary;
 
 /// The README's example, compiled with the documentation's tests.
 #[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
+#[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The same of the workspace's README.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct WorkspaceReadme;

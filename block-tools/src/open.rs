@@ -22,6 +22,7 @@ use block_iscsi::transport::tcp::TcpConnector;
 use block_qcow2::Qcow2Factory;
 use block_vmdk::VmdkFactory;
 
+use crate::spec::objects::Secrets;
 use crate::spec::{SpecError, image_opts, json, shown};
 use crate::surroundings::{self, complain};
 use crate::temporary;
@@ -151,6 +152,8 @@ pub struct ImageSpec {
     pub image_opts: bool,
     /// More options of the node, which win over those in the name.
     pub options: Options,
+    /// What the options name by `password-secret` (`--object`).
+    pub secrets: Secrets,
     /// Everything that no field below decides: `writable`, `no_io`, `no_backing`, `check`.
     pub flags: OpenFlags,
     /// Decides `flags.direct` and `flags.no_flush`.
@@ -199,6 +202,7 @@ impl ImageSpec {
             format: None,
             image_opts: false,
             options: Options::new(),
+            secrets: Secrets::default(),
             flags: OpenFlags::READ_ONLY,
             cache: CacheMode::WRITEBACK,
             aio: None,
@@ -250,6 +254,7 @@ impl ImageSpec {
         if let (Some(mode), None) = (detect_zeroes, options.peek("detect-zeroes")) {
             options.set("detect-zeroes", mode);
         }
+        self.secrets.reveal(&mut options)?;
         Ok(options)
     }
 }
@@ -267,6 +272,9 @@ pub async fn open_in(mut context: OpenContext, spec: &ImageSpec) -> Result<Node,
     context.writable_backing_depth = spec.writable_backing_depth;
     context.default_aio = spec.aio.map(AioMode::name);
     if spec.backing_reads == BackingReads::Copy {
+        if !spec.flags.writable {
+            return Err(SpecError::CopyToReadOnly);
+        }
         let below = ImageSpec { backing_reads: BackingReads::Pass, ..spec.clone() };
         let node = Box::pin(open_in(context, &below)).await?;
         let options = node.options().clone();

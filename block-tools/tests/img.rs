@@ -233,7 +233,9 @@ fn info_for_people_has_the_layout_of_qemu_img() {
     let top = chain(&dir);
     // What follows the first child's name is the file's, of which we say more.
     let upper = |text: String| text.split("Child node").next().unwrap_or_default().to_owned();
-    for args in [["info", top], ["info", "base.raw"]] {
+    let other = "file:image:other.qcow2";
+    dir.qemu_img(&["create", "-f", "qcow2", "-b", "base.raw", "-F", "raw", other]).unwrap();
+    for args in [["info", top], ["info", "base.raw"], ["info", "file:base.raw"], ["info", other]] {
         let theirs = upper(dir.qemu_img(&args).unwrap());
         assert_eq!(upper(succeed(&dir, &args)), theirs);
     }
@@ -311,8 +313,13 @@ fn compare_has_the_answers_and_statuses_of_qemu_img() {
     let l1 = usize::try_from(u64::from_be_bytes(broken[40..48].try_into().unwrap())).unwrap();
     broken[l1..l1 + 8].copy_from_slice(&0x8000_0000_0100_0000u64.to_be_bytes());
     dir.write("broken.qcow2", &broken).unwrap();
+    dir.write("empty.raw", &[]).unwrap();
+    dir.write("zeroes.raw", &[0; 4096]).unwrap();
     let all: &[(&[&str], i32)] = &[
         (&["a.qcow2", "a.raw"], 0),
+        (&["empty.raw", "zeroes.raw"], 0),
+        (&["a.raw", "empty.raw"], 1),
+        (&["empty.raw", "empty.raw"], 0),
         (&["-f", "qcow2", "-F", "raw", "a.qcow2", "a.raw"], 0),
         (&["a.raw", "other.raw"], 1),
         (&["-q", "a.raw", "other.raw"], 1),

@@ -111,3 +111,22 @@ fn leaks_alone_are_mended_where_only_they_may_be() {
         assert_eq!(json.get("leaks"), None, "{text}");
     }
 }
+
+#[test]
+fn a_repair_clears_the_marks_of_what_it_does_not_know() {
+    let dir = ImageDir::new().unwrap();
+    let mut bytes = image(&dir);
+    // Bit 63 of the autoclear features.
+    bytes[88] |= 0x80;
+    dir.write("c.qcow2", &bytes).unwrap();
+    for (args, mark) in
+        [(&["check", "c.qcow2"][..], 0x80), (&["check", "-r", "leaks", "c.qcow2"], 0)]
+    {
+        let (status, said) = run(&dir, BLOCK_IMG, args);
+        assert_eq!(status, 0, "{said}");
+        let after = dir.bytes("c.qcow2").unwrap();
+        assert_eq!(after[88], mark, "{args:?}");
+        bytes[88] = mark;
+        assert!(after == bytes, "nothing else changes: {args:?}");
+    }
+}

@@ -7,6 +7,7 @@
     reason = "a test fails by panicking, and these helpers run in tests only"
 )]
 
+use std::os::unix::fs::MetadataExt;
 use std::process::Output;
 use std::sync::OnceLock;
 
@@ -264,6 +265,61 @@ fn rebase_says_and_does_what_qemu_img_does() {
         ],
     ] {
         check_script(chain, script, images);
+    }
+}
+
+/// A chain of three images of which the last has clusters of twice the size; the one in the middle holds
+/// every second half of some of them.
+fn mixed_clusters(dir: &ImageDir) {
+    dir.qemu_img(&["create", "-f", "qcow2", "base.qcow2", "384k"]).unwrap();
+    for (name, backing, options) in [
+        ("middle.qcow2", "base.qcow2", "cluster_size=64k"),
+        ("top.qcow2", "middle.qcow2", "cluster_size=128k"),
+    ] {
+        let args = ["create", "-f", "qcow2", "-b", backing, "-F", "qcow2", "-o", options, name];
+        dir.qemu_img(&args).unwrap();
+    }
+    dir.qemu_io("middle.qcow2", &["write -P 1 64k 64k", "write -P 2 256k 64k"]).unwrap();
+}
+
+#[test]
+fn a_cluster_that_differs_in_part_is_kept_as_a_whole() {
+    let line = ["rebase", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2"];
+    let mut maps = Vec::new();
+    for tool in ["qemu-img", BLOCK_IMG] {
+        let dir = ImageDir::new().unwrap();
+        mixed_clusters(&dir);
+        let before = dir.raw_contents("top.qcow2", &["-f", "qcow2"]).unwrap();
+        assert!(dir.run(tool, &line).unwrap().status.success());
+        assert!(dir.raw_contents("top.qcow2", &["-f", "qcow2"]).unwrap() == before);
+        let map = dir.qemu_img(&["map", "--output=json", "top.qcow2"]).unwrap();
+        let mut map: Value = serde_json::from_str(&map).unwrap();
+        for extent in map.as_array_mut().unwrap() {
+            // Where it stands in the file is everybody's own affair.
+            extent.as_object_mut().unwrap().remove("offset");
+        }
+        maps.push(map);
+    }
+    assert_eq!(maps[1], maps[0]);
+    assert_eq!(maps[1][0]["length"], 128 << 10, "half a cluster more than what differs");
+}
+
+#[test]
+fn preallocated_growth_has_its_space() {
+    for options in ["cluster_size=512", "cluster_size=64k", "cluster_size=64k,extended_l2=on"] {
+        for (created, grown) in [("off", "falloc"), ("metadata", "full"), ("full", "falloc")] {
+            let dir = ImageDir::new().unwrap();
+            let made = format!("{options},preallocation={created}");
+            succeed(&dir, &["create", "-q", "-f", "qcow2", "-o", &made, "a.qcow2", "2000k"]);
+            let how = format!("--preallocation={grown}");
+            succeed(&dir, &["resize", "-q", &how, "a.qcow2", "+80k"]);
+            dir.qemu_io("a.qcow2", &["write 0 2000k"]).unwrap();
+            let held = || std::fs::metadata(dir.path("a.qcow2")).unwrap().blocks();
+            let before = held();
+            dir.qemu_io("a.qcow2", &["write 2000k 80k"]).unwrap();
+            assert!(held() <= before, "{options}: {created}, then {grown}");
+            assert_eq!(dir.check("a.qcow2").unwrap(), Verdict::Clean);
+        }
     }
 }
 

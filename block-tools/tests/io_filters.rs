@@ -7,7 +7,7 @@ mod io_support;
 
 use std::path::Path;
 
-use io_support::{chain, check, check_written, raw};
+use io_support::{both, chain, check, check_written, feed, raw, tool};
 
 /// How the scripts of the field open images: changed tables are written when something flushes.
 const WRITEBACK: [&str; 2] = ["-t", "writeback"];
@@ -35,6 +35,7 @@ fn debugged(dir: &Path) {
         ("backing", rule("read_backing_aio", "errno = \"5\"\nonce = \"on\"\n")),
         ("cow", rule("cow_read", "errno = \"5\"\nonce = \"on\"\n")),
         ("rmw", rule("pwritev_rmw_after_tail", "errno = \"5\"\nonce = \"on\"\n")),
+        ("l2", rule("l2_update", "errno = \"5\"\nimmediately = \"on\"\n")),
     ];
     for (name, text) in configs {
         std::fs::write(dir.join(name), text).unwrap();
@@ -122,6 +123,22 @@ fn breakpoints_hold_and_release_alike() {
 }
 
 #[test]
+fn what_is_held_up_holds_up_nobody_else() {
+    // The second write overlaps both others and waits for the first; the third does not wait for it.
+    let start = "break pwritev_rmw_after_tail A\naio_write -P 10 0xa000 0x200\nwait_break A\n\
+        aio_write -P 11 0xa800 0x1000\nbreak pwritev_rmw_after_head B\n\
+        aio_write -P 12 0xbe00 0x200\nwait_break B\n";
+    let verify = "aio_flush\nread -P 10 0xa000 0x200\nread -P 0 0xa200 0x600\nread -P 11 0xa800 0x1000\n\
+        read -P 0 0xb800 0x600\nread -P 12 0xbe00 0x200\n";
+    for order in ["resume A\nsleep 50\nresume B\n", "resume B\nsleep 50\nresume A\n"] {
+        let script = [start, order, verify].concat();
+        let options = "driver=raw,file.driver=blkdebug,file.align=4k,file.image.filename=a.raw";
+        let image = ["--image-opts", options];
+        check(debugged, &[&WRITEBACK[..], &commands(&script), &image].concat(), "");
+    }
+}
+
+#[test]
 fn a_qcow2_image_comes_by_the_same_points() {
     let on_top = |config: &str, script: &str| {
         let name = format!("blkdebug:{config}:top.qcow2");
@@ -144,6 +161,28 @@ fn a_qcow2_image_comes_by_the_same_points() {
     }
     on_top("", "break read_aio A\naio_read -P 3 64k 64k\nwait_break A\nresume A\naio_flush\n");
     on_top("", "break l2_load A\naio_read -P 3 64k 64k\nwait_break A\nresume A\naio_flush\n");
+}
+
+#[test]
+fn zero_writes_that_change_nothing_write_no_table() {
+    for (script, status) in
+        [("write -z -u 1M 64k\nwrite -z 1M 512k\n", Some(0)), ("write -z 2M 64k\nflush\n", Some(1))]
+    {
+        let args = [&WRITEBACK[..], &["-f", "qcow2"], &commands(script)].concat();
+        let (_, ours) = both(debugged, &[&args[..], &["blkdebug:l2:top.qcow2"]].concat(), "");
+        assert_eq!(ours.status, status, "{script:?}: {}", ours.stderr);
+    }
+    let name = "blkdebug:l2:top.qcow2";
+    check(debugged, &["-f", "qcow2", "-c", "write -z -u 1M 64k", name], "");
+}
+
+#[test]
+fn discards_go_to_the_ends_of_a_request_alike() {
+    let options = "driver=blkdebug,image.driver=qcow2,image.file.driver=file,\
+        image.file.filename=base.qcow2,align=512,opt-discard=192k,max-discard=192k";
+    let script = "write -P 5 0 2M\ndiscard 70001 600k\nread -P 5 0 128k\nread -P 0 128k 512k\n\
+        read -P 5 704k 1344k\n";
+    check_written(debugged, &["--image-opts", options], script, &["base.qcow2"]);
 }
 
 #[test]
@@ -187,6 +226,60 @@ fn what_is_read_from_a_backing_file_is_copied_alike() {
         file.file.filename=top.qcow2";
     let script = "read -P 1 0 512\nread -P 0 3000k 64k\nlength\n";
     check_written(chain, &["--image-opts", options], script, &["top.qcow2", "base.qcow2"]);
+    check(chain, &["-C", "-r", "top.qcow2"], "length\n");
+    check(chain, &["-r", "--image-opts", options], "length\n");
+}
+
+#[test]
+fn copies_on_read_are_of_subclusters() {
+    let subclusters = |dir: &Path| {
+        chain(dir);
+        let new = ["create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "-b", "base.qcow2"];
+        let new = [&new[..], &["-F", "qcow2", "top.qcow2"]].concat();
+        let made = feed(tool("QEMU_IMG", "qemu-img"), dir, &new, "", "qemu-img");
+        assert!(made.status.success(), "{made:?}");
+    };
+    let script = "write -P 11 28k 2k\nwrite -P 12 34k 2k\nmap\nread -P 1 30k 4k\nmap\n\
+        read -P 1 1k 100\nmap\n";
+    check_written(subclusters, &["-C", "top.qcow2"], script, &["top.qcow2", "base.qcow2"]);
+}
+
+#[test]
+fn a_data_file_may_be_any_node_that_the_user_names() {
+    let external = |dir: &Path| {
+        let new = ["create", "-q", "-f", "qcow2", "-o", "data_file=d.raw", "d.qcow2", "1M"];
+        let made = feed(tool("QEMU_IMG", "qemu-img"), dir, &new, "", "qemu-img");
+        assert!(made.status.success(), "{made:?}");
+    };
+    let json = "json:{'driver':'qcow2','file':{'filename':'d.qcow2'},\
+        'data-file':{'driver':'null-co','size':1048576,'read-zeroes':true}}";
+    check(external, &[json], "length\nwrite -P 5 0 64k\nread -P 0 0 64k\nmap\n");
+}
+
+#[test]
+fn only_what_can_be_written_is_copied_to() {
+    check(chain, &["-C", "-r", "-c", "length", "top.qcow2"], "");
+    check(chain, &[], "open -C -r top.qcow2\nlength\n");
+    let filter = "driver=copy-on-read,file.driver=qcow2,file.file.filename=top.qcow2";
+    check(chain, &["-r", "--image-opts", filter, "-c", "length"], "");
+}
+
+#[test]
+fn subclusters_are_copied_by_themselves() {
+    let extended = |dir: &Path| {
+        let img = |args: &[&str]| {
+            let output = feed(tool("QEMU_IMG", "qemu-img"), dir, args, "", "qemu-img");
+            assert!(output.status.success(), "{output:?}");
+        };
+        std::fs::write(dir.join("base.raw"), vec![0xaa; 64 << 10]).unwrap();
+        let options = ["-o", "extended_l2=on", "-b", "base.raw", "-F", "raw", "top.qcow2"];
+        img(&[&["create", "-q", "-f", "qcow2"], &options[..]].concat());
+    };
+    let script = "write -P 0xbb 28k 2k\nwrite -P 0xcc 34k 2k\nread -P 0xaa 30k 4k\nmap\n";
+    let options = "driver=qcow2,file.driver=file,file.filename=top.qcow2";
+    for image in [["-f", "qcow2", "top.qcow2"], ["-m", "--image-opts", options]] {
+        check_written(extended, &[&["-C"], &image[..]].concat(), script, &["top.qcow2"]);
+    }
 }
 
 #[test]

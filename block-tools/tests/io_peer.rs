@@ -195,6 +195,9 @@ fn a_qcow2_chain_is_written_alike() {
     top("write -P 5 0 64k\nreopen -r\nwrite 0 1k\nread -P 5 0 64k\nreopen -w\nwrite -P 6 0 1k\n\
          reopen -c unsafe\nwrite -P 7 1k 1k\nreopen -c writethrough\nwrite -P 8 2k 1k\nflush\n\
          read -P 6 0 1k\nread -P 7 1k 1k\nread -P 8 2k 1k\n");
+    let script = "reopen -w\nwrite -P 5 0 64k\nreopen -r\nwrite 0 1k\nread -P 5 0 64k\n\
+        reopen -w -c unsafe\nwrite -P 6 0 1k\nread -P 6 0 1k\n";
+    check_written(chain, &["-r", "top.qcow2"], script, &["top.qcow2"]);
     for mode in ["none", "directsync", "writethrough", "unsafe"] {
         let script = "write -P 5 3 70000\nwrite -z 128k 100\nread -P 5 3 70000\nflush\n";
         check_written(chain, &["-t", mode, "-m", "top.qcow2"], script, &["top.qcow2"]);

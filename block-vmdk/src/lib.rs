@@ -92,3 +92,8 @@ pub mod units;
 pub use driver::VmdkDriver;
 pub use factory::VmdkFactory;
 pub use probe::{FileKind, probe};
+
+/// The README's example, compiled with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -278,12 +278,12 @@ fn a_crash_leaves_no_damage_and_what_was_flushed() {
     }
 }
 
-/// As many crash images as `BLOCK_TARGET` says.
+/// Crash images of longer games, for a time.
 #[test]
 #[ignore = "for cargo xtask soak"]
 fn soak_crash() {
     let (setups, met) = (small_setups(), Met::default());
-    let campaign = Campaign::until("crash images", 100_000);
+    let campaign = Campaign::soak("crash images");
     campaign.run_until(|seed| make(&setups, seed, 40), |game| play(game, &met));
 }
 

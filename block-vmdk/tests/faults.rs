@@ -386,12 +386,12 @@ fn a_failed_write_gives_its_grain_back() {
     assert_eq!((judged.report.leaks, judged.report.grains), (0, 3));
 }
 
-/// As many faults as `BLOCK_TARGET` says.
+/// Faults at many places of each game, for a time.
 #[test]
 #[ignore = "for cargo xtask soak"]
 fn soak_faults() {
     let setups = quick_setups();
-    Campaign::until("faults", 20_000)
+    Campaign::soak("faults")
         .run_until(|seed| make(&setups, seed, 24), |game| faults(game, 40).map(|_| 40));
 }
 

@@ -168,12 +168,12 @@ fn any_interleaving_on_any_disk_equals_the_flat_disk() {
     }
 }
 
-/// As many operations as `BLOCK_TARGET` says, in long lists.
+/// Long lists of operations, for a time.
 #[test]
 #[ignore = "for cargo xtask soak"]
 fn soak_model() {
     let setups = setups();
-    Campaign::until("operations", 1_000_000).run_until(
+    Campaign::soak("operations").run_until(
         |seed| make(&setups, seed, 240),
         |game| play(game).map(|_| game.ops.len() as u64),
     );

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::failure::Result;
-use crate::{demo, iotests, peer, run, setup, tidy};
+use crate::{demo, examples, features, iotests, package, peer, run, setup, tidy};
 
 /// How a step ended that did not fail.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -40,6 +40,8 @@ pub(crate) const STEPS: &[Step] = &[
         name: "test", // the documentation's tests are among them
         run: || cargo(&["test", "--workspace", "--locked"]),
     },
+    Step { name: "examples", run: || examples::run().map(passed) },
+    Step { name: "features", run: || features::run().map(passed) },
     Step {
         name: "doc",
         run: || {
@@ -49,6 +51,7 @@ pub(crate) const STEPS: &[Step] = &[
             run::succeed(&mut doc).map(passed)
         },
     },
+    Step { name: "package", run: || package::run().map(passed) },
     Step { name: "deny", run: deny },
     Step { name: "miri", run: miri },
     Step { name: "iotests", run: || iotests::scenarios::quick().map(passed) },

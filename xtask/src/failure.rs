@@ -46,6 +46,15 @@ pub(crate) enum Failure {
         /// How to install it.
         hint: String,
     },
+    /// A game of a soak failed.
+    Soak {
+        /// The soak.
+        name: &'static str,
+        /// How its test ended.
+        how: String,
+        /// The seed of the game, if one had begun.
+        seed: Option<u64>,
+    },
     /// A check found this many faults and has printed them.
     Faults {
         /// The check.
@@ -53,6 +62,15 @@ pub(crate) enum Failure {
         /// How many.
         count: usize,
     },
+    /// A list of the harness's own is wrong.
+    List {
+        /// The file, or what is listed.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The user has asked to stop.
+    Interrupted,
 }
 
 impl Failure {
@@ -77,7 +95,15 @@ impl fmt::Display for Failure {
             }
             Self::Output { command, problem } => write!(f, "`{command}` printed {problem}"),
             Self::Missing { program, hint } => write!(f, "{program} is not installed: {hint}"),
+            Self::Soak { name, how, seed: None } => write!(f, "{name} {how} before its first game"),
+            Self::Soak { name, how, seed: Some(seed) } => write!(
+                f,
+                "{name} {how}, see above; to play the game again: \
+                 cargo xtask soak --only {name} --seed {seed}"
+            ),
             Self::Faults { check, count } => write!(f, "{check}: {count} found, see above"),
+            Self::List { name, problem } => write!(f, "{name}: {problem}"),
+            Self::Interrupted => write!(f, "interrupted"),
         }
     }
 }

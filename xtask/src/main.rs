@@ -9,9 +9,14 @@
 mod bench;
 mod ci;
 mod demo;
+mod examples;
 mod failure;
+mod features;
 mod guest;
 mod iotests;
+mod mutants;
+mod package;
+
 mod peer;
 mod run;
 mod scratch;
@@ -37,7 +42,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything that must pass: peers, format, tidy, lints, tests, docs, miri, peer, demo.
+    /// Everything that must pass: peers, format, tidy, lints, tests, examples, features, docs,
+    /// packages, miri, peer, demo.
     Ci,
     /// Checks what the compiler does not: module heads, file lengths, dependencies, documents.
     Tidy,
@@ -48,8 +54,16 @@ enum Command {
     Peer(peer::Arguments),
     /// Makes a compressed image with a backing file, and converts it to raw.
     Demo(demo::Arguments),
-    /// Plays random games on images for long: millions of operations, 100,000 crash images.
+    /// Runs the examples of the crates and checks what they print.
+    Examples,
+    /// Lints and tests the crates with their features alone and together.
+    Features,
+    /// Packages the crates, and compiles the packages without the workspace.
+    Package,
+    /// Plays random operations, faults and crashes on all drivers until the time is up.
     Soak(soak::Arguments),
+    /// Makes the mistakes of a list in a copy of the workspace, and shows which tests notice.
+    Mutants(mutants::Arguments),
     /// Serves an iSCSI target in memory.
     Target(target::Arguments),
     /// Runs QEMU's own shell tests with block-img and block-io.
@@ -75,7 +89,11 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Setup => setup::peers(&setup::ALL),
         Command::Peer(arguments) => peer::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Examples => examples::run(),
+        Command::Features => features::run(),
+        Command::Package => package::run(),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::Mutants(arguments) => mutants::run(&arguments),
         Command::Target(arguments) => target::run(&arguments),
         Command::Iotests(arguments) => iotests::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),

@@ -2,6 +2,7 @@
 //!
 //! Standard input is always closed, so that nothing ever waits for an answer.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,16 @@ use crate::failure::{Failure, Result};
 pub(crate) fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// Whether a file or directory is git's, or what cargo builds: `target` beside a manifest. Anywhere else that
+/// is a name like others.
+pub(crate) fn is_no_source(path: &Path) -> bool {
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some(".git") => true,
+        Some("target") => path.with_file_name("Cargo.toml").exists(),
+        _ => false,
+    }
 }
 
 /// A command with standard input closed, run in the workspace's root unless said otherwise.
@@ -118,11 +129,30 @@ fn build(profile: &str, package: &str, kind: &str, name: &str) -> Result<PathBuf
     })
 }
 
-/// The executable of this name in the messages of `cargo build`.
-fn executable(messages: &str, name: &str) -> Option<PathBuf> {
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut ours = messages.filter(|message| message["target"]["name"] == name);
+/// Runs a `cargo build` or `cargo test --no-run`, and returns where cargo says the programs are, by the
+/// directory of their crate and their name.
+pub(crate) fn built(build: &mut Command) -> Result<BTreeMap<(String, String), PathBuf>> {
+    build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
+    let messages = stdout(build)?;
+    let programs = executables(&messages).filter_map(|message| {
+        let manifest = Path::new(message["manifest_path"].as_str()?);
+        let directory = manifest.parent()?.file_name()?.to_string_lossy().into_owned();
+        let name = message["target"]["name"].as_str()?.to_owned();
+        Some(((directory, name), PathBuf::from(message["executable"].as_str()?)))
+    });
+    Ok(programs.collect())
+}
+
+/// The executable of this name in the messages of `cargo build` or `cargo test`.
+pub(crate) fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+    let mut ours = executables(messages).filter(|message| message["target"]["name"] == name);
     ours.find_map(|message| message["executable"].as_str().map(PathBuf::from))
+}
+
+/// The messages about executables.
+fn executables(messages: &str) -> impl Iterator<Item = Value> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    messages.filter(|message| message["executable"].is_string())
 }
 
 fn start(command: &Command) -> impl FnOnce(std::io::Error) -> Failure + use<> {

@@ -83,9 +83,14 @@ impl BlockDriver for CompressDriver {
     }
 
     fn info(&self) -> DriverInfo {
-        let DriverInfo { cluster_size, dirty, encrypted, compressed, .. } =
-            self.file.driver().info();
-        DriverInfo { cluster_size, dirty, encrypted, compressed, ..DriverInfo::default() }
+        DriverInfo {
+            filename: None,
+            actual_size: None,
+            backing_filename: None,
+            backing_format: None,
+            specific: Vec::new(),
+            ..self.file.driver().info()
+        }
     }
 
     fn read_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {

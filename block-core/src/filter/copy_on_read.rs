@@ -4,7 +4,8 @@
 //! fails if that fails. A file that cannot be written to is read as it is.
 //!
 //! Invariants: no write of anybody else that passes here is in flight to a cluster while it is copied; a
-//! cluster that the file holds is never copied over; memory is bounded by `PIECE` or one cluster.
+//! cluster that the file holds is never copied over; memory is bounded by `PIECE` or one cluster. Zeroes
+//! that tables tell of are not read.
 
 use std::sync::Arc;
 
@@ -45,7 +46,8 @@ impl CopyOnReadDriver {
     /// What is copied as a whole.
     fn cluster(&self) -> Alignment {
         let limits = self.file.limits();
-        let cluster = self.file.driver().info().cluster_size.and_then(Alignment::new);
+        let info = below_filters(&self.file).driver().info();
+        let cluster = info.subcluster_size.or(info.cluster_size).and_then(Alignment::new);
         let cluster = cluster.filter(|cluster| cluster.is_power_of_two());
         limits.request_alignment.max(cluster.unwrap_or(Alignment::SECTOR))
     }
@@ -62,6 +64,41 @@ impl CopyOnReadDriver {
             0 => Ok((true, range.len())),
             len => Ok((status.is_allocated(), len)),
         }
+    }
+
+    /// Makes the clusters that hold the start of `range` read as zeroes without a backing file, if they do
+    /// with it and the tables say so; gives how much of `range` that is.
+    async fn copy_zeroes(&self, range: ByteRange) -> Result<Option<u64>> {
+        let zero = self.zero_run(range).await?;
+        let (cluster, disk_end) = (self.cluster(), self.file.len());
+        let end = range.offset() + zero;
+        let end = if end == disk_end { end } else { cluster.round_down(end) };
+        if end <= range.offset() {
+            return Ok(None);
+        }
+        let whole = ByteRange::from_bounds(cluster.round_down(range.offset()), end)?;
+        let _alone = self.copies.begin(Claim::serialising(whole.expand(cluster))).await;
+        // Somebody may have written there meanwhile; and what is before the range may be no zeroes.
+        let (held, len) = self.run(whole).await?;
+        if held || len < whole.len() || self.zero_run(whole).await? < whole.len() {
+            return Ok(None);
+        }
+        self.file.driver().event("cor_write");
+        self.file.write_zeroes(whole, RequestFlags::WRITE_UNCHANGED).await?;
+        Ok(Some(end - range.offset()))
+    }
+
+    /// How many bytes from the start of `range` on read as zeroes, as far as tables tell.
+    async fn zero_run(&self, range: ByteRange) -> Result<u64> {
+        let mut rest = range;
+        while !rest.is_empty() {
+            let status = self.file.block_status_above(None, rest, StatusDetail::Zeroes).await?;
+            if !status.is_zero() || status.len == 0 {
+                break;
+            }
+            rest = rest.split_at(status.len).1;
+        }
+        Ok(range.len() - rest.len())
     }
 
     /// Copies the clusters that hold the start of `range`, and gives how much of it was read into `iov`.
@@ -124,9 +161,14 @@ impl BlockDriver for CopyOnReadDriver {
     }
 
     fn info(&self) -> DriverInfo {
-        let DriverInfo { cluster_size, dirty, encrypted, compressed, .. } =
-            self.file.driver().info();
-        DriverInfo { cluster_size, dirty, encrypted, compressed, ..DriverInfo::default() }
+        DriverInfo {
+            filename: None,
+            actual_size: None,
+            backing_filename: None,
+            backing_format: None,
+            specific: Vec::new(),
+            ..self.file.driver().info()
+        }
     }
 
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
@@ -142,7 +184,16 @@ impl BlockDriver for CopyOnReadDriver {
                     self.file.read(rest.first(len), here.slice(0, to_usize(len))).await?;
                     len
                 }
-                (false, len) => self.copy(rest.first(len), &here).await?,
+                (false, len) => {
+                    let piece = rest.first(len);
+                    match self.copy_zeroes(piece).await? {
+                        Some(done) => {
+                            here.fill(0, to_usize(done), 0);
+                            done
+                        }
+                        None => self.copy(piece, &here).await?,
+                    }
+                }
             };
             rest = rest.split_at(done).1;
         }
@@ -195,7 +246,15 @@ impl BlockDriver for CopyOnReadDriver {
     }
 }
 
-/// Opens `copy-on-read`: `file`.
+/// The node that filters pass requests to.
+fn below_filters(node: &Node) -> Node {
+    match node.driver().filtered() {
+        Some(below) => below_filters(below),
+        None => node.clone(),
+    }
+}
+
+/// Opens `copy-on-read`: `file`, which must be writable.
 pub struct CopyOnReadFactory;
 
 #[async_trait]
@@ -211,6 +270,10 @@ impl DriverFactory for CopyOnReadFactory {
     ) -> Result<Arc<dyn BlockDriver>, OpenError> {
         let file = context.open_child(&mut options, "file").await?;
         options.finish()?;
+        if !context.flags.writable {
+            let (driver, what) = ("copy-on-read", "an image that is open for reading only");
+            return Err(OpenError::Unsupported { driver, what });
+        }
         let mut driver = CopyOnReadDriver::new(file);
         driver.access = Access::new(context.flags.writable);
         Ok(Arc::new(driver))

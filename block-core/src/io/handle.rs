@@ -16,6 +16,7 @@ use crate::limits::IOV_MAX;
 use crate::range::{Alignment, ByteRange, to_u64, to_usize};
 
 /// Most bytes that Linux moves in one call.
+#[cfg(feature = "io-uring")]
 pub(super) const RW_MAX: usize = 0x7fff_f000;
 
 /// An open file. Requests in flight hold it by `Arc`, so that its descriptor outlives them.

@@ -4,7 +4,8 @@
 //! [`IoVec`], whoever polls, on whatever executor:
 //! * [`Engine::IoUring`]: operations go to the io_uring of the thread that runs
 //!   [`exec::block_on`], else to one that all other threads share;
-//! * [`Engine::Threads`]: operations block threads of a small pool, where io_uring is refused.
+//! * [`Engine::Threads`]: operations block threads of a small pool, where io_uring is refused or the
+//!   feature `io-uring` is off.
 //!
 //! Reads that the page cache holds, and small writes to it, need no engine: [`read_cached`] and
 //! [`write_cached`] serve them inline.
@@ -22,6 +23,10 @@ pub mod socket;
 mod thread;
 #[cfg(feature = "net")]
 pub mod timer;
+#[cfg(feature = "io-uring")]
+mod uring;
+#[cfg(not(feature = "io-uring"))]
+#[path = "no_uring.rs"]
 mod uring;
 
 use std::sync::Arc;
@@ -114,7 +119,15 @@ impl Engine {
         if Self::IoUring.is_available() { Self::IoUring } else { Self::Threads }
     }
 
-    /// Whether this system allows it.
+    /// Whether this program was built with it: io_uring needs the feature `io-uring`.
+    pub fn is_built(self) -> bool {
+        match self {
+            Self::Threads => true,
+            Self::IoUring => cfg!(feature = "io-uring"),
+        }
+    }
+
+    /// Whether it is built in and this system allows it.
     pub fn is_available(self) -> bool {
         match self {
             Self::Threads => true,

@@ -4,12 +4,14 @@
 //! buffers, by reference count, and its boxed array of addresses), so it stays valid wherever the
 //! `Op` is moved, and for as long as it is kept.
 
-use std::ptr;
 use std::sync::Arc;
 
+#[cfg(feature = "io-uring")]
 use io_uring::{opcode, squeue, types};
 
-use super::handle::{Handle, RW_MAX, iovecs};
+#[cfg(feature = "io-uring")]
+use super::handle::RW_MAX;
+use super::handle::{Handle, iovecs};
 use crate::buf::IoVec;
 use crate::range::ByteRange;
 
@@ -18,9 +20,11 @@ pub(super) struct Op {
     file: Arc<Handle>,
     kind: Kind,
     /// Addresses of the buffers where there are several.
+    #[cfg_attr(not(feature = "io-uring"), allow(dead_code, reason = "only a ring is told"))]
     vecs: Addresses,
 }
 
+#[cfg_attr(not(feature = "io-uring"), allow(dead_code, reason = "only a ring is told"))]
 enum Kind {
     Read(u64, IoVec),
     Write(u64, IoVec, libc::c_int),
@@ -28,6 +32,7 @@ enum Kind {
     Fallocate(ByteRange, libc::c_int),
 }
 
+#[cfg_attr(not(feature = "io-uring"), allow(dead_code, reason = "only a ring is told"))]
 struct Addresses(Option<Box<[libc::iovec]>>);
 
 // SAFETY: plain numbers for the kernel; nothing in this process dereferences them.
@@ -65,6 +70,7 @@ impl Op {
         (self.file, iov)
     }
 
+    #[cfg(feature = "io-uring")]
     /// The submission entry. To be kept by the kernel no longer than `self` is kept here.
     pub(super) fn entry(&self) -> squeue::Entry {
         let fd = types::Fd(self.file.raw_fd());
@@ -100,14 +106,16 @@ impl Addresses {
     }
 }
 
+#[cfg(feature = "io-uring")]
 /// Address and length of the only buffer; what does not fit in one call comes with the next.
 fn only_buf(iov: &IoVec) -> (*mut u8, u32) {
     match iov.bufs().first() {
         Some(buf) => (buf.as_ptr(), u32::try_from(buf.len().min(RW_MAX)).unwrap_or(0)),
-        None => (ptr::null_mut(), 0),
+        None => (std::ptr::null_mut(), 0),
     }
 }
 
+#[cfg(feature = "io-uring")]
 fn count(vecs: &[libc::iovec]) -> u32 {
     u32::try_from(vecs.len()).unwrap_or(0)
 }

@@ -80,6 +80,7 @@ impl Parker {
     }
 
     /// Makes the descriptor unreadable again.
+    #[cfg(feature = "io-uring")]
     pub(super) fn clear_eventfd(&self) {
         if let Some(eventfd) = self.eventfd.get() {
             let cleared = rustix::io::read(eventfd, &mut [0u8; 8]);

@@ -3,7 +3,7 @@
 //! The order is the same for every kind of request:
 //! 1. **check** the arguments, without any effect;
 //! 2. **pad** to the request alignment (an unaligned write becomes read-modify-write);
-//! 3. **begin**: take a ticket and wait for older conflicting requests (`tracked`);
+//! 3. **begin**: take a ticket and wait for conflicting requests that came before (`tracked`);
 //! 4. **hooks**: detect zeroes;
 //! 5. **fragment** to the driver's limits;
 //! 6. **driver**: the one dynamic call;
@@ -34,6 +34,7 @@ mod fragment;
 mod pad;
 mod read;
 mod truncate;
+mod vm_state;
 mod write;
 mod zeroes;
 

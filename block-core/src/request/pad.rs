@@ -19,12 +19,12 @@ pub(crate) struct Padding {
     tail: Option<IoBuf>,
 }
 
-/// Which bounce blocks a read fills.
+/// For which ends of the range a read of bounce blocks is.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Edges {
-    /// The first block.
+    /// What is before it in the first block.
     Head,
-    /// The last block.
+    /// What is behind it in the last block.
     Tail,
     /// Both.
     Both,
@@ -85,6 +85,14 @@ impl Padding {
             (Some((head, a)), Some((tail, b))) if head.end() == tail.offset() => {
                 let both = [a.clone(), b.clone()].into_iter().collect();
                 (Some((Edges::Both, self.aligned, both)), None)
+            }
+            (Some((block, _)), None) => {
+                let edges = match (block.offset() < self.range.offset(), self.range.end()) {
+                    (true, end) if end < block.end() => Edges::Both,
+                    (true, _) => Edges::Head,
+                    (false, _) => Edges::Tail,
+                };
+                (self.head_block().map(with(edges)), None)
             }
             _ => {
                 (self.head_block().map(with(Edges::Head)), self.tail_block().map(with(Edges::Tail)))

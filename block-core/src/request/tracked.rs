@@ -7,8 +7,13 @@
 //! [`BlockDriver::write_now`]) is only counted: it begins while nothing serialises or drains, and whoever then begins to do so waits for the count to
 //! reach zero, whatever the ranges. Such a read never waits, so this adds no cycle.
 //!
-//! **Invariants.** A request waits only for conflicting requests with smaller numbers, so the waits
-//! form no cycle. It leaves the list before its waiters wake. While the node is drained, no request
+//! A request *runs* once it waits for nothing in the list. One that could run passes an older one that
+//! still waits for another, though the two conflict: what is held up for long does not hold up the rest.
+//! A request is passed [`PASSED_MAX`] times at most, so its turn comes.
+//!
+//! **Invariants.** Two requests that run do not conflict. A request waits only for conflicting requests
+//! that run, which wait for none in the list, and for ones with smaller numbers: the waits form no cycle.
+//! It leaves the list before its waiters wake. While the node is drained, no request
 //! enters the list. `exclusive` is the number of serialising requests in the list and of drains.
 //!
 //! [`BlockDriver::read_now`]: crate::driver::BlockDriver::read_now
@@ -81,8 +86,15 @@ struct Slot {
     /// Number of the request; [`FREE`] if there is none.
     number: u64,
     claim: Claim,
+    /// Waits for nothing in the list any more.
+    runs: bool,
+    /// How many younger conflicting requests ran before it.
+    passed: u32,
     waiters: Vec<Waker>,
 }
+
+/// Most requests that run before an older one that they conflict with.
+const PASSED_MAX: u32 = 16;
 
 /// Number of a slot without a request: younger than every request.
 const FREE: u64 = u64::MAX;
@@ -113,13 +125,15 @@ impl Tracker {
         if self.exclusive.load(Ordering::SeqCst) == 0 { Some(inline) } else { None }
     }
 
-    /// Enters a request that need not wait for anything; `None` if it must.
+    /// Enters a request that conflicts with nothing in the list, and runs; `None` if it does.
     pub(crate) fn try_enter(&self, claim: Claim) -> Option<Place> {
         let mut state = self.state.lock();
-        if state.drains > 0 || state.blocker(claim, FREE).is_some() {
+        if state.drains > 0 || state.is_contended(claim) {
             return None;
         }
-        Some(self.enter(&mut state, claim))
+        let place = self.enter(&mut state, claim);
+        state.slots[place.slot].runs = true;
+        Some(place)
     }
 
     /// Puts a request on the list.
@@ -151,7 +165,7 @@ impl Tracker {
         }
     }
 
-    /// Enters a request, and waits for the end of a drain and of older conflicting requests.
+    /// Enters a request, and waits for the end of a drain and until it may run.
     pub(crate) async fn begin(self: &Arc<Self>, claim: Claim) -> Ticket {
         let place = std::future::poll_fn(|cx| {
             let mut state = self.state.lock();
@@ -233,26 +247,59 @@ impl State {
         let slot = match self.free.pop() {
             Some(slot) => {
                 let room = &mut self.slots[slot];
-                room.number = number;
-                room.claim = claim;
+                (room.number, room.claim) = (number, claim);
+                (room.runs, room.passed) = (false, 0);
                 slot
             }
             None => {
-                self.slots.push(Slot { number, claim, waiters: Vec::new() });
+                let (runs, passed, waiters) = (false, 0, Vec::new());
+                self.slots.push(Slot { number, claim, runs, passed, waiters });
                 self.slots.len() - 1
             }
         };
         Place { slot, number }
     }
 
-    /// The oldest request before `number` that conflicts with `claim`.
-    fn blocker(&mut self, claim: Claim, number: u64) -> Option<&mut Slot> {
-        // The request itself may be the one that is serialising: it is never older than itself.
-        if self.serialising == 0 && !claim.serialising {
-            return None;
+    /// Whether a request in the list conflicts with `claim`.
+    fn is_contended(&self, claim: Claim) -> bool {
+        (self.serialising > 0 || claim.serialising)
+            && self.slots.iter().any(|s| s.number != FREE && s.claim.conflicts(claim))
+    }
+
+    /// Lets the request at `place` run, past those that it may pass; or the index of the slot that it
+    /// waits for.
+    fn run(&mut self, place: &Place, claim: Claim) -> Result<(), usize> {
+        if self.serialising > 0 || claim.serialising {
+            if let Some(running) = self.running(claim, place.number) {
+                return Err(running);
+            }
+            let older: Vec<usize> = self.conflicting(claim, place.number).collect();
+            let unpassable = |slot: &usize| {
+                let waiting = &self.slots[*slot];
+                let held = self.running(waiting.claim, waiting.number).is_some();
+                waiting.passed >= PASSED_MAX || !held
+            };
+            if let Some(slot) = older.iter().copied().find(unpassable) {
+                return Err(slot);
+            }
+            older.iter().for_each(|slot| self.slots[*slot].passed += 1);
         }
-        let older = self.slots.iter_mut().filter(|s| s.number < number);
-        older.filter(|s| s.claim.conflicts(claim)).min_by_key(|s| s.number)
+        self.slots[place.slot].runs = true;
+        Ok(())
+    }
+
+    /// A request other than `number` that runs and conflicts with `claim`.
+    fn running(&self, claim: Claim, number: u64) -> Option<usize> {
+        let blocks =
+            |s: &Slot| s.number != FREE && s.number != number && s.runs && s.claim.conflicts(claim);
+        self.slots.iter().position(blocks)
+    }
+
+    /// The requests before `number` that conflict with `claim`.
+    fn conflicting(&self, claim: Claim, number: u64) -> impl Iterator<Item = usize> + '_ {
+        let slots = self.slots.iter().enumerate();
+        let older = slots.filter(move |(_, s)| s.number < number && s.claim.conflicts(claim));
+        older.map(|(slot, _)| slot)
     }
 }
 
@@ -260,10 +307,10 @@ impl Ticket {
     async fn wait(&self, claim: Claim) {
         std::future::poll_fn(|cx| {
             let mut state = self.tracker.state.lock();
-            match state.blocker(claim, self.place.number) {
-                None => Poll::Ready(()),
-                Some(blocker) => {
-                    remember(&mut blocker.waiters, cx);
+            match state.run(&self.place, claim) {
+                Ok(()) => Poll::Ready(()),
+                Err(blocker) => {
+                    remember(&mut state.slots[blocker].waiters, cx);
                     Poll::Pending
                 }
             }
@@ -308,19 +355,53 @@ mod tests {
     }
 
     #[test]
-    fn a_younger_request_waits_behind_a_waiting_older_one() {
+    fn a_younger_request_passes_an_older_one_that_is_held_up() {
         let tracker = Arc::new(Tracker::default());
         let read = tracker.begin_or_busy(Claim::shared(range(0, 10))).unwrap();
         let mut rmw = Box::pin(tracker.begin(Claim::serialising(range(5, 10))));
         assert!(rmw.as_mut().now_or_never().is_none());
-        // Overlaps only the waiting one: it must not overtake it.
+        // Overlaps only the waiting one, which nothing can run before the read ends.
         assert!(tracker.begin_or_busy(Claim::shared(range(12, 1))).is_err());
+        let passing = tracker.begin(Claim::shared(range(12, 1))).now_or_never().unwrap();
+        drop(read);
+        // The older one has to wait for it: the two conflict.
+        assert!(rmw.as_mut().now_or_never().is_none());
+        // Only what runs is waited for, and that does not hold up the older one by more than its time.
+        drop(passing);
+        drop(block_on(rmw));
+        assert_eq!(tracker.state.lock().in_flight, 0);
+    }
+
+    #[test]
+    fn a_younger_request_does_not_pass_one_that_could_run() {
+        let tracker = Arc::new(Tracker::default());
+        let read = tracker.begin_or_busy(Claim::shared(range(0, 10))).unwrap();
+        let mut rmw = Box::pin(tracker.begin(Claim::serialising(range(5, 10))));
+        assert!(rmw.as_mut().now_or_never().is_none());
+        drop(read);
+        // It was woken and has not been polled yet.
         let mut late = Box::pin(tracker.begin(Claim::shared(range(12, 1))));
         assert!(late.as_mut().now_or_never().is_none());
-        drop(read);
         let rmw = block_on(rmw);
         assert!(late.as_mut().now_or_never().is_none());
         drop(rmw);
+        drop(block_on(late));
+    }
+
+    #[test]
+    fn nobody_is_passed_for_ever() {
+        let tracker = Arc::new(Tracker::default());
+        let read = tracker.begin_or_busy(Claim::shared(range(0, 10))).unwrap();
+        let mut rmw = Box::pin(tracker.begin(Claim::serialising(range(5, 10))));
+        assert!(rmw.as_mut().now_or_never().is_none());
+        for _ in 0..PASSED_MAX {
+            drop(tracker.begin(Claim::shared(range(12, 1))).now_or_never().unwrap());
+        }
+        let mut late = Box::pin(tracker.begin(Claim::shared(range(12, 1))));
+        assert!(late.as_mut().now_or_never().is_none());
+        drop(read);
+        assert!(late.as_mut().now_or_never().is_none());
+        drop(block_on(rmw));
         drop(block_on(late));
         assert_eq!(tracker.state.lock().in_flight, 0);
     }

@@ -34,6 +34,8 @@ pub struct Layer {
     pub lazy_zeroes: bool,
     /// Every write fails.
     pub fails: AtomicBool,
+    /// Every flush fails.
+    pub flushes_fail: AtomicBool,
     /// Takes compressed writes of multiples of this.
     pub packs: Option<Alignment>,
     /// What was written.
@@ -67,6 +69,7 @@ impl Layer {
             header: Mutex::new(None),
             lazy_zeroes,
             fails: AtomicBool::new(false),
+            flushes_fail: AtomicBool::new(false),
             packs: None,
             writes: Mutex::default(),
             packed: Mutex::default(),
@@ -189,7 +192,7 @@ impl BlockDriver for Layer {
     }
     async fn flush_to_os(self: Arc<Self>) -> Result<()> {
         self.flushes.lock().push("flush");
-        Ok(())
+        if self.flushes_fail.load(Ordering::Relaxed) { Err(Error::IO) } else { Ok(()) }
     }
     async fn truncate(
         self: Arc<Self>,

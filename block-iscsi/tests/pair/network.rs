@@ -1,13 +1,12 @@
 //! Under any network every acknowledged write is readable, no command runs twice that must not, and all
 //! commands end.
-//!
-//! `BLOCK_SEED` plays the game of that seed only, `BLOCK_CASES` says how many games there are.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::cell::RefCell;
 use std::time::Duration;
 
 use block_iscsi::keys::{DigestKind, Offer};
 use block_iscsi::session::SessionConfig;
+use block_testkit::campaign::{self, Campaign};
 use block_testkit::iscsi::pair::Network;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -59,17 +58,13 @@ fn play(seed: u64, commands: u64) -> Outcome {
     Game::play(up(config, target, seed), plan)
 }
 
-fn variable(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
-fn campaign(cases: u64, commands: u64) -> Outcome {
-    let first = variable("BLOCK_SEED").or(variable("BLOCK_FIRST")).unwrap_or(0);
-    let cases = variable("BLOCK_SEED").map_or(cases, |_| 1);
-    let mut all = Outcome::default();
-    for seed in first..first + cases {
-        let played = catch_unwind(AssertUnwindSafe(|| play(seed, commands)));
-        let Ok(outcome) = played else { panic!("BLOCK_SEED={seed} fails") };
+/// Plays the games of a campaign, of so many commands each; what happened in all of them.
+fn play_all(campaign: &Campaign, commands: u64) -> Outcome {
+    let all = RefCell::new(Outcome::default());
+    let make = |seed| campaign::Game { setup: (), ops: Vec::new(), depth: 1, seed };
+    campaign.run_until(make, |game| {
+        let outcome = play(game.seed, commands);
+        let mut all = all.borrow_mut();
         all.done += outcome.done;
         all.unknown += outcome.unknown;
         all.attentions += outcome.attentions;
@@ -78,24 +73,26 @@ fn campaign(cases: u64, commands: u64) -> Outcome {
         all.silent += outcome.silent;
         all.refused += outcome.refused;
         all.jumps += outcome.jumps;
-    }
-    println!("{cases} games from seed {first} on: {all:?}");
-    all
+        Ok(outcome.done)
+    });
+    println!("{all:?}");
+    all.into_inner()
 }
 
 #[test]
 fn whatever_the_network_does_writes_are_kept_and_commands_end_once() {
-    let cases = variable("BLOCK_CASES").unwrap_or(40);
-    let all = campaign(cases, 100);
-    if variable("BLOCK_SEED").is_none() {
+    let campaign = Campaign::new("commands", 40);
+    let cases = campaign.seeds().end - campaign.seeds().start;
+    let all = play_all(&campaign, 100);
+    if cases >= 40 {
         assert!(all.losses > cases && all.unknown > 0 && all.attentions > 0, "{all:?}");
         assert!(all.ghosts > 0 && all.silent > 0 && all.refused > 0 && all.jumps > 0, "{all:?}");
     }
 }
 
+/// Long games, for a time.
 #[test]
 #[ignore = "for cargo xtask soak"]
 fn soak_network() {
-    let target = variable("BLOCK_TARGET").unwrap_or(1_000_000);
-    campaign(target.div_ceil(400), 400);
+    play_all(&Campaign::soak("commands"), 400);
 }

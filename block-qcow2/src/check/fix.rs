@@ -66,10 +66,11 @@ impl Walk<'_> {
             let mut changed = Changed::default();
             for (index, raw) in (piece.first..active.count).zip(piece.words()) {
                 let Target::Cluster(offset) = self.layout.judge_l1(raw).target else {
-                    changed.note(index - piece.first, raw, self.new_l1(pass, raw).await);
+                    let new = self.new_l1(pass, index, raw).await;
+                    changed.note(index - piece.first, raw, new);
                     continue;
                 };
-                let new = self.new_l1(pass, raw).await;
+                let new = self.new_l1(pass, index, raw).await;
                 changed.note(index - piece.first, raw, new);
                 if self.is_table(offset) && done.get(self.layout.cluster_of(offset)) == 0 {
                     done.add(self.layout.cluster_of(offset), 1)?;
@@ -97,7 +98,7 @@ impl Walk<'_> {
             while let Some(piece) = reader.next().await? {
                 let mut changed = Changed::default();
                 for (index, raw) in (piece.first..l1.count).zip(piece.words()) {
-                    let new = self.new_l1(pass, raw).await;
+                    let new = self.new_l1(pass, index, raw).await;
                     changed.note(index - piece.first, raw, new);
                 }
                 changed.write(self.file, l1.offset, &piece).await?;
@@ -119,7 +120,7 @@ impl Walk<'_> {
         self.layout.is_inside(offset) && self.refs.may_be_l2(self.layout, offset)
     }
 
-    async fn new_l1(&mut self, pass: Pass, raw: u64) -> u64 {
+    async fn new_l1(&mut self, pass: Pass, index: u64, raw: u64) -> u64 {
         let judged = self.layout.judge_l1(raw);
         let Target::Cluster(offset) = judged.target else {
             return if pass == Pass::Entries { judged.fixed.0 } else { raw };
@@ -131,18 +132,33 @@ impl Walk<'_> {
             Pass::Entries if !self.is_table(offset) => 0,
             Pass::Entries if judged.rounded && self.refs.l2.get(cluster) > 1 => 0,
             Pass::Entries => judged.fixed.0,
-            _ => self.new_copied(pass, raw, cluster).await,
+            _ => {
+                let what = || format!("L2 cluster: l1_index={index} l1_entry={raw:x}");
+                self.new_copied(pass, raw, cluster, what).await
+            }
         }
     }
 
     /// An entry with the COPIED flag that the pass gives it.
-    async fn new_copied(&mut self, pass: Pass, raw: u64, cluster: u64) -> u64 {
-        let once = self.stored(cluster).await == 1 && self.refs.all.get(cluster) == 1;
-        match (pass, once) {
+    async fn new_copied(
+        &mut self,
+        pass: Pass,
+        raw: u64,
+        cluster: u64,
+        what: impl FnOnce() -> String,
+    ) -> u64 {
+        let stored = self.stored(cluster).await;
+        let once = stored == 1 && self.refs.all.get(cluster) == 1;
+        let new = match (pass, once) {
             (Pass::ClearCopied, false) => with_copied(raw, Copied::No),
             (Pass::SetCopied, true) => with_copied(raw, Copied::Yes),
             _ => raw,
+        };
+        if new != raw {
+            self.copied_changed += 1;
+            self.log.repaired(|| format!("OFLAG_COPIED {} refcount={stored}", what()));
         }
+        new
     }
 
     async fn rewrite_l2(
@@ -184,7 +200,8 @@ impl Walk<'_> {
                     (Pass::Untangle, _) => (raw, bitmap),
                     (_, Target::Cluster(host)) => {
                         let cluster = self.layout.cluster_of(host);
-                        (self.new_copied(pass, raw, cluster).await, bitmap)
+                        let what = || format!("data cluster: l2_entry={raw:x}");
+                        (self.new_copied(pass, raw, cluster, what).await, bitmap)
                     }
                     (Pass::SetCopied, Target::External) => (with_copied(raw, Copied::Yes), bitmap),
                     _ => (raw, bitmap),

@@ -73,7 +73,7 @@ impl Plan {
 impl Walk<'_> {
     /// Writes a refcount structure that says what was counted and covers `spare` clusters after
     /// itself. The walk is of no use afterwards.
-    pub(super) async fn rebuild(mut self, spare: u64) -> Result<()> {
+    pub(super) async fn rebuild(&mut self, spare: u64) -> Result<()> {
         let layout = self.layout;
         let old = layout.header.refcount_table;
         let first = layout.cluster_of(old.offset.bytes());

@@ -235,12 +235,10 @@ impl Walk<'_> {
             if stored < counted {
                 lacking |= !covered.get(to_usize(cluster / per_block)).copied().unwrap_or(false);
                 log.corruption(|| {
-                    format!("cluster {cluster} has refcount {stored} and {counted} references")
+                    format!("cluster {cluster} refcount={stored} reference={counted}")
                 });
             } else if stored > counted {
-                log.leak(|| {
-                    format!("cluster {cluster} has refcount {stored} and {counted} references")
-                });
+                log.leak(|| format!("cluster {cluster} refcount={stored} reference={counted}"));
             }
             None
         });

@@ -22,6 +22,7 @@ use crate::check::refcounts::Difference;
 use crate::check::tables::read_all;
 use crate::check::walk::Walk;
 use crate::geometry::Version;
+use crate::spec::header::KNOWN_AUTOCLEAR;
 
 /// Most rounds of a repair. Each kind of damage takes two at most.
 const MAX_ROUNDS: usize = 8;
@@ -65,14 +66,14 @@ pub(super) async fn mend(
     let flags = if is_clean { None } else { mark_dirty(file, layout).await? };
     let mut after = before;
     if !is_clean {
-        match repair {
-            Repair::Nothing => {}
+        let flags = match repair {
+            Repair::Nothing => 0,
             Repair::Leaks => lower_leaks(file, layout, found).await?,
             Repair::Refcounts | Repair::All => mend_all(file, repair, found).await?,
-        }
+        };
         let layout = Layout::read(file).await?;
         after = Walk::run(file, &layout, Log::new(Some(found))).await?.log.report;
-        after.corruptions_fixed = before.corruptions.saturating_sub(after.corruptions);
+        after.corruptions_fixed = before.corruptions.saturating_sub(after.corruptions) + flags;
         after.leaks_fixed = before.leaks.saturating_sub(after.leaks);
     }
     if after.corruptions == 0 && after.check_errors == 0 {
@@ -99,52 +100,64 @@ async fn mark_dirty(file: &Node, layout: &Layout) -> Result<Option<u64>> {
     Ok(Some(flags))
 }
 
-/// Takes the marks of unclean use away, once everything else is stable.
+/// Takes the marks of unclean use away, once everything else is stable, and with them the autoclear
+/// bits of what is not known here: whoever set them has to look at the image anew.
 async fn clear_marks(file: &Node, layout: &Layout) -> Result<()> {
     if layout.geometry().version() == Version::V2 {
         return Ok(());
     }
-    let flags = read_flags(file, INCOMPATIBLE_PLACE).await?;
-    let cleared = flags & !(DIRTY | CORRUPT);
-    if flags != cleared {
-        file.flush().await?;
-        write_bytes(file, INCOMPATIBLE_PLACE, &cleared.to_be_bytes()).await?;
-        file.flush().await?;
+    for (place, kept) in
+        [(AUTOCLEAR_PLACE, KNOWN_AUTOCLEAR), (INCOMPATIBLE_PLACE, !(DIRTY | CORRUPT))]
+    {
+        let flags = read_flags(file, place).await?;
+        if flags & !kept != 0 {
+            file.flush().await?;
+            write_bytes(file, place, &(flags & kept).to_be_bytes()).await?;
+            file.flush().await?;
+        }
     }
     Ok(())
 }
 
-/// Gives back what nothing refers to, unless something was not followed that may refer to it.
-async fn lower_leaks(file: &Node, layout: &Layout, found: Found<'_>) -> Result<()> {
+/// Gives back what nothing refers to, unless something was not followed that may refer to it. How many
+/// COPIED flags became wrong with that, and were mended.
+async fn lower_leaks(file: &Node, layout: &Layout, found: Found<'_>) -> Result<u64> {
     let mut walk = Walk::run(file, layout, Log::new(None)).await?;
+    walk.log = Log::new(Some(found));
     if walk.faults.unfollowed {
-        let log = Log::new(Some(found));
-        log.repaired(|| "no leaks, as damaged structures may refer to them".to_owned());
-        return Ok(());
+        walk.log.repaired(|| "no leaks, as damaged structures may refer to them".to_owned());
+        return Ok(0);
     }
     walk.set_refcounts(|Difference { stored, counted, .. }| (stored > counted).then_some(counted))
         .await?;
     walk.rewrite(Pass::SetCopied, &mut Spare { next: 0, end: 0 }).await?;
-    file.flush().await
+    file.flush().await?;
+    Ok(walk.copied_changed.saturating_sub(walk.copied_wrong))
 }
 
-/// Rounds until nothing is left to do.
-async fn mend_all(file: &Node, repair: Repair, found: Found<'_>) -> Result<()> {
+/// Rounds until nothing is left to do. How many COPIED flags became wrong meanwhile, and were mended.
+async fn mend_all(file: &Node, repair: Repair, found: Found<'_>) -> Result<u64> {
+    let mut flags = 0;
     for _ in 0..MAX_ROUNDS {
         let layout = Layout::read(file).await?;
         let mut walk = Walk::run(file, &layout, Log::new(None)).await?;
         let report = walk.log.report;
         walk.log = Log::new(Some(found));
         let is_clean = report.corruptions == 0 && report.leaks == 0;
-        if is_clean || report.check_errors > 0 || round(walk, repair).await? == Round::Last {
+        if is_clean || report.check_errors > 0 {
+            break;
+        }
+        let round = round(&mut walk, repair).await?;
+        flags += walk.copied_changed.saturating_sub(walk.copied_wrong);
+        if round == Round::Last {
             break;
         }
     }
-    Ok(())
+    Ok(flags)
 }
 
 /// Mends one kind of thing.
-async fn round(mut walk: Walk<'_>, repair: Repair) -> Result<Round> {
+async fn round(walk: &mut Walk<'_>, repair: Repair) -> Result<Round> {
     let faults = walk.faults;
     let beyond_refcounts = faults.excess || faults.entries || faults.snapshots || faults.bitmaps;
     if repair == Repair::Refcounts && beyond_refcounts {
@@ -195,9 +208,18 @@ impl Walk<'_> {
     /// Stores the refcounts that `value` gives, and makes them stable.
     async fn set_refcounts(
         &mut self,
-        value: impl FnMut(Difference) -> Option<u64> + Send,
+        mut value: impl FnMut(Difference) -> Option<u64> + Send,
     ) -> Result<()> {
-        self.blocks.visit(self.file, self.layout, &self.refs.all, value).await?;
+        let log = &self.log;
+        let set = |difference| {
+            let new = value(difference)?;
+            let Difference { cluster, stored, counted } = difference;
+            if new != stored {
+                log.repaired(|| format!("cluster {cluster} refcount={stored} reference={counted}"));
+            }
+            Some(new)
+        };
+        self.blocks.visit(self.file, self.layout, &self.refs.all, set).await?;
         self.file.flush().await
     }
 

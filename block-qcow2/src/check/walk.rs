@@ -68,6 +68,10 @@ pub(super) struct Walk<'a> {
     pub(super) faults: Faults,
     /// The L1 tables of snapshots that can be followed.
     pub(super) snapshots: Vec<L1>,
+    /// COPIED flags that contradict the refcounts.
+    pub(super) copied_wrong: u64,
+    /// COPIED flags that a repair has changed.
+    pub(super) copied_changed: u64,
 }
 
 impl<'a> Walk<'a> {
@@ -81,6 +85,8 @@ impl<'a> Walk<'a> {
             blocks: Blocks::default(),
             faults: Faults::default(),
             snapshots: Vec::new(),
+            copied_wrong: 0,
+            copied_changed: 0,
         };
         walk.log.report.total_clusters = layout.header.disk_len.div_ceil(layout.cluster_size());
         walk.refer_exclusive("the header", 0, layout.cluster_size())?;
@@ -254,9 +260,11 @@ impl<'a> Walk<'a> {
                 if judged.problems[0].is_none() {
                     let stored = self.stored(self.layout.cluster_of(offset)).await;
                     if judged.is_copied() != (stored == 1) {
+                        self.copied_wrong += 1;
                         self.log.corruption(|| {
                             format!(
-                                "COPIED of L1 entry {index} ({raw:#x}) contradicts refcount {stored}"
+                                "OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={raw:x} \
+                                 refcount={stored}"
                             )
                         });
                     }
@@ -384,9 +392,10 @@ impl<'a> Walk<'a> {
             Target::None | Target::Compressed(_) => return,
         };
         if judged.is_copied() != (stored == 1) {
+            self.copied_wrong += 1;
             let raw = judged.fixed.0;
             self.log.corruption(|| {
-                format!("COPIED of L2 entry {raw:#x} contradicts refcount {stored}")
+                format!("OFLAG_COPIED data cluster: l2_entry={raw:x} refcount={stored}")
             });
         }
     }

@@ -8,7 +8,9 @@ use std::cell::RefCell;
 
 use block_core::range::to_u64;
 use block_core::{Error, Result, cpu};
+#[cfg(feature = "zlib")]
 use libdeflater::Decompressor;
+#[cfg(feature = "zstd")]
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
 use crate::compress::encode::{Encoders, Encoding};
@@ -16,12 +18,15 @@ use crate::spec::header::Compression;
 
 /// Largest window that a Zstandard frame may ask for: far more than a cluster, and a bound on what
 /// a hostile one makes the decoder allocate.
+#[cfg(feature = "zstd")]
 const MAX_WINDOW_LOG: u32 = 24;
 
 /// Decoders and encoders that are kept from one cluster to the next.
 #[derive(Default)]
 pub struct Codec {
+    #[cfg(feature = "zlib")]
     deflate: Option<Decompressor>,
+    #[cfg(feature = "zstd")]
     zstd: Option<Decoder<'static>>,
     encoders: Encoders,
     /// A cluster that is inflated and then copied elsewhere, or that is about to be compressed.
@@ -62,15 +67,26 @@ impl Codec {
     }
 
     /// Inflates the payload at the start of `src` to all of `dst`.
+    ///
+    /// A method whose feature is off is [`Error::NotBuilt`].
+    #[cfg_attr(
+        not(any(feature = "zlib", feature = "zstd")),
+        allow(unused_variables, unreachable_code, reason = "every method is refused")
+    )]
     pub fn inflate(
         &mut self,
         compression: Compression,
         src: &[u8],
         dst: &mut [u8],
     ) -> Result<(), Error> {
-        let done = match compression {
+        check_built(compression)?;
+        let done: Option<usize> = match compression {
+            #[cfg(feature = "zlib")]
             Compression::Deflate => self.inflate_deflate(src, dst),
+            #[cfg(feature = "zstd")]
             Compression::Zstd => self.inflate_zstd(src, dst),
+            #[cfg(not(all(feature = "zlib", feature = "zstd")))]
+            _ => None,
         };
         match done {
             Some(len) if len == dst.len() => Ok(()),
@@ -97,12 +113,14 @@ impl Codec {
         result
     }
 
+    #[cfg(feature = "zlib")]
     /// Bytes written; `None` if the payload is damaged or longer than `dst`.
     fn inflate_deflate(&mut self, src: &[u8], dst: &mut [u8]) -> Option<usize> {
         let decoder = self.deflate.get_or_insert_with(Decompressor::new);
         decoder.deflate_decompress(src, dst).ok()
     }
 
+    #[cfg(feature = "zstd")]
     fn inflate_zstd(&mut self, src: &[u8], dst: &mut [u8]) -> Option<usize> {
         if self.zstd.is_none() {
             let mut decoder = Decoder::new().ok()?;
@@ -126,6 +144,14 @@ impl Codec {
     }
 }
 
+/// Fails if the feature is off that a method needs.
+pub(crate) fn check_built(compression: Compression) -> Result<()> {
+    match compression.missing_feature() {
+        Some(feature) => Err(Error::NotBuilt { feature }),
+        None => Ok(()),
+    }
+}
+
 /// Runs `work` with the codec of this thread.
 pub(crate) fn with_thread_codec<R>(work: impl FnOnce(&mut Codec) -> R) -> R {
     thread_local! {
@@ -146,6 +172,7 @@ pub(crate) fn on_pool<R: Send + 'static>(
 }
 
 #[cfg(test)]
+#[cfg(all(feature = "zlib", feature = "zstd"))]
 mod tests {
     use libdeflater::{CompressionLvl, Compressor};
     use proptest::prelude::*;

@@ -5,16 +5,20 @@
 //! back further than [`SMALL_BITS`] bits, with Zstandard none can.
 
 use block_core::error::Problem;
+#[cfg(feature = "zlib")]
 use libdeflater::{CompressionLvl, Compressor};
+#[cfg(feature = "zlib")]
 use zlib_rs::{Deflate, DeflateConfig, DeflateFlush, Status};
 
 use crate::spec::header::Compression;
 
 /// The format's window: deflate payloads of a writer that keeps to it reach at most 4 KiB back.
+#[cfg(feature = "zlib")]
 const SMALL_BITS: i32 = 12;
 
 /// How many symbols zlib-rs gathers for a block: 8 Ki, which for 64 KiB clusters of files gives the smallest
 /// payloads, if by little.
+#[cfg(feature = "zlib")]
 const MEM_LEVEL: i32 = 7;
 
 /// How clusters are compressed.
@@ -48,11 +52,16 @@ impl Window {
 
 impl Encoding {
     /// Levels are 1 to 9 for deflate and 1 to 22 for Zstandard; `None` is the default of the two.
+    ///
+    /// A method whose feature is off has no encodings: [`Problem::NotBuilt`].
     pub fn new(
         compression: Compression,
         level: Option<u32>,
         window: Window,
     ) -> Result<Self, Problem> {
+        if let Some(feature) = compression.missing_feature() {
+            return Err(Problem::NotBuilt(feature));
+        }
         let (default, max) = match compression {
             Compression::Deflate => (DEFLATE_LEVEL, DEFLATE_LEVEL_MAX),
             Compression::Zstd => (ZSTD_LEVEL, ZSTD_LEVEL_MAX),
@@ -77,12 +86,19 @@ impl Encoding {
 /// The encoders of one thread. One of each kind is kept, for the level that was last asked for.
 #[derive(Default)]
 pub(super) struct Encoders {
+    #[cfg(feature = "zlib")]
     small: Option<(i32, Deflate)>,
+    #[cfg(feature = "zlib")]
     large: Option<(i32, Compressor)>,
+    #[cfg(feature = "zstd")]
     zstd: Option<(i32, zstd::bulk::Compressor<'static>)>,
 }
 
 impl Encoders {
+    #[cfg_attr(
+        not(any(feature = "zlib", feature = "zstd")),
+        allow(unused_variables, reason = "there are no encodings")
+    )]
     pub(super) fn compress(
         &mut self,
         encoding: Encoding,
@@ -91,12 +107,19 @@ impl Encoders {
     ) -> Option<usize> {
         let level = encoding.level;
         match (encoding.compression, encoding.window) {
+            #[cfg(feature = "zlib")]
             (Compression::Deflate, Window::Small) => self.small(level, src, dst),
+            #[cfg(feature = "zlib")]
             (Compression::Deflate, Window::Large) => self.large(level, src, dst),
+            #[cfg(feature = "zstd")]
             (Compression::Zstd, _) => self.zstd(level, src, dst),
+            // There is no such encoding.
+            #[cfg(not(all(feature = "zlib", feature = "zstd")))]
+            _ => None,
         }
     }
 
+    #[cfg(feature = "zlib")]
     fn small(&mut self, level: i32, src: &[u8], dst: &mut [u8]) -> Option<usize> {
         // A negative window means raw deflate.
         let (window_bits, mem_level) = (-SMALL_BITS, MEM_LEVEL);
@@ -115,17 +138,20 @@ impl Encoders {
         None
     }
 
+    #[cfg(feature = "zlib")]
     fn large(&mut self, level: i32, src: &[u8], dst: &mut [u8]) -> Option<usize> {
         let make = || CompressionLvl::new(level).ok().map(Compressor::new);
         kept(&mut self.large, level, make)?.deflate_compress(src, dst).ok()
     }
 
+    #[cfg(feature = "zstd")]
     fn zstd(&mut self, level: i32, src: &[u8], dst: &mut [u8]) -> Option<usize> {
         let make = || zstd::bulk::Compressor::new(level).ok();
         kept(&mut self.zstd, level, make)?.compress_to_buffer(src, dst).ok()
     }
 }
 
+#[cfg(any(feature = "zlib", feature = "zstd"))]
 /// The encoder in `place` if it is for `level`, else a new one.
 fn kept<T>(
     place: &mut Option<(i32, T)>,
@@ -147,6 +173,7 @@ const ZSTD_LEVEL: i32 = 3;
 const ZSTD_LEVEL_MAX: i32 = 22;
 
 #[cfg(test)]
+#[cfg(all(feature = "zlib", feature = "zstd"))]
 mod tests {
     use super::*;
 

@@ -133,6 +133,7 @@ impl Inflater {
 
     /// Reads a group and fills the buffers of each of its clusters.
     pub(crate) async fn fill(&self, group: Group) -> Result<()> {
+        codec::check_built(self.compression)?;
         let in_flight = self.enter(group.clusters.len());
         // Looked up before the file is read: what is not in the cache any more is in the file.
         let held = group.clusters.iter().map(|wanted| self.held(wanted.payload));
@@ -160,6 +161,7 @@ impl Inflater {
 
     /// Reads and inflates a whole cluster.
     pub(crate) async fn whole(self, payload: Payload) -> Result<Arc<OwnedBuf>> {
+        codec::check_built(self.compression)?;
         let in_flight = self.enter(1);
         let blob = match self.held(payload) {
             Some(held) => held,
@@ -227,8 +229,11 @@ impl InFlight<'_> {
     }
 }
 
+/// What the error says of guest data that cannot be inflated.
+pub(crate) const DAMAGED: &str = "damaged compressed cluster at";
+
 fn damaged(payload: Payload) -> Error {
-    Error::Corrupt { what: "damaged compressed cluster at", value: payload.offset.bytes() }
+    Error::Corrupt { what: DAMAGED, value: payload.offset.bytes() }
 }
 
 #[cfg(test)]

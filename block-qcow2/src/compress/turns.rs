@@ -1,7 +1,8 @@
 //! Turns: what was begun first goes first, though it may get ready later.
 //!
 //! Compressed writes get their places in the file in the order in which they were begun, so that the
-//! same writes make the same image however long each of them takes to compress.
+//! same writes make the same image however long each of them takes to compress. Plain ones are planned in
+//! that order, so that what is written in order stands in order.
 //!
 //! **Invariants.** One turn is served at a time, in the order of [`Turns::take`]. A turn that is
 //! dropped, served or not, holds nobody up.
@@ -44,6 +45,12 @@ impl Turns {
         let number = state.next;
         state.next += 1;
         Turn { turns: self, number }
+    }
+
+    /// Whether all turns that were taken have ended.
+    pub(crate) fn is_idle(&self) -> bool {
+        let state = self.state.lock();
+        state.served == state.next
     }
 }
 
@@ -104,7 +111,9 @@ mod tests {
         drop(first);
         assert!(later.as_mut().now_or_never().is_some());
         drop(later);
+        assert!(!turns.is_idle());
         drop(third);
+        assert!(turns.is_idle());
         let state = turns.state.lock();
         assert_eq!((state.served, state.next), (3, 3));
         assert!(state.given_up.is_empty() && state.waiters.is_empty());

@@ -230,6 +230,7 @@ impl CreateOptions {
     pub(crate) fn check(&self) -> Result<Plan, OpenError> {
         let geometry = self.geometry()?;
         self.check_version()?;
+        self.check_compression()?;
         self.check_files()?;
         let disk_len = self.disk_len()?;
         let layout = Layout::new(geometry, disk_len, self.mapped());
@@ -282,6 +283,17 @@ impl CreateOptions {
             }
         }
         Ok(())
+    }
+
+    /// Nobody here could open an image whose method is not built in. Any image may have the format's own.
+    fn check_compression(&self) -> Result<(), OpenError> {
+        match self.compression.missing_feature() {
+            Some(feature) if self.compression != Compression::Deflate => {
+                let problem = Problem::NotBuilt(feature);
+                Err(refuse("compression_type", self.compression.name(), problem))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_files(&self) -> Result<(), OpenError> {

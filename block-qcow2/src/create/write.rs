@@ -105,7 +105,10 @@ impl NewImage<'_> {
     async fn clear(&self) -> Result<(), OpenError> {
         const WHAT: &str = "image file";
         let layout = self.plan.layout;
-        let (tables, len) = (layout.data_offset().bytes(), layout.len());
+        // The last of the tables ends with its last entry, where nothing follows it.
+        let last = layout.l1_offset().plus(layout.l1_entries * 8);
+        let tables = if layout.l2_tables > 0 { layout.data_offset() } else { last }.bytes();
+        let len = if layout.data > 0 { layout.len() } else { tables };
         match clear(WHAT, self.file, tables, Prealloc::Off).await? {
             Emptied::Yes => grow(WHAT, self.file, len, space_of(self.options.allocated())).await,
             Emptied::No => zero(WHAT, self.file, tables, len - tables).await,

@@ -194,6 +194,26 @@ fn a_count_that_does_not_fit_changes_nothing() {
 }
 
 #[test]
+fn a_changed_block_stays_in_memory_until_it_is_written() {
+    let mut pair = Pair::new(32);
+    let first = pair.allocate(Want::Exactly(1));
+    let room = pair.fast.geometry.refcounts_per_block();
+    for _ in 0..3 * MIN_BLOCKS {
+        pair.allocate(Want::Exactly(room));
+    }
+    pair.write_back();
+    (pair.header, pair.fast) = Pair::open(&pair.file);
+    pair.step(first, Step::Up);
+    // The first round reads all other blocks, for which there is no room.
+    pair.check();
+    assert!(pair.fast.blocks.len() <= MIN_BLOCKS + 1, "others were dropped");
+    pair.check();
+    pair.write_back();
+    (pair.header, pair.fast) = Pair::open(&pair.file);
+    pair.check();
+}
+
+#[test]
 fn a_table_that_moves_leaves_out_blocks_that_are_being_written() {
     let mut pair = Pair::new(64);
     // A block that the file knows nothing of yet.

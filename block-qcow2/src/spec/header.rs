@@ -103,6 +103,16 @@ impl Compression {
             Self::Zstd => "zstd",
         }
     }
+
+    /// The feature of this crate that it needs, if this program was built without it.
+    pub const fn missing_feature(self) -> Option<&'static str> {
+        let built = match self {
+            Self::Deflate => cfg!(feature = "zlib"),
+            Self::Zstd => cfg!(feature = "zstd"),
+        };
+        // Methods and features have the same names.
+        if built { None } else { Some(self.name()) }
+    }
 }
 
 /// The feature bits that this driver knows.
@@ -136,7 +146,7 @@ const LAZY_REFCOUNTS: u64 = 1 << 0;
 const AUTOCLEAR_BITMAPS: u64 = 1 << 0;
 const AUTOCLEAR_RAW_DATA_FILE: u64 = 1 << 1;
 const KNOWN_COMPATIBLE: u64 = LAZY_REFCOUNTS;
-const KNOWN_AUTOCLEAR: u64 = AUTOCLEAR_BITMAPS | AUTOCLEAR_RAW_DATA_FILE;
+pub(crate) const KNOWN_AUTOCLEAR: u64 = AUTOCLEAR_BITMAPS | AUTOCLEAR_RAW_DATA_FILE;
 
 /// A table of the image: where it is and how many entries it has.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]

@@ -15,6 +15,7 @@ use block_tools::open::{
     AioMode, BackingReads, CacheMode, DiscardMode, ImageSpec, Writes, block_on,
 };
 use block_tools::program;
+use block_tools::spec::objects::Secrets;
 use clap::Parser;
 use futures::channel::oneshot;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -25,6 +26,9 @@ use rustix::io::Errno;
 #[command(name = "block-io", version, disable_version_flag = true, args_override_self = true)]
 #[command(after_help = "See 'block-io -c help' for the commands.")]
 struct Cli {
+    /// Secrets by name, for the option password-secret: secret,id=ID,data=TEXT or secret,id=ID,file=NAME
+    #[arg(long = "object", value_name = "OBJECT", action = clap::ArgAction::Append)]
+    objects: Vec<String>,
     /// Treat FILE as options: driver=...,file.filename=...
     #[arg(long)]
     image_opts: bool,
@@ -62,6 +66,9 @@ struct Cli {
     /// What becomes of discards: ignore or unmap
     #[arg(short, long, value_name = "MODE")]
     discard: Option<String>,
+    /// Accepted for scripts that give it: there are no trace points
+    #[arg(short = 'T', long = "trace", value_name = "POINTS", action = clap::ArgAction::Append)]
+    _trace: Vec<String>,
     /// Take no lock that keeps others out
     #[arg(short = 'U', long)]
     force_share: bool,
@@ -73,8 +80,16 @@ struct Cli {
 }
 
 impl Cli {
+    /// The secrets that were given.
+    fn secrets(&self) -> Result<Secrets, String> {
+        let mut secrets = Secrets::default();
+        let added = self.objects.iter().try_for_each(|object| secrets.add(object));
+        added.map_err(|error| error.to_string())?;
+        Ok(secrets)
+    }
+
     /// How to open the image, if one is named.
-    fn spec(&self) -> Result<Option<ImageSpec>, String> {
+    fn spec(&self, secrets: &Secrets) -> Result<Option<ImageSpec>, String> {
         let Some(file) = &self.file else {
             return Ok(None);
         };
@@ -86,6 +101,7 @@ impl Cli {
         spec.format.clone_from(&self.format);
         spec.flags = OpenFlags { writable: !self.read_only, ..OpenFlags::READ_WRITE };
         spec.force_share = self.force_share;
+        spec.secrets = secrets.clone();
         if self.snapshot {
             spec.writes = Writes::TemporaryOverlay;
         }
@@ -126,24 +142,25 @@ fn main() -> ExitCode {
         }
     };
     let name = program::name_from_command_line("block-io");
-    let spec = match cli.spec() {
-        Ok(spec) => spec,
+    let found = cli.secrets().and_then(|secrets| Ok((cli.spec(&secrets)?, secrets)));
+    let (spec, secrets) = match found {
+        Ok(found) => found,
         Err(what) => {
             let _ = writeln!(io::stderr(), "{name}: {what}");
             return ExitCode::FAILURE;
         }
     };
-    block_on(run(name, &cli, spec))
+    block_on(run(name, &cli, spec, secrets))
 }
 
-async fn run(name: &'static str, cli: &Cli, spec: Option<ImageSpec>) -> ExitCode {
+async fn run(name: &'static str, cli: &Cli, spec: Option<ImageSpec>, secrets: Secrets) -> ExitCode {
     let out: Box<dyn Write> = if io::stdout().is_terminal() {
         Box::new(LineWriter::new(io::stdout()))
     } else {
         Box::new(BufWriter::with_capacity(64 << 10, io::stdout()))
     };
     let place = if cli.misalign { BufferPlace::Misaligned } else { BufferPlace::Aligned };
-    let mut session = Session::new(name, out, Box::new(io::stderr()), place);
+    let mut session = Session::new(name, out, Box::new(io::stderr()), place).with_secrets(secrets);
     if let Some(spec) = spec
         && session.open(&spec).await != Outcome::Done
     {

@@ -125,7 +125,7 @@ fn say(finding: Finding) {
     let text = finding.text;
     match finding.severity {
         Severity::Corruption => complain(format_args!("ERROR {text}")),
-        Severity::Leak => complain(format_args!("LEAK {text}")),
+        Severity::Leak => complain(format_args!("Leaked {text}")),
         Severity::CheckError => complain(format_args!("ERROR (unreadable) {text}")),
         Severity::Repaired => complain(format_args!("Repairing {text}")),
     }

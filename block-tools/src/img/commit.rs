@@ -57,7 +57,7 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
         cache_mode(args.cache.as_deref(), CacheMode::WRITEBACK, "Invalid cache option: {}")?;
     let cancel = Cancel::new();
     let rate = Rate::parse(args.rate.as_deref(), &cancel)?;
-    cancel_on_signal(&cancel)?;
+    let _listening = cancel_on_signal(&cancel)?;
     let spec = ImageSpec {
         format: args.format.clone(),
         image_opts: args.image_opts,

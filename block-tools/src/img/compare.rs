@@ -169,6 +169,9 @@ impl Comparison<'_> {
             return self.different("Strict mode: Image size mismatch!");
         }
         let mut offset = 0;
+        if short == 0 && long > 0 {
+            self.say("Warning: Image size mismatch!")?;
+        }
         while offset < long {
             self.progress.show(offset, long, self.out);
             offset = match self.step(offset, if offset < short { short } else { long }).await? {

@@ -136,7 +136,7 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
     let plan = plan(args)?;
     let cancel = Cancel::new();
     let rate = Rate::parse(args.rate.as_deref(), &cancel)?;
-    cancel_on_signal(&cancel)?;
+    let _listening = cancel_on_signal(&cancel)?;
     block_on(async {
         let mut nodes = Vec::new();
         let result = convert(args, &plan, &cancel, rate, &mut nodes, out).await;

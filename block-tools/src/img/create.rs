@@ -89,7 +89,12 @@ fn prepare(args: &Args, name: &str, size: Option<u64>) -> Result<NewImage, Creat
         }
         new.set_size(size);
     }
-    new.set_backing(args.backing.as_deref(), args.backing_format.as_deref())?;
+    let set = new.set_backing(args.backing.as_deref(), args.backing_format.as_deref());
+    if let (Err(CreateError::NoBackingFormat), false) = (&set, args.backing_unsafe) {
+        // A file that is not there at all is what the user has to hear of first.
+        block_on(new.backing_len())?;
+    }
+    set?;
     if !args.backing_unsafe && new.get("backing_file").is_some() {
         let len = block_on(new.backing_len())?;
         if new.get("size").is_none() {

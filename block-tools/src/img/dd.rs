@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args, _: &mut Output) -> Result<u8, Failure> {
         return Err(Failure::new("Must specify both input and output files"));
     };
     let cancel = Cancel::new();
-    cancel_on_signal(&cancel)?;
+    let _listening = cancel_on_signal(&cancel)?;
     let spec = ImageSpec {
         format: args.format.clone(),
         image_opts: args.image_opts,

@@ -150,15 +150,19 @@ fn plain_name(spec: &ImageSpec) -> Option<String> {
 impl Report {
     fn of(node: &Node, name: Option<String>) -> Self {
         let mut info = node.driver().info();
-        let full_backing = info.backing_filename.as_deref().and_then(|b| resolve(node, b));
+        let mut full_backing = info.backing_filename.as_deref().and_then(|b| resolve(node, b));
         info.backing_filename = info.backing_filename.as_deref().map(shown);
         for (_, value) in &mut info.specific {
             shown_value(value);
         }
         let storage = info.filename.clone().or_else(|| storage_name(node));
         let snapshots = node.driver().as_snapshots().map(|s| s.list()).unwrap_or_default();
+        let filename = as_path(&shown(&name.or(storage).unwrap_or_default()));
+        if let (Some(path), true) = (&mut full_backing, filename.starts_with("./")) {
+            *path = in_this_directory(path);
+        }
         Self {
-            filename: shown(&name.or(storage).unwrap_or_default()),
+            filename,
             format: node.driver().name(),
             len: Alignment::SECTOR.round_up(node.len()),
             actual_size: actual_size(node),
@@ -174,6 +178,23 @@ impl Report {
     fn is_protocol(&self) -> bool {
         self.children.is_empty()
     }
+}
+
+/// A name without the `file:` before a path. One that would be taken for a protocol without it is
+/// written as a path in this directory.
+fn as_path(name: &str) -> String {
+    match name.strip_prefix("file:") {
+        Some(path) if path.split('/').next().is_some_and(|first| first.contains(':')) => {
+            in_this_directory(path)
+        }
+        Some(path) => path.to_owned(),
+        None => name.to_owned(),
+    }
+}
+
+/// A relative path, written so that nobody takes it for anything else.
+fn in_this_directory(path: &str) -> String {
+    if path.starts_with(['/', '.']) { path.to_owned() } else { format!("./{path}") }
 }
 
 /// The children that are no backing files, the last one first; extents have numbers.

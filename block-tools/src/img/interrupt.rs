@@ -1,5 +1,11 @@
-//! Ctrl-C: the first asks the running job to stop between two of its requests, the second ends the
+//! Ctrl-C: the first asks the running jobs to stop between two of their requests, the second ends the
 //! process at once.
+//!
+//! A process has one handler, from its first job on. What runs is on a list, so that several jobs of
+//! one process, one after the other or at a time, all hear of it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use block_core::Cancel;
 
@@ -10,19 +16,65 @@ use super::Failure;
 /// Exit status of a command that was interrupted.
 pub(super) const INTERRUPTED: u8 = 130;
 
-/// From now on SIGINT, SIGTERM and SIGHUP cancel `cancel`; nothing does in a process that has other
-/// [`surroundings`] than a program, and may run many commands.
-pub(super) fn cancel_on_signal(cancel: &Cancel) -> Result<(), Failure> {
-    if surroundings::are_set() {
-        return Ok(());
+/// The jobs that run, by number.
+static RUNNING: Mutex<Vec<(u64, Cancel)>> = Mutex::new(Vec::new());
+
+/// The number of the next job.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// The one handler; an error if the system refused it.
+static HANDLER: LazyLock<Result<(), String>> =
+    LazyLock::new(|| ctrlc::set_handler(interrupt).map_err(|error| error.to_string()));
+
+/// A job that hears of Ctrl-C, until this is dropped.
+#[must_use = "the job hears of Ctrl-C only while this is there"]
+pub(super) struct Listening(u64);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        running().retain(|(number, _)| *number != self.0);
     }
-    let cancel = cancel.clone();
-    let handler = move || {
-        if cancel.is_cancelled() {
-            std::process::exit(i32::from(INTERRUPTED));
-        }
-        cancel.cancel();
-    };
-    ctrlc::set_handler(handler)
-        .map_err(|error| Failure::new(format_args!("Cannot wait for signals: {error}")))
+}
+
+/// From now on SIGINT, SIGTERM and SIGHUP cancel `cancel`; nothing does in a thread that has other
+/// [`surroundings`] than a program: what runs there has its own ways.
+pub(super) fn cancel_on_signal(cancel: &Cancel) -> Result<Listening, Failure> {
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    if surroundings::are_set() {
+        return Ok(Listening(number));
+    }
+    if let Err(error) = &*HANDLER {
+        return Err(Failure::new(format_args!("Cannot wait for signals: {error}")));
+    }
+    running().push((number, cancel.clone()));
+    Ok(Listening(number))
+}
+
+/// Cancels what runs; ends the process if that was done before, or nothing runs.
+fn interrupt() {
+    let running = running();
+    if running.iter().all(|(_, cancel)| cancel.is_cancelled()) {
+        std::process::exit(i32::from(INTERRUPTED));
+    }
+    running.iter().for_each(|(_, cancel)| cancel.cancel());
+}
+
+fn running() -> MutexGuard<'static, Vec<(u64, Cancel)>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_of_one_process_hear_of_a_signal_while_they_run() {
+        let [first, second, over] = [(); 3].map(|()| Cancel::new());
+        let _first = cancel_on_signal(&first).unwrap();
+        drop(cancel_on_signal(&over).unwrap());
+        let _second = cancel_on_signal(&second).unwrap();
+        interrupt();
+        assert!(first.is_cancelled() && second.is_cancelled());
+        assert!(!over.is_cancelled());
+    }
 }

@@ -135,8 +135,13 @@ async fn look(node: &Node, start: u64, end: u64) -> Result<Entry, Failure> {
 
 /// The status of `range` in `layer` alone. What is left of the last sector reads as zeroes.
 async fn layer_status(layer: &Node, range: ByteRange) -> Result<BlockStatus, Failure> {
-    let status = ask(layer, range).await?;
+    let mut status = ask(layer, range).await?;
     if status.len > 0 {
+        // Storage that is read and written by whole blocks has the rest of the last one, too.
+        let align = layer.limits().request_alignment;
+        if range.offset() + status.len == layer.len() && status.mapping.is_some() {
+            status.len = align.round_up(layer.len()).min(range.end()) - range.offset();
+        }
         return Ok(status);
     }
     // It stands where the bytes before it end, if they stand anywhere.

@@ -14,15 +14,19 @@ pub(super) enum Progress {
     Off,
     /// A bar on a terminal.
     Bar(ProgressBar),
-    /// `    (12.34/100%)` and a carriage return, at each step of one percent.
+    /// `    (12.34/100%)` and a carriage return, at each step of one percent, but not for less than
+    /// [`STEP_BYTES`].
     Plain {
-        /// Hundredths of a percent that were shown last; `None`: nothing yet.
-        shown: Option<u64>,
+        /// Hundredths of a percent and bytes that were shown last; `None`: nothing yet.
+        shown: Option<(u64, u64)>,
     },
 }
 
 /// Hundredths of a percent between two plain lines.
 const STEP: u64 = 100;
+
+/// Least bytes between two plain lines.
+const STEP_BYTES: u64 = 1 << 20;
 
 impl Progress {
     /// As asked for by `-p` and `-q`.
@@ -51,9 +55,13 @@ impl Progress {
             }
             Self::Plain { shown } => {
                 let part = hundredths(done, total);
-                if shown.is_none_or(|last| part >= last + STEP || (part == 10_000 && last < part)) {
+                let is_step = shown.is_none_or(|(last, bytes)| {
+                    let is_far = part >= last + STEP && done >= bytes.saturating_add(STEP_BYTES);
+                    is_far || (part == 10_000 && last < part)
+                });
+                if is_step {
                     let _ = print_plain(part, out);
-                    *shown = Some(part);
+                    *shown = Some((part, done));
                 }
             }
         }
@@ -114,12 +122,24 @@ mod tests {
         let mut out = Output::buffer();
         let mut progress = Progress::new(true, &out);
         for done in 0..=1000 {
-            progress.show(done, 30_000, &mut out);
+            progress.show(done << 20, 30_000 << 20, &mut out);
         }
-        progress.show(30_000, 30_000, &mut out);
+        progress.show(30_000 << 20, 30_000 << 20, &mut out);
         progress.finish(Outcome::Done, &mut out);
         let expect = "    (0.00/100%)\r    (1.00/100%)\r    (2.00/100%)\r    (3.00/100%)\r    \
                       (100.00/100%)\r    (100.00/100%)\r\n";
+        assert_eq!(out.text(), expect);
+    }
+
+    #[test]
+    fn a_small_job_has_few_steps() {
+        let mut out = Output::buffer();
+        let mut progress = Progress::new(true, &out);
+        for done in 0..=16 {
+            progress.show(done << 18, 4 << 20, &mut out);
+        }
+        let steps = ["0.00", "25.00", "50.00", "75.00", "100.00"];
+        let expect: String = steps.iter().map(|step| format!("    ({step}/100%)\r")).collect();
         assert_eq!(out.text(), expect);
     }
 

@@ -76,7 +76,7 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
         registry().get(format).map_err(invalid)?;
     }
     let cancel = Cancel::new();
-    cancel_on_signal(&cancel)?;
+    let _listening = cancel_on_signal(&cancel)?;
     let spec = ImageSpec {
         format: args.format.clone(),
         image_opts: args.image_opts,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use block_core::Cancel;
-use block_core::job::copy::{self, Unreadable};
+use block_core::job::copy::{self, Counted, Unreadable};
 use futures::channel::oneshot;
 use futures::future::BoxFuture;
 
@@ -29,6 +29,13 @@ pub(super) struct Watch<'a> {
 impl copy::Watch for Watch<'_> {
     fn progress(&mut self, progress: copy::Progress) {
         self.progress.show(progress.done, progress.total, self.out);
+    }
+
+    fn counted(&self) -> Counted {
+        match self.progress {
+            Progress::Off => Counted::Everything,
+            Progress::Bar(_) | Progress::Plain { .. } => Counted::Data,
+        }
     }
 
     fn unreadable(&mut self, part: Unreadable) {

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use block_core::driver::ChildRole;
 use block_core::info::{DriverInfo, InfoValue};
 use block_core::range::SECTOR_SIZE;
 use block_core::request::status::StatusDetail;
-use block_core::{ByteRange, Error, Node, Result};
+use block_core::{Alignment, ByteRange, Error, Node, Result};
 use futures::channel::oneshot;
 
+use crate::open;
 use crate::spec::shown_value;
 
 use super::number::size_text;
@@ -39,7 +41,11 @@ impl Session {
             let failed = |error: Error| {
                 self.named(format_args!("Failed to get allocation status: {}", error.errno_text()))
             };
-            let (allocated, len) = run.map_err(failed)?;
+            let (allocated, mut len) = run.map_err(failed)?;
+            if offset + len == node.len() {
+                // The last sector is all there.
+                len = Alignment::SECTOR.round_up(node.len()) - offset;
+            }
             self.out.line(format_args!(
                 "{} ({len:#x}) bytes {} allocated at offset {} ({offset:#x})",
                 size_text(len),
@@ -61,7 +67,15 @@ impl Session {
         let node = self.image()?.node().clone();
         let mut info = node.driver().info();
         info.specific.iter_mut().for_each(|(_, value)| shown_value(value));
-        self.out.line(format_args!("format name: {}", node.driver().name()));
+        let name = node.driver().name();
+        self.out.line(format_args!("format name: {name}"));
+        if open::registry().get(name).is_ok_and(|factory| !factory.schemes().is_empty()) {
+            // Once as the format, once as the protocol.
+            self.out.line(format_args!("format name: {name}"));
+        }
+        if info.cluster_size.is_none() && storage(&node).driver().info() == DriverInfo::default() {
+            return Err(Failure::Told);
+        }
         self.out.line(format_args!("cluster size: {}", size_text(info.cluster_size.unwrap_or(0))));
         let vm_state = size_text(vm_state_offset(node.len(), &info));
         self.out.line(format_args!("vm state offset: {vm_state}"));
@@ -100,6 +114,15 @@ impl Session {
 fn below_filters(node: &Node) -> Node {
     match node.driver().filtered() {
         Some(below) => below_filters(below),
+        None => node.clone(),
+    }
+}
+
+/// The node that holds the bytes of `node`.
+fn storage(node: &Node) -> Node {
+    let below = [ChildRole::Primary, ChildRole::Filtered, ChildRole::Metadata];
+    match node.children().iter().find(|child| below.contains(&child.role)) {
+        Some(child) => storage(&child.node),
         None => node.clone(),
     }
 }

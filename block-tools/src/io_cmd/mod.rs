@@ -4,8 +4,7 @@
 //! Invariants: no line panics or allocates more than the request that it names; a request beyond the
 //! end of the disk is refused before memory is allocated for it.
 //!
-//! What is not here: zones. The machine state (`-b`) is
-//! answered with "Operation not supported": no driver has it yet.
+//! What is not here: zones, which no driver has.
 
 mod args;
 mod breakpoint;
@@ -24,6 +23,7 @@ use block_core::backend::BlockBackend;
 use block_core::{Result, graph};
 
 use crate::open::ImageSpec;
+use crate::spec::objects::Secrets;
 use crate::spec::{SpecError, shown};
 use args::Parsed;
 use pending::Pending;
@@ -72,10 +72,14 @@ pub enum BufferPlace {
 /// The state between commands.
 pub struct Session {
     image: Option<BlockBackend>,
+    /// How the image was opened, with what was changed since.
+    spec: Option<ImageSpec>,
     pending: Pending,
     out: Output,
     err: Box<dyn Write>,
     place: BufferPlace,
+    /// What options of `open` may name.
+    secrets: Secrets,
     /// What its own messages start with.
     name: &'static str,
 }
@@ -88,8 +92,15 @@ impl Session {
         err: Box<dyn Write>,
         place: BufferPlace,
     ) -> Self {
-        let (image, pending) = (None, Pending::default());
-        Self { image, pending, out: Output::new(out), err, place, name }
+        let (image, spec, pending) = (None, None, Pending::default());
+        let secrets = Secrets::default();
+        Self { image, spec, pending, out: Output::new(out), err, place, secrets, name }
+    }
+
+    /// The same, with secrets that options of `open` may name.
+    #[must_use]
+    pub fn with_secrets(self, secrets: Secrets) -> Self {
+        Self { secrets, ..self }
     }
 
     /// Opens an image; says why if it cannot.
@@ -247,6 +258,7 @@ impl Session {
     async fn close_image(&mut self) -> Result<(), Failure> {
         self.clear_breakpoints();
         self.pending.finish(&mut self.out).await;
+        self.spec = None;
         let Some(image) = self.image.take() else {
             return Ok(());
         };

@@ -235,9 +235,10 @@ pub(super) static COMMANDS: [Command; 26] = [
     Command {
         min_words: 2,
         max_words: None,
-        usage: "[-Cpqrv] [-P pattern [-s off] [-l len]] off len",
+        usage: "[-bCpqrv] [-P pattern [-s off] [-l len]] off len",
         summary: "reads a range",
         options: &[
+            "-b  of the machine state, not of the disk",
             "-C  report one line for programs",
             "-l  with -P: how many bytes to verify",
             "-p  nothing, kept for old scripts",
@@ -315,9 +316,10 @@ pub(super) static COMMANDS: [Command; 26] = [
     Command {
         min_words: 2,
         max_words: None,
-        usage: "[-cCfnpqruz] [-P pattern | -s source_file] off len",
+        usage: "[-bcCfnpqruz] [-P pattern | -s source_file] off len",
         summary: "writes a range",
         options: &[
+            "-b  to the machine state, not to the disk",
             "-c  compressed",
             "-C  report one line for programs",
             "-f  stable when done (FUA)",

@@ -8,7 +8,7 @@ use std::io::Read;
 use block_core::backend::BlockBackend;
 use block_core::range::{SECTOR_SIZE, to_usize};
 use block_core::request::Request;
-use block_core::{Alignment, ByteRange, Cancel, Error, IoBuf, IoVec, RequestFlags, Result};
+use block_core::{Alignment, ByteRange, Cancel, Error, IoBuf, IoVec, Node, RequestFlags, Result};
 
 use super::args::Parsed;
 use super::report::{Check, Described, Style};
@@ -55,12 +55,17 @@ impl Session {
             let line = "pattern verification range exceeds end of read data";
             return Err(Failure::Line(line.to_owned()));
         }
-        if parsed.has('b') {
-            return Err(failed("read", Error::Unsupported));
-        }
         let check = pattern.map(|pattern| Check { pattern, start, len: part_len });
+        let described = describe("read", "read", offset, len, &parsed);
+        if parsed.has('b') {
+            refuse_odd((offset, offset_text), (len, len_text))?;
+            let (node, data) = self.prepare_state("read", len, UNREAD)?;
+            let described = Described { check, data: data.clone(), ..described };
+            let request = async move { node.load_vm_state(offset, data).await };
+            return self.finish_request(described, request).await;
+        }
         let (request, data) = self.send(offset, &[len], UNREAD, BlockBackend::read);
-        let described = Described { check, data, ..describe("read", "read", offset, len, &parsed) };
+        let described = Described { check, data, ..described };
         self.finish_request(described, finish(request)).await
     }
 
@@ -103,24 +108,24 @@ impl Session {
                 "length cannot exceed {MAX_REQUEST_BYTES} without -n, given {len_text}"
             )));
         }
-        let sectors = [("offset", offset, offset_text), ("count", len, len_text)];
-        let odd = sectors.iter().find(|(_, value, _)| value % SECTOR_SIZE != 0);
-        if let (true, Some((name, _, text))) = (parsed.has('c') || parsed.has('b'), odd) {
-            let line = format!("{text} is not a sector-aligned value for '{name}'");
-            return Err(Failure::Line(line));
-        }
-        if parsed.has('b') {
-            return Err(failed("write", Error::Unsupported));
+        if parsed.has('c') || parsed.has('b') {
+            refuse_odd((offset, offset_text), (len, len_text))?;
         }
         let flags = write_flags(&parsed);
         let described = describe("wrote", "write", offset, len, &parsed);
         let source = parsed.value('s').map_or(Ok(Vec::new()), |path| read_source(path, len))?;
+        let byte = pattern.unwrap_or(WRITTEN);
+        if parsed.has('b') {
+            let (node, data) = self.prepare_state("write", len, byte)?;
+            repeat(&source, &data);
+            let request = async move { node.save_vm_state(offset, data).await };
+            return self.finish_request(described, request).await;
+        }
         let request = if parsed.has('z') {
             self.send_bare(offset, len, |image, range| {
                 image.write_zeroes(range, flags, &Cancel::new())
             })
         } else {
-            let byte = pattern.unwrap_or(WRITTEN);
             let (request, _) = self.send(offset, &[len], byte, |image, range, data| {
                 repeat(&source, &data);
                 image.write(range, data, flags)
@@ -188,6 +193,13 @@ impl Session {
         self.finish_request(described, finish(request)).await
     }
 
+    /// The node and the buffer of a request for `len` bytes of the machine state.
+    fn prepare_state(&self, verb: &str, len: u64, byte: u8) -> Result<(Node, IoVec), Failure> {
+        let node = self.image()?.node().clone();
+        let data = self.buffers(&[len], byte).map_err(|error| failed(verb, error))?;
+        Ok((node, data))
+    }
+
     /// Makes a request without buffers.
     fn send_bare(
         &self,
@@ -239,6 +251,17 @@ impl Session {
 /// A request that may have been refused at once.
 async fn finish(request: Result<Request>) -> Result<()> {
     request?.await
+}
+
+/// Refuses what is not in whole sectors.
+fn refuse_odd(offset: (u64, &str), len: (u64, &str)) -> Result<(), Failure> {
+    let values = [("offset", offset), ("count", len)];
+    match values.into_iter().find(|(_, (value, _))| value % SECTOR_SIZE != 0) {
+        None => Ok(()),
+        Some((name, (_, text))) => {
+            Err(Failure::Line(format!("{text} is not a sector-aligned value for '{name}'")))
+        }
+    }
 }
 
 fn failed(verb: &str, error: Error) -> Failure {

@@ -8,6 +8,7 @@
 
 pub mod image_opts;
 pub mod json;
+pub mod objects;
 mod shown;
 
 pub use shown::{shown, shown_value};
@@ -43,6 +44,12 @@ pub enum SpecError {
     /// A format was named beside options that name the driver themselves.
     #[error("--image-opts and --format are mutually exclusive")]
     FormatWithImageOpts,
+    /// What is read from a backing file is to be copied to an image that is opened for reading only.
+    #[error("Can't use copy-on-read on read-only device")]
+    CopyToReadOnly,
+    /// An object of the command line.
+    #[error("--object: {0}")]
+    Object(#[from] objects::ObjectError),
     /// Opening failed.
     #[error(transparent)]
     Open(#[from] OpenError),

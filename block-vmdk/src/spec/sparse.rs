@@ -305,6 +305,10 @@ impl SparseHeader {
         if let Some(start) = self.redundant_gd {
             inside("rgdOffset", start, entries)?;
         }
+        // The tables are before the grains: a file that ends among them has lost some.
+        if self.overhead.0 > sectors.0 {
+            return Err(field("overHead", self.overhead.0, Problem::Truncated(sectors.0)));
+        }
         Ok(())
     }
 

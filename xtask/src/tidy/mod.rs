@@ -6,6 +6,7 @@
 
 mod document;
 mod graph;
+mod mutants;
 mod source;
 mod text;
 
@@ -66,6 +67,8 @@ pub(crate) fn run() -> Result<()> {
         &names,
     ));
 
+    complaints.extend(mutants::lists(&texts));
+
     for complaint in &complaints {
         println!("{complaint}");
     }
@@ -89,9 +92,9 @@ fn read_tree(root: &Path, directory: &Path, texts: &mut Vec<Text>) -> Result<()>
     let what = || format!("read {}", directory.display());
     for entry in fs::read_dir(directory).map_err(Failure::io(what()))? {
         let entry = entry.map_err(Failure::io(what()))?;
-        let (path, name) = (entry.path(), entry.file_name());
+        let path = entry.path();
         let kind = entry.file_type().map_err(Failure::io(what()))?;
-        if name == "target" || name == ".git" {
+        if run::is_no_source(&path) {
             continue;
         }
         if kind.is_dir() {

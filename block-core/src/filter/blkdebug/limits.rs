@@ -71,11 +71,10 @@ impl Shape {
         self.opt_write_zero.unwrap_or(block).max(block)
     }
 
-    /// The shortest discard that is passed on.
+    /// The shortest discard that is passed on: `opt-discard` says where pieces are to end, and the ends
+    /// of a request are shorter.
     pub(super) fn least_discard(&self, image: BlockLimits) -> u64 {
-        let limits = self.apply(image);
-        let block = limits.request_alignment.bytes();
-        self.opt_discard.unwrap_or(block).max(block)
+        self.apply(image).request_alignment.bytes()
     }
 }
 
@@ -118,8 +117,8 @@ mod tests {
     }
 
     #[test]
-    fn zeroes_and_discards_below_what_suits_are_not_passed_on() {
-        let shape = shape(&[("align", "4k"), ("opt-write-zero", "64k")]);
+    fn zeroes_below_what_suits_and_discards_below_a_block_are_not_passed_on() {
+        let shape = shape(&[("align", "4k"), ("opt-write-zero", "64k"), ("opt-discard", "64k")]);
         let image = BlockLimits::default();
         assert_eq!((shape.least_zeroes(image), shape.least_discard(image)), (65536, 4096));
         assert_eq!(shape.apply(image).request_alignment.bytes(), 4096);

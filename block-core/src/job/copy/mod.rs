@@ -182,10 +182,22 @@ impl Default for CopyOptions {
     }
 }
 
+/// What a [`Progress`] counts.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub enum Counted {
+    /// All bytes of the target.
+    #[default]
+    Everything,
+    /// Those that have to be read from a source, or written as zeroes to a target that is to be fully
+    /// allocated. The sources are asked how they are stored before the copy begins.
+    Data,
+}
+
 /// How far a copy is.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub struct Progress {
-    /// Bytes of the target that are done, not necessarily from its start.
+    /// Bytes of the target that are done, not necessarily from its start. More than `total` if a source
+    /// has changed since it was counted.
     pub done: u64,
     /// Bytes to do.
     pub total: u64,
@@ -219,6 +231,11 @@ pub struct Unreadable {
 pub trait Watch: Send {
     /// Called at the start and after every piece.
     fn progress(&mut self, progress: Progress);
+
+    /// What it counts.
+    fn counted(&self) -> Counted {
+        Counted::default()
+    }
 
     /// With [`OnReadError::Salvage`]: these bytes could not be read and become zero.
     fn unreadable(&mut self, part: Unreadable) {

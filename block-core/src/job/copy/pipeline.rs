@@ -28,7 +28,7 @@ use super::salvage;
 use super::scan::{Kind, Piece, Scanner};
 use super::write::write_piece;
 use super::{
-    Copied, CopyError, CopySource, Offload, OnReadError, Plan, Progress, Sparseness,
+    Copied, CopyError, CopySource, Counted, Offload, OnReadError, Plan, Progress, Sparseness,
     TargetContents, Unreadable, Watch, WriteOrder,
 };
 
@@ -50,6 +50,8 @@ pub(super) struct Pipeline {
     /// All zero, for targets that are to be fully allocated; shared by all writes, never changed.
     zeroes: Option<IoBuf>,
     state: State,
+    /// What the progress counts.
+    counted: Counted,
     events: u32,
     /// Cleared by the first piece that the storage could not copy.
     offloads: Arc<AtomicBool>,
@@ -141,6 +143,7 @@ impl Pipeline {
             free: Vec::new(),
             zeroes: None,
             state: State::new(total),
+            counted: Counted::default(),
             events: 0,
             offloads: Arc::new(AtomicBool::new(offloads)),
         }
@@ -148,6 +151,10 @@ impl Pipeline {
 
     /// Copies everything; gives what was done, or the first error.
     pub(super) async fn run(mut self, mut watch: impl Watch) -> Result<Copied, CopyError> {
+        self.counted = watch.counted();
+        if self.counted == Counted::Data {
+            self.state.progress.total = self.count().await?;
+        }
         watch.progress(self.state.progress);
         while let Some(event) = poll_fn(|cx| self.poll_event(cx)).await {
             let outcome = match event {
@@ -171,6 +178,30 @@ impl Pipeline {
                 Err(CopyError::Cancelled { done: self.state.low_water() })
             }
             Some(error) => Err(error),
+        }
+    }
+
+    /// How many bytes [`Counted::Data`] counts in all.
+    async fn count(&self) -> Result<u64, CopyError> {
+        let mut scanner = Scanner::to_count(self.sources.clone(), self.plan);
+        let mut total = 0u64;
+        while let Some((piece, rest)) = scanner.next().await? {
+            total += self.counts(&piece);
+            scanner = rest;
+            if self.cancel.is_cancelled() {
+                return Err(CopyError::Cancelled { done: 0 });
+            }
+        }
+        Ok(total)
+    }
+
+    /// How many bytes the progress counts of a piece.
+    fn counts(&self, piece: &Piece) -> u64 {
+        let full = self.plan.options.sparseness == Sparseness::Full;
+        match (self.counted, piece.kind) {
+            (Counted::Everything, _) | (Counted::Data, Kind::Data) => piece.to.len(),
+            (Counted::Data, Kind::Zero) if full => piece.to.len(),
+            (Counted::Data, Kind::Zero | Kind::Below) => 0,
         }
     }
 
@@ -219,15 +250,15 @@ impl Pipeline {
         let options = self.plan.options;
         self.state.begun = piece.to.end();
         let full = options.sparseness == Sparseness::Full;
-        let len = piece.to.len();
+        let (len, counts) = (piece.to.len(), self.counts(&piece));
         let read = match piece.kind {
             Kind::Below => {
-                self.state.progress.done += len;
+                self.state.progress.done += counts;
                 self.state.copied.below += len;
                 return Ok(());
             }
             Kind::Zero if !full && options.target == TargetContents::Zeroes => {
-                self.state.progress.done += len;
+                self.state.progress.done += counts;
                 self.state.copied.skipped += len;
                 return Ok(());
             }
@@ -369,7 +400,7 @@ impl Pipeline {
         self.free.extend(buf);
         let copied = result.inspect_err(|_| self.state.abandon(&piece))?;
         self.state.active.remove(&piece.to.offset());
-        self.state.progress.done += piece.to.len();
+        self.state.progress.done += self.counts(&piece);
         self.state.copied.data += copied.data;
         self.state.copied.zeroes += copied.zeroes;
         self.state.copied.skipped += copied.skipped;

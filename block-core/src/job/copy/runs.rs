@@ -7,10 +7,6 @@
 use crate::buf::IoBuf;
 use crate::range::{Alignment, to_usize};
 
-/// Zeroes are looked for in blocks of this many bytes, counted from the start of the buffer, or of the
-/// shortest run asked for, if that is less.
-const BLOCK: usize = 4096;
-
 /// How much of a block is looked at before all of it: data rarely starts with zeroes.
 const FIRST_LOOK: usize = 64;
 
@@ -37,10 +33,11 @@ pub struct Runs {
 }
 
 impl Runs {
-    /// Runs of `buf` where zero runs have at least `min_bytes`.
+    /// Runs of `buf` where zero runs have at least `min_bytes`. They are looked for in blocks of that many
+    /// bytes, or the next lower power of two, counted from the start of the buffer.
     pub fn new(buf: IoBuf, min_bytes: u64) -> Self {
         let min = to_usize(min_bytes).min(buf.len()).max(1);
-        Self { buf, block: min.min(BLOCK), min, offset: 0, found: None }
+        Self { buf, block: 1 << min.ilog2(), min, offset: 0, found: None }
     }
 
     /// Runs of whole clusters of `buf`, of which the last may be shorter: those that are all zero, and
@@ -133,6 +130,19 @@ mod tests {
                 at += run.len;
             }
             prop_assert_eq!(at, bytes.len());
+        }
+
+        #[test]
+        fn longer_runs_begin_at_blocks_of_their_length(
+            blocks in prop::collection::vec(any::<bool>(), 1..64),
+            min in prop_oneof![Just(8192usize), Just(10000), Just(16384)],
+        ) {
+            let mut bytes: Vec<u8> = blocks.iter().flat_map(|b| [u8::from(*b); 1024]).collect();
+            bytes.resize(64 << 10, 1);
+            let block = 1 << min.ilog2();
+            for run in Runs::new(buffer(&bytes), to_u64(min)) {
+                prop_assert_eq!((run.offset % block, run.len % block), (0, 0));
+            }
         }
 
         #[test]

@@ -62,12 +62,31 @@ pub(super) struct Scanner {
     /// Where that source starts in the target.
     base: u64,
     known: Option<Known>,
+    cut: Cut,
 }
+
+/// How long pieces may be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    /// As long as they are copied.
+    ToCopy,
+    /// As long as what is stored alike, within [`COUNTED_BYTES`].
+    ToCount,
+}
+
+/// Longest piece that is only counted.
+const COUNTED_BYTES: u64 = 64 << 30;
 
 impl Scanner {
     pub(super) fn new(sources: Vec<CopySource>, plan: Plan) -> Self {
         let total = sources.iter().map(|source| source.len).sum();
-        Self { sources, plan, total, index: 0, offset: 0, base: 0, known: None }
+        let cut = Cut::ToCopy;
+        Self { sources, plan, total, index: 0, offset: 0, base: 0, known: None, cut }
+    }
+
+    /// A scanner whose pieces are to be counted, not copied, and are as long as may be.
+    pub(super) fn to_count(sources: Vec<CopySource>, plan: Plan) -> Self {
+        Self { cut: Cut::ToCount, ..Self::new(sources, plan) }
     }
 
     /// The next piece, and the scanner behind it; `None` at the end.
@@ -152,6 +171,7 @@ impl Scanner {
     fn longest(&self, kind: Kind, is_compressed: bool) -> u64 {
         let zeroes = self.plan.grain.round_up(ZERO_PIECE_BYTES);
         match kind {
+            _ if self.cut == Cut::ToCount => self.plan.grain.round_up(COUNTED_BYTES),
             Kind::Below => zeroes,
             // Fully allocated targets get their zeroes from a buffer like any data.
             Kind::Zero if self.plan.options.sparseness != Sparseness::Full => zeroes,

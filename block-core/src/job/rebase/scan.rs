@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::range::{Alignment, ByteRange, MAX_LEN};
+use crate::range::{ByteRange, MAX_LEN};
 use crate::request::status::StatusDetail;
 
 use super::{Image, Job, RebaseError};
@@ -73,13 +73,17 @@ impl Scanner {
         let mut range = range;
         if self.job.in_chain.is_some() {
             let (differs, known) = self.look(Image::OldBacking, range).await?;
-            let part = self.whole(range, known);
-            if !differs && !part.is_empty() {
-                return Ok(Part::Settled(part));
+            // What differs is written in whole clusters, so they are compared as a whole; to compare
+            // more than what may differ does no harm.
+            let (start, end) = (range.offset(), range.offset().saturating_add(known));
+            let whole = match known < range.len() {
+                true => self.job.cluster.round_down(end).saturating_sub(start),
+                false => known,
+            };
+            if !differs && whole > 0 {
+                return Ok(Part::Settled(range.first(whole)));
             }
-            // To compare more than what may differ does no harm.
-            let cluster = if self.job.whole_clusters { self.job.cluster } else { Alignment::ONE };
-            range = range.first(cluster.round_up(known));
+            range = range.first(self.job.cluster.round_up(end) - start);
         }
         let room = self.job.piece_bytes - range.offset() % self.job.piece_bytes;
         Ok(Part::Compare(range.first(room)))

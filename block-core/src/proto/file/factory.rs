@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::FileDriver;
 use super::lock::{Claims, ImageLock, Locking};
 use super::reopen::claims_of;
 use super::source::{Access, FileKind, Source, refused};
+use super::{FileDriver, Hints};
 use crate::driver::{BlockDriver, Prealloc};
 use crate::error::{OpenError, Problem};
 use crate::io::{Engine, pool};
@@ -83,6 +83,18 @@ impl DriverFactory for HostDeviceFactory {
 }
 
 const CREATE_OPTIONS: &[CreateOption] = &[
+    CreateOption {
+        name: "extent_size_hint",
+        value: "<size>",
+        help: "Unit in which the file system should allocate, 0 for its own choice",
+        default: None,
+    },
+    CreateOption {
+        name: "nocow",
+        value: "<bool (on/off)>",
+        help: "No copy-on-write in the file system (btrfs only)",
+        default: None,
+    },
     CreateOption { name: "size", value: "<size>", help: "Length of the file", default: None },
     CreateOption {
         name: "preallocation",
@@ -109,9 +121,18 @@ async fn create(scheme: &str, mut options: Options) -> Result<(), OpenError> {
             }
         },
     };
+    let extent_size = match options.take_size("extent_size_hint")?.map(u32::try_from) {
+        None => None,
+        Some(Ok(bytes)) => Some(bytes),
+        Some(Err(_)) => {
+            let (option, problem) = ("extent_size_hint", Problem::Above(u32::MAX.into()));
+            return Err(OpenError::Option { option: option.to_owned(), problem });
+        }
+    };
+    let hints = Hints { extent_size, no_cow: options.take_bool("nocow")?.unwrap_or(false) };
     options.finish()?;
     let path = filename.strip_prefix(scheme).unwrap_or(&filename);
-    super::create(Path::new(path), len, prealloc).await
+    super::create_with(Path::new(path), len, prealloc, hints).await
 }
 
 async fn open(
@@ -163,6 +184,10 @@ fn take_engine(options: &mut Options, default: Option<&str>) -> Result<Engine, O
         // What `native` stands for elsewhere is an older interface to the same.
         Some("native") => Ok(Engine::best()),
         Some("io_uring") if Engine::IoUring.is_available() => Ok(Engine::IoUring),
+        Some(value @ "io_uring") if !Engine::IoUring.is_built() => {
+            let problem = Problem::NotBuilt("io-uring");
+            Err(OpenError::OptionValue { option: "aio", value: value.to_owned(), problem })
+        }
         Some("io_uring") => Err(OpenError::Unsupported {
             driver: "file",
             what: "aio=io_uring (the system refuses it)",

@@ -30,7 +30,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-pub use create::create;
+pub use create::{Hints, create, create_with};
 pub use factory::{FileFactory, HostDeviceFactory};
 
 use crate::buf::IoVec;

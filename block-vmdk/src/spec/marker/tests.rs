@@ -66,6 +66,14 @@ fn a_grains_stream_has_bounds() {
     assert_eq!((marker.stored_len(), marker.stored_sectors()), (513, SectorCount(2)));
 }
 
+#[test]
+fn a_grain_that_would_begin_at_the_end_is_refused() {
+    let whole = SectorCount(7 * 128);
+    let check = |lba| GrainMarker { lba: Sector(lba), len: 1 }.check(GRAIN, whole);
+    assert_eq!(check(6 * 128), Ok(GrainIndex(6)));
+    assert_eq!(refused(check(7 * 128)), ("grain marker LBA", Problem::Above(895)));
+}
+
 proptest! {
     #[test]
     fn any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..40), zeroes: bool) {

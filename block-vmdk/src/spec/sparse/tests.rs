@@ -46,7 +46,9 @@ fn a_plain_header_says_where_things_are() {
     assert_eq!(header.grain_of(Sector(2 << 20)), None);
     assert_eq!(header.grain_directory(), GrainDirectory::At(Sector(150)));
     assert_eq!(header.redundant_grain_directory(), Some(Sector(21)));
-    assert_eq!(header.check_file_len(151 * 512), Ok(()));
+    assert_eq!(header.check_file_len(384 * 512), Ok(()));
+    let cut = header.check_file_len(383 * 512).unwrap_err();
+    assert_eq!(cut.to_string(), "overHead is 0x180: ends beyond 0x17f");
     let cut = header.check_file_len(150 * 512).unwrap_err();
     assert_eq!(cut.to_string(), "gdOffset is 0x96: ends beyond 0x96");
 }

@@ -52,23 +52,27 @@ pub(crate) fn run(source: &Path, arguments: &Arguments) -> Result<()> {
     let path = expected_path();
     let mut expected = Expected::read(&path)?;
 
-    let work = work(arguments, &suite, &expected);
-    let runs = run_all(arguments, &suite, &work)?;
-    let mut surprises = 0;
-    for run in &runs {
-        surprises += usize::from(!report(arguments, &expected, run));
-    }
-    table(&runs);
-    if arguments.write_expected {
-        for run in &runs {
-            expected.set(run.configuration.name, &run.script, &run.found, arguments.baseline);
+    let (mut all, mut surprises) = (Vec::new(), 0);
+    let formats = arguments.formats();
+    for configuration in CONFIGURATIONS.iter().filter(|one| chosen(&formats, one.name)) {
+        let work = work(arguments, configuration, &suite, &expected);
+        let runs = run_all(arguments, &suite, &work)?;
+        surprises += runs.iter().filter(|run| !report(arguments, &expected, run)).count();
+        if arguments.write_expected {
+            for run in &runs {
+                expected.set(configuration.name, &run.script, &run.found, arguments.baseline);
+            }
+            expected.write(&path)?;
         }
-        expected.write(&path)?;
-        println!("written: {}", path.display());
-        return Ok(());
+        all.extend(runs);
     }
+    table(&all);
     if arguments.keep {
         println!("kept: {}", scratch.keep().display());
+    }
+    if arguments.write_expected {
+        println!("written: {}", path.display());
+        return Ok(());
     }
     match surprises {
         0 => Ok(()),
@@ -80,28 +84,21 @@ fn expected_path() -> PathBuf {
     run::root().join("xtask").join("iotests").join("qemu.txt")
 }
 
-/// The scripts to run under each configuration: what the list does not skip.
+/// The scripts to run under a configuration: what the list does not skip.
 fn work(
     arguments: &Arguments,
+    configuration: &'static Configuration,
     suite: &Suite,
     expected: &Expected,
 ) -> Vec<(&'static Configuration, String)> {
     let wanted = |script: &str| {
+        let skipped = matches!(expected.get(configuration.name, script), Some(Verdict::Skip(_)));
         let filter = arguments.filter.as_deref();
-        filter.is_none_or(|filter| filter.split(',').any(|filter| script.contains(filter)))
+        (arguments.everything || !skipped)
+            && filter.is_none_or(|filter| filter.split(',').any(|part| script.contains(part)))
     };
-    let formats = arguments.formats();
-    let mut work = Vec::new();
-    for configuration in CONFIGURATIONS.iter().filter(|one| chosen(&formats, one.name)) {
-        for script in suite.scripts().iter().filter(|script| wanted(script)) {
-            let skipped =
-                matches!(expected.get(configuration.name, script), Some(Verdict::Skip(_)));
-            if arguments.everything || !skipped {
-                work.push((configuration, script.clone()));
-            }
-        }
-    }
-    work
+    let scripts = suite.scripts().iter().filter(|script| wanted(script));
+    scripts.map(|script| (configuration, script.clone())).collect()
 }
 
 /// Runs them, as many at a time as were asked for.

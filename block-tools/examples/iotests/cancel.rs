@@ -1,12 +1,9 @@
 //! `cancel-zero`: a long zero write that is cancelled while it runs.
 
-use std::task::Poll;
-
 use block_core::options::parse_size;
 use block_core::range::to_usize;
 use block_core::{Alignment, ByteRange, Cancel, Error, IoBuf, Node, RequestFlags, graph};
 use block_tools::open::{ImageSpec, open};
-use futures::future::{join, poll_fn};
 
 use crate::world::Requests;
 
@@ -36,35 +33,15 @@ async fn cancelled(
     after: u64,
 ) -> Result<String, String> {
     let cancel = Cancel::new();
-    drop(requests.take());
-    let request = node.write_zeroes_cancellable(range, RequestFlags::empty(), &cancel);
-    let mut ended = false;
-    let watch = {
-        let cancel = cancel.clone();
-        poll_fn(move |context| {
-            if requests.count("write") >= after {
-                cancel.cancel();
-            }
-            // Looks at every turn, for as long as somebody polls it.
-            context.waker().wake_by_ref();
-            if cancel.is_cancelled() { Poll::Ready(()) } else { Poll::Pending }
-        })
-    };
-    let request = async {
-        let result = request.await;
-        ended = true;
-        // The watch ends, too.
-        cancel.cancel();
-        result
-    };
-    let (result, ()) = join(request, watch).await;
+    requests.cancel_after(after, &cancel);
+    let result = node.write_zeroes_cancellable(range, RequestFlags::empty(), &cancel).await;
     match result {
         Err(Error::Cancelled) => {}
         Ok(()) => return Err("it was done before it could be cancelled".to_owned()),
         Err(error) => return Err(format!("it failed: {error}")),
     }
     let done = cancel.done();
-    if !ended || done == 0 || done >= range.len() {
+    if done == 0 || done >= range.len() {
         return Err(format!("it says that {done} of {} bytes are done", range.len()));
     }
     let buf = IoBuf::zeroed(to_usize(done), Alignment::PAGE).map_err(|error| error.to_string())?;

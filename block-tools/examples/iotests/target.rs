@@ -116,9 +116,16 @@ impl Local {
                 ["write", pattern, offset, len] => {
                     let pattern = u8::try_from(size(pattern)?).map_err(|_| USAGE)?;
                     let (offset, len) = (size(offset)?, size(len)?);
-                    let data = vec![pattern; to_usize(len)];
-                    let cdb = cdb_16(WRITE_16, offset / block, len / block).ok_or(USAGE)?;
-                    other(device, &cdb, &data)
+                    let mut well = true;
+                    let mut done = 0;
+                    while done < len {
+                        let piece = (len - done).min(PIECE);
+                        let data = vec![pattern; to_usize(piece)];
+                        let cdb = cdb_16(WRITE_16, (offset + done) / block, piece / block);
+                        well &= other(device, &cdb.ok_or(USAGE)?, &data);
+                        done += piece;
+                    }
+                    well
                 }
                 ["unmap", offset, len] => {
                     let (first, count) = (size(offset)? / block, size(len)? / block);
@@ -145,6 +152,9 @@ impl Local {
         })
     }
 }
+
+/// Bytes that a unit takes with one command.
+const PIECE: u64 = 8 << 20;
 
 const WRITE_16: u8 = 0x8a;
 const UNMAP: u8 = 0x42;

@@ -357,17 +357,20 @@ impl Words {
         spec
     }
 
-    /// `cancel-zero OFFSET LENGTH AFTER`, on storage that takes pieces of 4096 bytes and no zeroes.
+    /// `cancel-zero OFFSET LENGTH AFTER`, on storage that takes pieces of 4096 bytes and no zeroes. The node
+    /// is that storage itself: between pieces of its own a node hears of a cancel, not below.
     async fn cancel_zero(&mut self, words: &[&str]) -> Did {
         self.close().await;
         self.known.forget();
         let mut spec = self.spec();
-        self.debug(&mut spec);
+        let image = std::mem::take(&mut spec.name);
+        spec.format = Some("blkdebug".to_owned());
+        spec.options.set("image.filename", image);
         let zeroes = MANY.to_string();
         for (name, value) in
             [("align", "512"), ("max-transfer", "4096"), ("opt-write-zero", &*zeroes)]
         {
-            spec.options.set(format!("file.{name}"), value);
+            spec.options.set(name, value);
         }
         let requests = Arc::clone(&self.world.requests);
         match cancel::cancel_zero(&spec, &requests, words).await {

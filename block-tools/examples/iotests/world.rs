@@ -7,13 +7,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use block_core::proto::file::FileFactory;
 use block_core::registry::{CreateOption, DriverFactory, OpenContext};
-use block_core::{BlockDriver, OpenError, Options, Registry, Result};
+use block_core::{BlockDriver, Cancel, OpenError, Options, Registry, Result};
 use block_iscsi::factory::IscsiFactory;
-use block_testkit::disk::tap::{Call, Tap, Tapped, Verdict};
+use block_testkit::disk::tap::{Call, Kind, Tap, Tapped, Verdict};
 use block_tools::open::drivers;
 use parking_lot::Mutex;
 
-use crate::files::{Files, FilesFactory, Kind};
+use crate::files::{self, Files, FilesFactory};
 use crate::filter::Names;
 use crate::matrix::Config;
 use crate::target::{self, Local, LocalConnector};
@@ -57,8 +57,8 @@ impl World {
         };
         let files = match config.protocol.family {
             "file" => None,
-            "crash" => Some(Files::new(Kind::Crash)),
-            _ => Some(Files::new(Kind::Memory)),
+            "crash" => Some(Files::new(files::Kind::Crash)),
+            _ => Some(Files::new(files::Kind::Memory)),
         };
         let is_iscsi = config.protocol.family == "iscsi";
         let driver = config.format.driver;
@@ -106,12 +106,14 @@ pub(crate) fn registry_over(files: &Arc<Files>) -> Arc<Registry> {
 #[derive(Default)]
 pub(crate) struct Requests {
     counts: Mutex<BTreeMap<String, u64>>,
+    /// What is cancelled once so many more writes have come.
+    cancel: Mutex<Option<(u64, Cancel)>>,
 }
 
 impl Requests {
-    /// How many of a kind there were since the last [`Requests::take`].
-    pub(crate) fn count(&self, kind: &str) -> u64 {
-        self.counts.lock().get(kind).copied().unwrap_or_default()
+    /// Cancels `cancel` when `after` more writes have come.
+    pub(crate) fn cancel_after(&self, after: u64, cancel: &Cancel) {
+        *self.cancel.lock() = Some((after, cancel.clone()));
     }
 
     /// The counts since the last call.
@@ -124,6 +126,14 @@ impl Requests {
 impl Tap for Requests {
     async fn before(&self, call: &Call) -> Verdict {
         *self.counts.lock().entry(call.kind.to_string()).or_default() += 1;
+        if let Some((left, cancel)) =
+            self.cancel.lock().as_mut().filter(|_| call.kind == Kind::Write)
+        {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                cancel.cancel();
+            }
+        }
         Verdict::Pass
     }
 }

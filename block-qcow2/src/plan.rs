@@ -519,7 +519,7 @@ mod tests {
     #[test]
     fn neighbours_with_places_of_their_own_are_one_step() {
         let g = geometry(L2Format::Standard);
-        let data = |at: u64| COPIED | (20 + at) * CLUSTER;
+        let data = |at: u64| COPIED | ((20 + at) * CLUSTER);
         // Data, a place that reads as zeroes, data.
         let slice = vec![data(0), data(1) | 1, data(2)];
         let range = ByteRange::new(100, 3 * CLUSTER - 200).unwrap();

@@ -6,7 +6,7 @@
 //! tear and crash, and taps that record, hold and fail what passes. [`golden`] compares text with files.
 //! [`race`] is what a race needs that is reached on purpose, [`given`] opens files that a test made.
 //! [`naive`] reads, checks and makes formats slowly, from their description alone; [`peer`] asks the
-//! field's own tools. [`iscsi`] is a target, in memory and on the network.
+//! field's own tools. [`iscsi`] is a target, in memory and on the network. [`fuzz`] is what fuzz targets are made of.
 //!
 //! A test that uses this crate lives in `tests/` of its crate, because this crate depends on it.
 
@@ -15,6 +15,7 @@
 pub mod campaign;
 pub mod disk;
 pub mod exec;
+pub mod fuzz;
 pub mod given;
 pub mod golden;
 pub mod iscsi;

@@ -10,6 +10,7 @@ mod bench;
 mod ci;
 mod demo;
 mod failure;
+mod fuzz;
 mod guest;
 mod peer;
 mod run;
@@ -36,7 +37,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything that must pass: peers, format, tidy, lints, tests, docs, miri, peer, demo.
+    /// Everything that must pass: peers, format, tidy, lints, tests, docs, miri, fuzz, peer, demo.
     Ci,
     /// Checks what the compiler does not: module heads, file lengths, dependencies, documents.
     Tidy,
@@ -49,6 +50,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Plays random games on images for long: millions of operations, 100,000 crash images.
     Soak(soak::Arguments),
+    /// Fuzzes decoders and drivers, by cargo-fuzz and nightly.
+    Fuzz(fuzz::Arguments),
     /// Serves an iSCSI target in memory.
     Target(target::Arguments),
     /// Measures block-img and block-core beside their peers, interleaved.
@@ -73,6 +76,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Peer(arguments) => peer::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Target(arguments) => target::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     }

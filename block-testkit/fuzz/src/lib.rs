@@ -6,7 +6,7 @@
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "tests of other crates")]
 
 #[path = "../../../block-core/tests/fuzz/main.rs"]
-mod core;
+mod layer;
 #[path = "../../../block-iscsi/tests/fuzz/main.rs"]
 mod iscsi;
 #[path = "../../../block-qcow2/tests/fuzz/main.rs"]
@@ -20,7 +20,7 @@ use block_testkit::fuzz::Target;
 
 /// Every target, in the order of the crates.
 pub fn targets() -> impl Iterator<Item = &'static Target> {
-    [core::TARGETS, qcow2::TARGETS, vmdk::TARGETS, iscsi::TARGETS, tools::TARGETS]
+    [layer::TARGETS, qcow2::TARGETS, vmdk::TARGETS, iscsi::TARGETS, tools::TARGETS]
         .into_iter()
         .flatten()
 }

@@ -64,6 +64,6 @@ mod tests {
 
     #[test]
     fn games_survive_crashes_and_faults() {
-        all(&["qcow2-crash", "qcow2-faults"], 10);
+        all(&["qcow2-crash", "qcow2-faults"], 4);
     }
 }

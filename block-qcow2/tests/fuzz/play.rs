@@ -16,6 +16,8 @@ use super::kit::{Setup, setups};
 
 /// Most operations of a game.
 const MOST_OPS: usize = 40;
+/// Most operations where every crash is looked at.
+const MOST_BEFORE_CRASH: usize = 12;
 /// Bytes before the operations, and of all of them.
 const MAX_LEN: usize = 12 + 8 * MOST_OPS;
 
@@ -40,7 +42,7 @@ fn games() -> Vec<Vec<u8>> {
 
 /// Some of them, where each takes long.
 fn few_games() -> Vec<Vec<u8>> {
-    games().into_iter().step_by(5).collect()
+    games().into_iter().step_by(8).collect()
 }
 
 /// What is played on, and how; operations that the images cannot be asked for are changed.
@@ -76,6 +78,7 @@ fn crashes(input: &[u8]) {
     let bytes = &mut Bytes::new(input);
     let mut game = start(bytes, &SETUPS);
     decode(&mut game, bytes);
+    game.ops.truncate(MOST_BEFORE_CRASH);
     if let Err(why) = crash::play(&game) {
         panic!("{why}\n{game:?}");
     }
@@ -136,7 +139,10 @@ fn write_cache(input: &[u8]) {
         }
     }
     let played = match how % 4 {
-        0 if game.setup.align == 1 => crash::play(&game).map(|_| ()),
+        0 if game.setup.align == 1 => {
+            game.ops.truncate(MOST_BEFORE_CRASH);
+            crash::play(&game).map(|_| ())
+        }
         1 if game.setup.align == 1 => {
             game.depth = 1;
             game.ops.truncate(16);

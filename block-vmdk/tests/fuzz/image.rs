@@ -13,8 +13,8 @@ use block_testkit::exec::Exec;
 use block_testkit::fuzz::{
     Bytes, Target, Words, as_it_is, damaged as damage, look_at, noise, send,
 };
-use block_testkit::naive::vmdk::Files;
 use block_testkit::naive::vmdk::make::NAME;
+use block_testkit::naive::vmdk::{Files, Report};
 use block_testkit::op::OpSpace;
 use block_vmdk::stream::{ReadError, StreamReader};
 use futures::executor::block_on;
@@ -123,13 +123,21 @@ fn repair(input: &[u8]) {
     }
     let Ok(slow) = judge(setup, &after) else { return };
     // A grain that was lost is still in the stream.
-    assert!(slow.clean().is_ok() || sample.is_stream(), "{}\n{said:#?}", slow.report);
+    let is_fine = slow.clean().is_ok() || sample.is_stream() || is_only_text(&slow.report);
+    assert!(is_fine, "{}\n{said:#?}", slow.report);
     let is_plain = slow.contents.len() == to_usize(setup.shape.size)
         && slow.report.leaks == 0
         && slow.cid.is_some();
     if is_plain && !sample.is_stream() && slow.clean().is_ok() {
         grow_old(&sample, &after);
     }
+}
+
+/// Whether all that the naive checker dislikes is what stands behind the descriptor, which is padding to readers.
+fn is_only_text(report: &Report) -> bool {
+    let text = report.to_string();
+    let mut errors = text.lines().filter(|line| line.starts_with("error:"));
+    report.errors() > 0 && errors.all(|error| error.ends_with("follows the end of the descriptor"))
 }
 
 /// Plays a few operations on a disk without damage: none of them brings any.

@@ -63,6 +63,6 @@ mod tests {
 
     #[test]
     fn games_survive_crashes_and_faults() {
-        all(&["vmdk-crash", "vmdk-faults"], 10);
+        all(&["vmdk-crash", "vmdk-faults"], 4);
     }
 }

@@ -16,6 +16,8 @@ use super::kit::{Setup, setups};
 
 /// Most operations of a game.
 const MOST_OPS: usize = 40;
+/// Most operations where every crash is looked at.
+const MOST_BEFORE_CRASH: usize = 12;
 /// Bytes before the operations, and of all of them.
 const MAX_LEN: usize = 12 + 8 * MOST_OPS;
 
@@ -38,7 +40,7 @@ fn games() -> Vec<Vec<u8>> {
 
 /// Some of them, where each takes long.
 fn few_games() -> Vec<Vec<u8>> {
-    games().into_iter().step_by(5).collect()
+    games().into_iter().step_by(8).collect()
 }
 
 fn start(bytes: &mut Bytes<'_>, setups: &[Setup]) -> Game<Setup> {
@@ -63,7 +65,7 @@ fn crashes(input: &[u8]) {
     static SETUPS: LazyLock<Vec<Setup>> = LazyLock::new(crash::small_setups);
     let bytes = &mut Bytes::new(input);
     let mut game = start(bytes, &SETUPS);
-    game.ops = game.setup.space().decode(bytes, MOST_OPS);
+    game.ops = game.setup.space().decode(bytes, MOST_BEFORE_CRASH);
     if let Err(why) = crash::play(&game, &Met::default()) {
         panic!("{why}\n{game:?}");
     }

@@ -8,67 +8,31 @@ mod request_support;
 use std::sync::Arc;
 
 use block_core::driver::{Exactness, Prealloc};
-use block_core::flags::Support;
 use block_core::node::{DetectZeroes, NodeOptions};
-use block_core::{ByteRange, Node, RequestFlags};
-use block_testkit::campaign::{Campaign, Game, seeded};
+use block_core::{Node, RequestFlags};
+use block_testkit::campaign::{self, Campaign, seeded};
 use block_testkit::disk::hold::{Hold, Point};
 use block_testkit::disk::tap::{Kind, Tapped};
 use block_testkit::disk::watch::Watch;
 use block_testkit::exec::{Exec, yield_now};
 use block_testkit::model::disk::{DiskModel, Source};
 use block_testkit::model::overlap::{Claim, Overlap};
-use block_testkit::op::{Discards, Op, OpId, OpSpace, contents};
+use block_testkit::op::{Op, OpId, OpSpace, contents};
 use block_testkit::play::{Played, Player};
 use proptest::prelude::*;
-use request_support::{Shape, buffer, cases, data, node_of, shapes, span, tapped};
+use request_support::games::{self, Game};
+use request_support::{buffer, cases, data, node_of, shapes, span, tapped};
 
-fn space(shape: &Shape) -> OpSpace {
-    OpSpace {
-        write_flags: RequestFlags::FUA | RequestFlags::SERIALISING,
-        zero_flags: RequestFlags::FUA
-            | RequestFlags::MAY_UNMAP
-            | RequestFlags::NO_FALLBACK
-            | RequestFlags::SERIALISING,
-        discards: Discards::Sometimes,
-        ..OpSpace::new(shape.config.len, &shape.edges)
-    }
-}
-
-/// A disk, operations on it, how many at once, and the seed of their order.
-fn game() -> impl Strategy<Value = (Shape, Vec<Op>, usize, u64)> {
+fn game() -> impl Strategy<Value = Game> {
     proptest::sample::select(shapes()).prop_flat_map(|shape| {
-        let ops = space(&shape).ops(24);
-        (Just(shape), ops, 1..=8usize, any::<u64>())
-    })
-}
-
-/// Every operation that failed, but those that may be refused.
-fn unexpected(ops: &[Op], played: &[Played]) -> Vec<String> {
-    let may_be_refused = |op: &Op| match op {
-        Op::Zero { flags, .. } => flags.contains(RequestFlags::NO_FALLBACK),
-        _ => false,
-    };
-    let pairs = ops.iter().zip(played);
-    let failed = pairs.filter(|(op, played)| match played {
-        Played::Returned(Err(block_core::Error::Unsupported)) => !may_be_refused(op),
-        Played::Returned(result) => result.is_err(),
-        Played::Dropped => false,
-    });
-    failed.map(|(op, played)| format!("{op:?}: {played:?}")).collect()
-}
-
-/// Plays on a disk that is full of something; what failed and may not.
-fn play(game: &Game<Shape>) -> Vec<String> {
-    let Game { setup: shape, ops, depth, seed } = game.clone();
-    Exec::run(seed, |exec| async move {
-        let (disk, node) = node_of(&shape);
-        let all = ByteRange::up_to(shape.config.len);
-        disk.load(0, &contents(0, all));
-        let player = Player::new(exec, node, DiskModel::new(all.len(), Source::Op(0)));
-        let played = player.play(&ops, depth).await;
-        player.check_all().await;
-        unexpected(&ops, &played)
+        let ops = games::space(&shape).ops(24);
+        (Just(shape), ops, 1..=8usize, any::<u64>()).prop_map(|(shape, ops, depth, seed)| Game {
+            shape,
+            ops,
+            depth,
+            seed,
+            drop_one_in: 0,
+        })
     })
 }
 
@@ -82,11 +46,13 @@ fn soak_layer() {
             let at = usize::try_from(seed % shapes.len() as u64).unwrap();
             let setup = shapes[at].clone();
             let depth = 1 + usize::try_from(seed / 7 % 8).unwrap();
-            Game { ops: seeded(&space(&setup).ops(120), seed), setup, depth, seed }
+            let ops = seeded(&games::space(&setup).ops(120), seed);
+            campaign::Game { ops, setup, depth, seed }
         },
-        |game| match play(game) {
-            failed if failed.is_empty() => Ok(game.ops.len() as u64),
-            failed => Err(failed.join("; ")),
+        |game| {
+            let campaign::Game { setup, ops, depth, seed } = game.clone();
+            let count = ops.len() as u64;
+            games::flat(&Game { shape: setup, ops, depth, seed, drop_one_in: 0 }).map(|()| count)
         },
     );
 }
@@ -95,9 +61,8 @@ proptest! {
     #![proptest_config(cases(300))]
 
     #[test]
-    fn any_interleaving_equals_the_flat_disk((shape, ops, depth, seed) in game()) {
-        let failed = play(&Game { setup: shape, ops, depth, seed });
-        prop_assert!(failed.is_empty(), "{failed:?}");
+    fn any_interleaving_equals_the_flat_disk(game in game()) {
+        prop_assert_eq!(games::flat(&game), Ok(()));
     }
 
     #[test]
@@ -108,18 +73,7 @@ proptest! {
         align in proptest::sample::select(vec![1u64, 512, 4096]),
         len in proptest::sample::select(vec![0u64, 1, 512, 700, 4096, 8192]),
     ) {
-        let failed = Exec::run(seed, |exec| async move {
-            let mut shape = request_support::shape("bytes");
-            shape.config.len = len;
-            shape.config = shape.config.aligned(align);
-            shape.config.capabilities.grows_on_write = true;
-            let (_, node) = node_of(&shape);
-            let player = Player::new(exec, node, DiskModel::new(len, Source::Zero));
-            let played = player.play(&ops, depth).await;
-            player.check_all().await;
-            unexpected(&ops, &played)
-        });
-        prop_assert!(failed.is_empty(), "{failed:?}");
+        prop_assert_eq!(games::growing(&ops, len, align, depth, seed), Ok(()));
     }
 
     #[test]
@@ -147,50 +101,10 @@ proptest! {
 
     #[test]
     fn conflicting_requests_never_run_together_and_all_finish(
-        (shape, ops, depth, seed) in game(),
+        game in game(),
         drop_one_in in proptest::sample::select(vec![0u64, 3]),
     ) {
-        let overlap = Arc::new(Overlap::new());
-        let seen = Arc::clone(&overlap);
-        Exec::run(seed, |exec| async move {
-            let disk = shape.config.clone().build();
-            let watched = Tapped::new(disk, Watch::new(Arc::clone(&seen)));
-            let node = Node::new(watched, shape.options.clone());
-            let all = ByteRange::up_to(shape.config.len);
-            let model = DiskModel::new(all.len(), Source::Zero);
-            let (announced, claims) = (Arc::clone(&seen), node.clone());
-            let player = Player::new(exec, node, model)
-                .announcing(move |id, op| announced.declare(u64::from(id), claim(&claims, op)))
-                .dropping_one_in(drop_one_in);
-            let played = player.play(&ops, depth).await;
-            for (id, _) in (1..).zip(&played) {
-                seen.complete(id);
-            }
-        });
-        // Everything has run to its end, also what was dropped.
-        prop_assert_eq!(overlap.check(), Ok(()));
-    }
-}
-
-/// What a request claims at its driver, by the written rules: what does not fit the request
-/// alignment, discards (by cluster), and what asks for it has its blocks to itself.
-fn claim(node: &Node, op: &Op) -> Claim {
-    let limits = node.limits();
-    let range = op.range();
-    let blocks = range.expand(limits.request_alignment);
-    let unaligned = !range.is_aligned(limits.request_alignment);
-    match op {
-        Op::Write { flags, .. } | Op::Zero { flags, .. }
-            if unaligned || flags.contains(RequestFlags::SERIALISING) =>
-        {
-            Claim::Serialising(blocks)
-        }
-        Op::WriteZeroData { .. } if unaligned => Claim::Serialising(blocks),
-        Op::Discard { .. } if node.capabilities().discard == Support::Native => {
-            let cluster = limits.pdiscard_alignment.unwrap_or(limits.request_alignment);
-            Claim::Serialising(range.expand(cluster))
-        }
-        _ => Claim::Shared,
+        prop_assert_eq!(games::conflicts(&Game { drop_one_in, ..game }), Ok(()));
     }
 }
 

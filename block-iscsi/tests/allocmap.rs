@@ -5,13 +5,14 @@
     reason = "a test fails by panicking, and these helpers run in tests only"
 )]
 
+mod twin;
+
 use block_core::ByteRange;
-use block_core::range::to_u64;
 use block_iscsi::allocmap::{
     AllocMap, Answer, Contents, MapError, PageGrid, PageState, Run, Trust,
 };
-use block_testkit::naive::allocmap::{ByteMap, Known};
 use proptest::prelude::*;
+use twin::{ODD_PAGE, Step, TWIN_LEN, compare};
 
 /// The vectors count in pages of 8 sectors on a LUN of 36, so that the fifth page is partial.
 const SECTOR: u64 = 512;
@@ -193,16 +194,6 @@ fn runs_end_where_something_else_is_known() {
     assert_eq!(map.run(65_530 * PAGE), Some(Run { zero: false, end: 200_000 * PAGE }));
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Update(ByteRange, Contents),
-    Resize(u64),
-}
-
-/// Bytes of the twin: pages of 4097 bytes, so that nothing is a power of two.
-const ODD_PAGE: u64 = 4097;
-const TWIN_LEN: u64 = 6 * ODD_PAGE;
-
 /// Ranges whose ends are mostly at, or one off, the border of a page.
 fn ranges() -> impl Strategy<Value = ByteRange> {
     let end = || {
@@ -229,19 +220,6 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn bounds(range: ByteRange) -> std::ops::Range<usize> {
-    let usize = |value| usize::try_from(value).unwrap();
-    usize(range.offset())..usize(range.end())
-}
-
-fn known(contents: Contents) -> Known {
-    match contents {
-        Contents::Allocated => Known::Data,
-        Contents::Zero => Known::Zero,
-        Contents::Unknown => Known::Nothing,
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -253,47 +231,6 @@ proptest! {
         steps in prop::collection::vec(steps(), 1..12),
         reads in prop::collection::vec(ranges(), 8),
     ) {
-        // The twin has its first page whole: what is missing of it goes with the start of the LUN.
-        let shift = if origin == 0 { 0 } else { ODD_PAGE - origin };
-        let shifted = |range: ByteRange| {
-            let start = if range.offset() == 0 { 0 } else { range.offset() + shift };
-            let end = if range.is_empty() { start } else { range.end() + shift };
-            bounds(ByteRange::from_bounds(start, end).unwrap())
-        };
-        let short = usize::try_from(len + shift).unwrap();
-        let page = usize::try_from(ODD_PAGE).unwrap();
-        let (trust, mut twin) = if trusted {
-            (Trust::Cached, ByteMap::trusted(short, page))
-        } else {
-            (Trust::Never, ByteMap::untrusted(short, page))
-        };
-        let mut map = AllocMap::new(len, PageGrid { len: ODD_PAGE, origin }, trust).unwrap();
-        for step in steps {
-            match step {
-                Step::Update(range, contents) => {
-                    map.update(range, contents);
-                    twin.update(shifted(range), known(contents));
-                }
-                Step::Resize(len) => {
-                    map.resize(len).unwrap();
-                    twin.resize(usize::try_from(len + shift).unwrap());
-                }
-            }
-            prop_assert_eq!(map.pages(), to_u64(twin.pages().len()));
-            for (number, page) in (0..).zip(twin.pages()) {
-                let expected = match (page.valid, page.allocated) {
-                    (false, false) => PageState::Unknown,
-                    (false, true) => PageState::Suspected,
-                    (true, false) => PageState::Zero,
-                    (true, true) => PageState::Allocated,
-                };
-                prop_assert_eq!(map.page_state(number), expected);
-            }
-            for read in &reads {
-                if map.answer(*read) == Answer::Zeroes {
-                    prop_assert!(trusted && twin.is_zero(shifted(*read)), "{read:?}");
-                }
-            }
-        }
+        compare(len, origin, trusted, &steps, &reads);
     }
 }

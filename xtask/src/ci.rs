@@ -3,11 +3,10 @@
 //! The steps are data, so that `tidy` can hold the README to them. Nothing runs here that `.ci/run`
 //! does not run, and the other way round: `.ci/run` only calls this.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::failure::Result;
-use crate::{demo, examples, features, iotests, package, peer, run, setup, tidy};
+use crate::{demo, examples, features, fuzz, iotests, package, peer, run, setup, tidy};
 
 /// How a step ended that did not fail.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -55,6 +54,7 @@ pub(crate) const STEPS: &[Step] = &[
     Step { name: "deny", run: deny },
     Step { name: "miri", run: miri },
     Step { name: "iotests", run: || iotests::scenarios::quick().map(passed) },
+    Step { name: "fuzz", run: || fuzz::briefly().map(ran) },
     Step { name: "peer", run: || peer::run(&peer::Arguments::default()).map(passed) },
     Step { name: "demo", run: || demo::run(&demo::Arguments::default()).map(passed) },
 ];
@@ -92,6 +92,11 @@ fn passed((): ()) -> Outcome {
     Outcome::Passed
 }
 
+/// Whether a step had what it needs.
+fn ran(ran: bool) -> Outcome {
+    if ran { Outcome::Passed } else { Outcome::Skipped }
+}
+
 fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }
@@ -107,27 +112,18 @@ fn deny() -> Result<Outcome> {
 
 /// The buffer module, where the unsafe code for guest memory is, under miri.
 fn miri() -> Result<Outcome> {
-    if run::output(nightly().args(["miri", "setup"])).is_ok_and(|output| !output.status.success()) {
+    if run::output(run::nightly().args(["miri", "setup"]))
+        .is_ok_and(|output| !output.status.success())
+    {
         println!(
             "SKIPPED: there is no nightly toolchain with miri and the library's source; to run it:"
         );
         println!("  rustup toolchain install nightly --component miri,rust-src");
         return Ok(Outcome::Skipped);
     }
-    let mut miri = nightly();
+    let mut miri = run::nightly();
     miri.args(["miri", "test", "--package", "block-core", "--lib", "buf::"]);
     miri.env("MIRIFLAGS", "-Zmiri-disable-isolation"); // proptest asks for the working directory
     miri.env("PROPTEST_CASES", "8"); // of hundreds: miri is a hundred times slower
     run::succeed(&mut miri).map(passed)
-}
-
-/// Cargo of the nightly toolchain, chosen anew: the variables name the toolchain that runs us.
-fn nightly() -> Command {
-    let mut command = run::command("cargo");
-    command.arg("+nightly");
-    for variable in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN"] {
-        command.env_remove(variable);
-    }
-    command.env("CI", "true"); // or `miri setup` asks before it installs anything
-    command
 }

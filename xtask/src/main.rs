@@ -12,6 +12,7 @@ mod demo;
 mod examples;
 mod failure;
 mod features;
+mod fuzz;
 mod guest;
 mod iotests;
 mod mutants;
@@ -43,7 +44,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Everything that must pass: peers, format, tidy, lints, tests, examples, features, docs,
-    /// packages, miri, peer, demo.
+    /// packages, miri, scenarios, fuzz, peer, demo.
     Ci,
     /// Checks what the compiler does not: module heads, file lengths, dependencies, documents.
     Tidy,
@@ -64,6 +65,8 @@ enum Command {
     Soak(soak::Arguments),
     /// Makes the mistakes of a list in a copy of the workspace, and shows which tests notice.
     Mutants(mutants::Arguments),
+    /// Fuzzes decoders and drivers, by cargo-fuzz and nightly.
+    Fuzz(fuzz::Arguments),
     /// Serves an iSCSI target in memory.
     Target(target::Arguments),
     /// Runs QEMU's own shell tests with block-img and block-io.
@@ -94,6 +97,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Package => package::run(),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Mutants(arguments) => mutants::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Target(arguments) => target::run(&arguments),
         Command::Iotests(arguments) => iotests::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),

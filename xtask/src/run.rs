@@ -52,6 +52,17 @@ pub(crate) fn cargo() -> Command {
     command(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
+/// Cargo of the nightly toolchain, chosen anew: the variables name the toolchain that runs us.
+pub(crate) fn nightly() -> Command {
+    let mut command = command("cargo");
+    command.arg("+nightly");
+    for variable in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN"] {
+        command.env_remove(variable);
+    }
+    command.env("CI", "true"); // or `miri setup` asks before it installs anything
+    command
+}
+
 /// Runs to a successful end; the program writes to our standard output and error.
 pub(crate) fn succeed(command: &mut Command) -> Result<()> {
     let status = command.status().map_err(start(command))?;

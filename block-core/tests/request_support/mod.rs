@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
+pub mod games;
+
 use std::sync::Arc;
 
 use block_core::driver::BlockDriver;

@@ -14,10 +14,9 @@ use block_iscsi::scsi::reservation::{Persistence, ReserveList, ReserveOut};
 use block_iscsi::scsi::sense::Status;
 use block_iscsi::session::{SessionEvent, TaskId};
 use block_testkit::iscsi::pair::Network;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use rand::{Rng, RngCore};
 
-use crate::side::*;
+use super::side::*;
 
 /// Blocks that are read and written.
 const ARENA: u64 = 48;
@@ -27,7 +26,6 @@ const ONCE: u64 = 1024;
 /// What is played.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    pub(crate) seed: u64,
     pub(crate) commands: u64,
     /// Most commands at once.
     pub(crate) depth: usize,
@@ -78,7 +76,8 @@ pub(crate) struct Outcome {
 
 pub(crate) struct Game {
     pub(crate) pair: Net,
-    rng: ChaCha8Rng,
+    /// Chooses commands, and when time jumps.
+    rng: Box<dyn RngCore>,
     plan: Plan,
     running: BTreeMap<usize, (TaskId, Running)>,
     blocks: Vec<Block>,
@@ -91,7 +90,7 @@ pub(crate) struct Game {
 
 impl Game {
     /// Plays a game over a pair whose session is there.
-    pub(crate) fn play(mut pair: Net, plan: Plan) -> Outcome {
+    pub(crate) fn play(mut pair: Net, plan: Plan, rng: Box<dyn RngCore>) -> Outcome {
         pair.target.keep_journal();
         pair.network = plan.network.clone();
         // The connection that is there was made in a calm network.
@@ -99,7 +98,7 @@ impl Game {
         let first = Block { settled: vec![(0, 0)], open: Vec::new() };
         let mut game = Self {
             pair,
-            rng: ChaCha8Rng::seed_from_u64(plan.seed),
+            rng,
             plan,
             running: BTreeMap::new(),
             blocks: vec![first; usize::try_from(ARENA).unwrap()],

@@ -14,7 +14,7 @@ use block_iscsi::session::{SessionConfig, SessionError, SessionEvent, Violation}
 use block_testkit::iscsi::script::{Fault, On, Script};
 use proptest::prelude::*;
 
-use crate::side::*;
+use super::side::*;
 
 const READ: u8 = 0x28;
 const WRITE: u8 = 0x2a;

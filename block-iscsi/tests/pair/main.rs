@@ -9,4 +9,5 @@
 mod game;
 mod hostile;
 mod network;
+mod plan;
 mod side;

@@ -54,6 +54,13 @@ pub(crate) struct Side {
     link: Option<Link>,
 }
 
+impl Side {
+    /// Without a connection.
+    pub(crate) fn new(session: Session) -> Self {
+        Self { session, link: None }
+    }
+}
+
 impl Initiator for Side {
     fn wish(&mut self, now: Duration) -> Wish {
         let wish = match self.session.wanted(now) {
@@ -129,7 +136,7 @@ pub(crate) type Net = Pair<Side>;
 /// A session that is there, over a calm network.
 pub(crate) fn up(config: SessionConfig, target: Target, seed: u64) -> Net {
     let session = Session::new(config, Duration::ZERO).unwrap();
-    let mut pair = Pair::new(Side { session, link: None }, target, Network::calm(), seed);
+    let mut pair = Pair::new(Side::new(session), target, Network::calm(), seed);
     let is_up = |pair: &mut Net| pair.initiator.session.negotiated().is_some();
     assert!(pair.run_until(HOUR, is_up), "{:?}", events(&mut pair));
     assert_eq!(events(&mut pair), [SessionEvent::Up]);

@@ -17,8 +17,8 @@ use block_testkit::naive::vmdk::make::{Directory, NAME, Redundant, Shape, Subfor
 use futures::executor::block_on;
 use parking_lot::Mutex;
 
-use crate::kit::setups::{Filled, setup};
-use crate::kit::{Disks, Setup};
+use super::kit::setups::{Filled, setup};
+use super::kit::{Disks, Setup};
 
 const SECTOR: u64 = 512;
 

@@ -208,8 +208,10 @@ fn write(input: &[u8]) {
         // Closing may fail, too.
         let _ = graph::close(&node).await;
     });
-    let after = disk.to_bytes();
-    read_file(base, &after);
+    // An entry may name a place far behind the end of the file, and what is written there makes it long.
+    if disk.len() <= 64 << 20 {
+        read_file(base, &disk.to_bytes());
+    }
 }
 
 /// An image whose snapshot table is these bytes.

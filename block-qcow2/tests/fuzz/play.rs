@@ -45,6 +45,12 @@ fn few_games() -> Vec<Vec<u8>> {
     games().into_iter().step_by(8).collect()
 }
 
+/// Those on which a game does not take long.
+fn quick_setups() -> Vec<Setup> {
+    let quick = |setup: &Setup| setup.shape.cluster_bits < 21 && setup.shape.size <= 5 << 19;
+    setups().into_iter().filter(quick).collect()
+}
+
 /// What is played on, and how; operations that the images cannot be asked for are changed.
 fn start(bytes: &mut Bytes<'_>, setups: &[Setup]) -> Game<Setup> {
     let setup = bytes.choose(setups).clone();
@@ -63,7 +69,7 @@ fn decode(game: &mut Game<Setup>, bytes: &mut Bytes<'_>) {
 
 /// Any interleaving on any image equals the flat disk, and leaves neither errors nor leaks.
 fn operations(input: &[u8]) {
-    static SETUPS: LazyLock<Vec<Setup>> = LazyLock::new(setups);
+    static SETUPS: LazyLock<Vec<Setup>> = LazyLock::new(quick_setups);
     let bytes = &mut Bytes::new(input);
     let mut game = start(bytes, &SETUPS);
     decode(&mut game, bytes);

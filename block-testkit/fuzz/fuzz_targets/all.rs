@@ -3,11 +3,56 @@
 
 #![no_main]
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::Write;
 use std::path::Path;
 use std::sync::OnceLock;
 
 use block_testkit::fuzz::Target;
 use libfuzzer_sys::fuzz_target;
+
+/// Longest piece of memory in bytes: no input is a reason for more.
+const PIECE_LEN_MAX: usize = 1 << 30;
+
+/// The system's memory, in pieces that are not too long.
+struct Capped;
+
+// SAFETY: everything is passed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Capped {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        check(layout.size());
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        check(layout.size());
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, old: *mut u8, layout: Layout, new_len: usize) -> *mut u8 {
+        check(new_len);
+        // SAFETY: as the caller promises.
+        unsafe { System.realloc(old, layout, new_len) }
+    }
+
+    unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(old, layout) }
+    }
+}
+
+/// Ends the program, so that libFuzzer keeps the input.
+fn check(len: usize) {
+    if len > PIECE_LEN_MAX {
+        let _ = std::io::stderr().write_all(b"more than a GiB of memory in one piece\n");
+        std::process::abort();
+    }
+}
+
+#[global_allocator]
+static MEMORY: Capped = Capped;
 
 static TARGET: OnceLock<&Target> = OnceLock::new();
 

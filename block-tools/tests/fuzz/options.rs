@@ -63,7 +63,9 @@ fn options(input: &[u8]) {
     let Ok(options) = parsed else { return };
     let all: BTreeMap<_, _> = options.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
     assert!(all.keys().all(|name| !name.is_empty() && name.len() <= MAX_NAME_BYTES));
-    if how % 8 == 1 && !all.is_empty() {
+    // A name that begins with a comma cannot stand behind another option.
+    let can_be_written = !all.keys().any(|name| name.starts_with(','));
+    if how % 8 == 1 && !all.is_empty() && can_be_written {
         let again = image_opts::parse(&written(&all)).expect("what was written again is read");
         let again: BTreeMap<_, _> =
             again.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();

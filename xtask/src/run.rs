@@ -119,6 +119,9 @@ pub(crate) const RELEASE: &str = "release";
 /// The profile of tests that run programs: built sooner, and with the compiler's checks.
 pub(crate) const QUICK: &str = "quick";
 
+/// The profile of `cargo test`, which has built every program: what CI runs is not built twice.
+pub(crate) const DEV: &str = "dev";
+
 /// Builds a program of the workspace with a profile of cargo's, and returns where cargo says it is.
 pub(crate) fn binary(profile: &str, package: &str, name: &str) -> Result<PathBuf> {
     build(profile, package, "--bin", name)
@@ -131,7 +134,12 @@ pub(crate) fn example(profile: &str, package: &str, name: &str) -> Result<PathBu
 
 fn build(profile: &str, package: &str, kind: &str, name: &str) -> Result<PathBuf> {
     let mut build = cargo();
-    build.args(["build", "--profile", profile, "--package", package, kind, name]);
+    build.args(["build", "--locked", "--profile", profile]);
+    match profile {
+        // With all others, or the features of what they depend on were not those of `cargo test`.
+        DEV => build.args(["--workspace", "--bins", "--examples"]),
+        _ => build.args(["--package", package, kind, name]),
+    };
     build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
     let messages = stdout(&mut build)?;
     executable(&messages, name).ok_or_else(|| Failure::Output {

@@ -33,7 +33,8 @@ impl Names {
 /// Whether a line tells of times, of places in the host's files, or that nothing is wrong.
 fn is_incidental(line: &str) -> bool {
     let figures = line.contains(" ops; ") && line.contains("/sec");
-    let place = line.starts_with("Image end offset: ") || line.starts_with("disk size: ");
+    let place =
+        line.starts_with("Image end offset: ") || line.trim_start().starts_with("disk size: ");
     let is_well = line == "No errors were found on the image.";
     figures || place || is_well || line.contains("% allocated, ")
 }

@@ -10,7 +10,7 @@ use super::Arguments;
 
 /// What is run before a change is good: one configuration of each format and protocol.
 pub(crate) fn quick() -> Result<()> {
-    call(&["--quick".into()])
+    call(run::DEV, &["--quick".into()])
 }
 
 /// Runs what the options ask for.
@@ -44,10 +44,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let switches =
         [("--quick", arguments.quick), ("--keep", arguments.keep), ("--list", arguments.list)];
     line.extend(switches.into_iter().filter(|(_, on)| *on).map(|(name, _)| OsString::from(name)));
-    call(&line)
+    call(run::QUICK, &line)
 }
 
-fn call(line: &[OsString]) -> Result<()> {
-    let program = run::example(run::QUICK, "block-tools", "iotests")?;
+fn call(profile: &str, line: &[OsString]) -> Result<()> {
+    let program = run::example(profile, "block-tools", "iotests")?;
     run::succeed(run::command(program).args(line))
 }

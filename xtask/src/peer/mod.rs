@@ -81,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let ours = match &arguments.program {
         Some(program) if program.components().count() == 1 => program.clone(),
         Some(program) => std::path::absolute(program).map_err(Failure::io("find the program"))?,
-        None => run::binary(run::QUICK, "block-tools", "block-img")?,
+        None => run::binary(run::DEV, "block-tools", "block-img")?,
     };
     let scratch = Scratch::new("peer")?;
     let theirs = run::stdout(run::command("qemu-img").arg("--version"))?;

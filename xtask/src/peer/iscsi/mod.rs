@@ -160,7 +160,7 @@ pub(super) fn check_all(program: Option<&Path>, only: &str) -> Result<(usize, us
 pub(super) fn program(program: Option<&Path>) -> Result<PathBuf> {
     match program {
         Some(program) => std::path::absolute(program).map_err(Failure::io("find the target")),
-        None => run::example(run::QUICK, "block-testkit", "iscsi-target"),
+        None => run::example(run::DEV, "block-testkit", "iscsi-target"),
     }
 }
 

@@ -116,7 +116,7 @@ impl Lab {
     fn new(ours: &Path) -> Result<Self> {
         let io = match ours.with_file_name("block-io") {
             io if io.exists() => io,
-            _ => run::binary(run::QUICK, "block-tools", "block-io")?,
+            _ => run::binary(run::DEV, "block-tools", "block-io")?,
         };
         let scratch = Scratch::new("tgt")?;
         let mut daemon = Daemon::start(scratch.path())?;

@@ -3,7 +3,6 @@
 use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -14,8 +13,7 @@ use super::Target;
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub struct Cases(pub u32);
 
-/// Plays what once failed, the inputs to start from, and `cases` that are made of these by chance; or as many
-/// as are played in the seconds that `BLOCK_FUZZ_SECONDS` says. They are the same ones every time.
+/// Plays what once failed, the inputs to start from, and `cases` that are made of these by chance.
 ///
 /// # Panics
 /// If a body does, with the input; and if a target is not in the list of all targets.
@@ -36,10 +34,7 @@ pub fn exercise(target: &Target, cases: Cases) {
         play(target, seed, &format!("seed {at}"));
     }
     let mut rng = ChaCha8Rng::seed_from_u64(cases.0.into());
-    let seconds = std::env::var("BLOCK_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
-    let end = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let goes_on = |case| end.map_or(case < cases.0, |end| Instant::now() < end);
-    for case in (0..).take_while(|case| goes_on(*case)) {
+    for case in 0..cases.0 {
         let input = mutate(&seeds, target.max_len, &mut rng);
         play(target, &input, &format!("case {case}"));
     }

@@ -93,17 +93,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     fuzz(&program, &chosen, &home.join("corpus"), time, arguments.cpu)
 }
 
-/// Some seconds of each target as it stands in the ordinary tests, which are compiled already: inputs near those to
-/// start from, whatever they reach.
-pub(crate) fn briefly() -> Result<()> {
-    let mut test = run::cargo();
-    test.args(["test", "--workspace", "--locked", "--test", "fuzz", "--quiet"]);
-    run::succeed(test.env("BLOCK_FUZZ_SECONDS", BRIEFLY_SECS))
-}
-
-/// How long a target runs in CI.
-const BRIEFLY_SECS: &str = "2";
-
 fn fuzz(
     program: &Program,
     targets: &[Target],

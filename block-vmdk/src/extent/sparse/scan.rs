@@ -1,8 +1,9 @@
 //! The first change of an open extent: what is free, and the mark that it is being changed.
 //!
-//! All tables are read once, in large pieces and without the holes of the file, so that afterwards no allocation asks the file anything.
-//! New grains go behind the highest one that is referenced: the end of the file says nothing where the
-//! file is a block device, was made long in advance, or was left long by a crash.
+//! All tables are read once, in large pieces and without the holes of the file, so that afterwards no
+//! allocation asks the file anything. New grains go behind the highest one that is referenced: the end of
+//! the file says nothing where the file is a block device, was made long in advance, or was left long by a
+//! crash.
 //!
 //! In an extent that was not closed properly the redundant tables may be behind; they are brought up to
 //! date. **Invariant.** Before anything else changes in the file, the mark is stable in it.
@@ -127,8 +128,10 @@ impl SparseExtent {
             self.empty_redundant(meta).await?;
         }
         let overhead = self.layout.hosted().map_or(0, |header| header.overhead().0);
-        let next = survey.end.max(writer.metadata_end()).max(overhead).max(meta.free_sector);
         let len = self.file.len();
+        // A free sector behind the end of the file would leave a gap that nobody ever uses.
+        let said = meta.free_sector.min(len.div_ceil(SECTOR));
+        let next = survey.end.max(writer.metadata_end()).max(overhead).max(said);
         let grows = self.file.capabilities().grows_on_write;
         let limit = if grows { SECTORS_MAX } else { len / SECTOR };
         let mut space = Space::new(grain, next, len.div_ceil(SECTOR), limit);

@@ -152,11 +152,27 @@ impl Examined {
         Ok(())
     }
 
+    /// The header with the place of the descriptor that the footer has, by which the disk was opened.
+    fn take_descriptor(&mut self, found: &[u8], mut head: Vec<u8>) -> Vec<u8> {
+        for (name, at, len) in FIELDS.into_iter().filter(|field| field.0.starts_with("descriptor")) {
+            let footer = sector(found, 1).get(at..at + len).unwrap_or_default();
+            let own = head.get(at..at + len).unwrap_or_default();
+            if own != footer {
+                let text = format!("{name} is {}, not {} as in the footer", hex(own), hex(footer));
+                self.faults.push(text);
+                put(&mut head, at, footer);
+                self.mending.header = Some(head.clone());
+            }
+        }
+        head
+    }
+
     /// Holds the three last sectors against what they must be.
     fn compare_footer(&mut self, found: &[u8], head: &[u8], place: Sector) {
         let mut footer = head.to_vec();
         put(&mut footer, GD_AT, &self.layout.gd.0.to_le_bytes());
         let expected = footer_of(&footer);
+        let before = self.faults.len();
         let mut differs = |what: &str, at: usize, len: usize| {
             let (is, should) = (found.get(at..at + len), expected.get(at..at + len));
             if is != should {
@@ -174,7 +190,7 @@ impl Examined {
         if found.get(2 * HEADER_LEN + 16..).is_some_and(|rest| rest.iter().any(|byte| *byte != 0)) {
             self.faults.push("the end-of-stream marker is followed by other bytes".to_owned());
         }
-        if !self.faults.is_empty() {
+        if self.faults.len() > before {
             self.mending.end = Some((place, expected));
         }
     }
@@ -212,6 +228,7 @@ async fn of_footer(
             let footer = Some(place);
             let sound = Examined::sound(layout);
             let mut examined = Examined { unclean, footer, is_stream: true, ..sound };
+            let head = examined.take_descriptor(&found, head);
             examined.compare_footer(&found, &head, place);
             return Ok(examined);
         }

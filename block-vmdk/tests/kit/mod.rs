@@ -118,6 +118,8 @@ pub struct Judged {
     pub report: Report,
     /// The content id.
     pub cid: Option<u32>,
+    /// The content id of the parent as the descriptor has it.
+    pub parent: Option<u32>,
     /// The descriptor but for the content id.
     pub text: Vec<u8>,
 }
@@ -132,6 +134,7 @@ pub fn judge(setup: &Setup, files: &Files) -> Result<Judged, String> {
         contents: image.contents().map_err(bad)?,
         report: image.check().map_err(bad)?,
         cid: image.text().and_then(|text| text.cid()),
+        parent: image.text().and_then(|text| text.parent_cid()),
         text: descriptor(files),
     })
 }

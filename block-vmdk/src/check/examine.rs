@@ -154,7 +154,8 @@ impl Examined {
 
     /// The header with the place of the descriptor that the footer has, by which the disk was opened.
     fn take_descriptor(&mut self, found: &[u8], mut head: Vec<u8>) -> Vec<u8> {
-        for (name, at, len) in FIELDS.into_iter().filter(|field| field.0.starts_with("descriptor")) {
+        for (name, at, len) in FIELDS.into_iter().filter(|field| field.0.starts_with("descriptor"))
+        {
             let footer = sector(found, 1).get(at..at + len).unwrap_or_default();
             let own = head.get(at..at + len).unwrap_or_default();
             if own != footer {

@@ -7,13 +7,15 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use block_core::driver::{Exactness, Prealloc};
-use block_core::metadata::bytes::write_bytes;
+use block_core::error::Problem;
+use block_core::metadata::bytes::{read_bytes, write_bytes};
 use block_core::range::to_u64;
-use block_core::{Error, Node, OpenError, Result};
+use block_core::{ByteRange, Error, Node, OpenError, Result};
 use parking_lot::RwLock;
 
 use crate::descriptor::Descriptor;
 use crate::error::bad_field;
+use crate::spec::sparse::SectorRange;
 use crate::units::ContentId;
 
 /// Sectors are what a crash leaves old or new.
@@ -54,6 +56,25 @@ impl Identity {
             renewed: AtomicBool::new(false),
             turn: futures::lock::Mutex::default(),
         }
+    }
+
+    /// The descriptor inside of a sparse extent whose header says that it is at `place`.
+    pub(crate) async fn read_embedded(
+        file: &Node,
+        place: Option<SectorRange>,
+    ) -> std::result::Result<Option<Self>, OpenError> {
+        let failed = |error| OpenError::Request { what: "descriptor", error };
+        let Some(range) = place.filter(|range| range.count.0 > 0) else {
+            return Ok(None);
+        };
+        let truncated =
+            || bad_field("descriptorOffset", range.start.0, Problem::Truncated(file.len()));
+        let at = range.start.offset().ok_or_else(truncated)?;
+        let room = range.count.bytes().ok_or_else(truncated)?;
+        let place = ByteRange::new(at, room).map_err(|_| truncated())?;
+        let bytes = read_bytes(file, place).await.map_err(failed)?;
+        let descriptor = Descriptor::parse(&bytes)?;
+        Ok(Some(Self::new(file.clone(), Place::Embedded { at, room }, descriptor)))
     }
 
     /// Where the descriptor stands.
@@ -109,7 +130,7 @@ impl Identity {
         if let Place::Embedded { room, .. } = self.place
             && len > room
         {
-            let problem = block_core::Problem::Above(room);
+            let problem = Problem::Above(room);
             return Err(bad_field("length of the descriptor", len, problem));
         }
         self.write(changed).await.map_err(failed)?;

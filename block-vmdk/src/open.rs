@@ -130,7 +130,7 @@ async fn read_plan(
     let head = read_bytes(file, head).await.map_err(failed)?;
     if matches!(probe(&head), Some(FileKind::HostedSparse | FileKind::Cowd)) {
         let layout = read_layout(context, file).await?;
-        let identity = read_embedded(file, &layout).await?;
+        let identity = Identity::read_embedded(file, layout.descriptor).await?;
         let sectors = SectorCount(layout.geometry.len() / 512);
         let source = Source::Own(Box::new(layout));
         return Ok((identity, vec![Planned { access: Access::ReadWrite, sectors, source }]));
@@ -156,21 +156,6 @@ async fn read_layout(context: &OpenContext, file: &Node) -> Result<SparseLayout,
         true => Ok(examine(file).await?.layout),
         false => SparseLayout::read(file).await,
     }
-}
-
-/// The descriptor inside of a sparse extent.
-async fn read_embedded(file: &Node, layout: &SparseLayout) -> Result<Option<Identity>, OpenError> {
-    let failed = |error| OpenError::Request { what: "descriptor", error };
-    let Some(range) = layout.descriptor.filter(|range| range.count.0 > 0) else {
-        return Ok(None);
-    };
-    let truncated = || bad_field("descriptorOffset", range.start.0, Problem::Truncated(file.len()));
-    let at = range.start.offset().ok_or_else(truncated)?;
-    let room = range.count.bytes().ok_or_else(truncated)?;
-    let place = ByteRange::new(at, room).map_err(|_| truncated())?;
-    let bytes = read_bytes(file, place).await.map_err(failed)?;
-    let descriptor = Descriptor::parse(&bytes)?;
-    Ok(Some(Identity::new(file.clone(), Place::Embedded { at, room }, descriptor)))
 }
 
 fn plan_extent(extent: &Extent) -> Result<Planned, OpenError> {

@@ -14,9 +14,10 @@ use block_core::{ByteRange, Node, OpenError};
 use crate::error::bad_field;
 use crate::extent::geometry::SECTOR;
 use crate::extent::layout::{Header, SparseLayout};
+use crate::identity::Identity;
 use crate::spec::cowd;
 use crate::spec::marker::{Marker, MetadataKind, MetadataMarker};
-use crate::spec::sparse::{GrainDirectory, HEADER_LEN, MAGIC, SparseHeader};
+use crate::spec::sparse::{GrainDirectory, HEADER_LEN, MAGIC, SectorRange, SparseHeader};
 use crate::units::{Sector, SectorCount};
 
 /// Sectors of a footer: its marker, itself, the end of the stream.
@@ -152,20 +153,34 @@ impl Examined {
         Ok(())
     }
 
-    /// The header with the place of the descriptor that the footer has, by which the disk was opened.
-    fn take_descriptor(&mut self, found: &[u8], mut head: Vec<u8>) -> Vec<u8> {
+    /// Where the descriptor is, if header and footer of a stream differ: at the place that has one, and the
+    /// header's if both have. Returns the header as it must be.
+    async fn settle_descriptor(
+        &mut self,
+        file: &Node,
+        header: &SparseHeader,
+        mut head: Vec<u8>,
+        footer: &[u8],
+    ) -> Result<Vec<u8>, OpenError> {
+        let (own, other) = (header.descriptor(), self.layout.descriptor);
+        if own == other {
+            return Ok(head);
+        }
+        if has_descriptor(file, own).await? || !has_descriptor(file, other).await? {
+            self.layout.descriptor = own;
+            return Ok(head);
+        }
         for (name, at, len) in FIELDS.into_iter().filter(|field| field.0.starts_with("descriptor"))
         {
-            let footer = sector(found, 1).get(at..at + len).unwrap_or_default();
-            let own = head.get(at..at + len).unwrap_or_default();
-            if own != footer {
-                let text = format!("{name} is {}, not {} as in the footer", hex(own), hex(footer));
-                self.faults.push(text);
-                put(&mut head, at, footer);
-                self.mending.header = Some(head.clone());
+            let is = head.get(at..at + len).unwrap_or_default();
+            let should = footer.get(at..at + len).unwrap_or_default();
+            if is != should {
+                self.faults.push(format!("{name} is {}, not {}", hex(is), hex(should)));
+                put(&mut head, at, should);
             }
         }
-        head
+        self.mending.header = Some(head.clone());
+        Ok(head)
     }
 
     /// Holds the three last sectors against what they must be.
@@ -229,7 +244,8 @@ async fn of_footer(
             let footer = Some(place);
             let sound = Examined::sound(layout);
             let mut examined = Examined { unclean, footer, is_stream: true, ..sound };
-            let head = examined.take_descriptor(&found, head);
+            let other = sector(&found, 1);
+            let head = examined.settle_descriptor(file, header, head, other).await?;
             examined.compare_footer(&found, &head, place);
             return Ok(examined);
         }
@@ -250,6 +266,14 @@ async fn of_footer(
     }
     let mending = Mending { header: None, end: Some((place, expected)) };
     Ok(Examined { layout, faults, mending, footer: Some(place), is_stream: true, unclean })
+}
+
+/// Whether a descriptor stands there.
+async fn has_descriptor(file: &Node, place: Option<SectorRange>) -> Result<bool, OpenError> {
+    match Identity::read_embedded(file, place).await {
+        Err(error @ OpenError::Request { .. }) => Err(error),
+        found => Ok(matches!(found, Ok(Some(_)))),
+    }
 }
 
 /// The last directory in the file that has a marker, and where the footer belongs: behind it.

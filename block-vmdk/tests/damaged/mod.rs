@@ -514,6 +514,16 @@ fn footers() -> Vec<Damage> {
         damage("footer's marker", |s| footer(s, 12, &[7])),
         damage("footer's magic", |s| footer(s, 512, b"XXXX")),
         damage("footer's capacity", |s| footer(s, 512 + 12, &[9, 9])),
+        damage("footer's descriptor, none", |s| footer(s, 512 + 28, &[0; 16])),
+        damage("footer's descriptor, elsewhere", |s| footer(s, 512 + 28, &[2])),
+        damage("header's descriptor, none", |s| {
+            s.has_footer().then(|| s.put(28, &[0; 16]))?;
+            Some(Lost::Nothing)
+        }),
+        damage("header's descriptor, elsewhere", |s| {
+            s.has_footer().then(|| s.put(28, &[2]))?;
+            Some(Lost::Nothing)
+        }),
         damage("footer's directory", |s| footer(s, 512 + 56, &[0xff; 8])),
         damage("footer's flags", |s| footer(s, 512 + 8, &[5])),
         damage("end of the stream", |s| footer(s, 1024 + 12, &[1])),

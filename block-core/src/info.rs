@@ -40,6 +40,21 @@ pub struct DriverInfo {
     pub specific: Vec<(&'static str, InfoValue)>,
 }
 
+impl DriverInfo {
+    /// What a filter says of itself where it is above the node of which this is said: allocation units and marks
+    /// hold for both, names, storage and values of the format for the node alone.
+    pub fn of_filter(self) -> Self {
+        Self {
+            filename: None,
+            actual_size: None,
+            backing_filename: None,
+            backing_format: None,
+            specific: Vec::new(),
+            ..self
+        }
+    }
+}
+
 /// One internal snapshot.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct SnapshotInfo {

@@ -251,10 +251,10 @@ impl OpenContext {
         if role == BACKING_FILE {
             context.flags.writable = self.writable_backing_depth == Some(context.depth);
         }
-        context.open(options).await.map_err(|source| OpenError::Child {
-            role,
-            name: name.to_owned(),
-            source: Box::new(source),
+        context.open(options).await.map_err(|source| match source {
+            // Else every image of the chain would stand in the message.
+            long @ OpenError::Reference { problem: Problem::ChainTooLong(_), .. } => long,
+            source => OpenError::Child { role, name: name.to_owned(), source: Box::new(source) },
         })
     }
 

@@ -21,8 +21,7 @@ impl Rebase for Qcow2Driver {
     ) -> Result<(), OpenError> {
         let failed = |error| OpenError::Request { what: "backing file", error };
         self.writer().map_err(failed)?;
-        let raw_data_file = self.header.with(|parts| parts.header.features.raw_data_file);
-        if raw_data_file && name.is_some() {
+        if self.has_raw_data_file() && name.is_some() {
             let problem = Problem::Contradicts("the raw data file");
             return Err(bad_field("backing file", 1, problem));
         }

@@ -343,6 +343,14 @@ impl Refcounts {
         !self.dirty_table.is_empty() || self.blocks.values().any(|block| block.dirty.is_some())
     }
 
+    /// How many clusters the file can hold: no device grows.
+    fn room(&self) -> u64 {
+        match self.file.capabilities().grows_on_write {
+            true => u64::MAX,
+            false => self.file.len() >> self.geometry.cluster_bits(),
+        }
+    }
+
     fn check_free(&self, run: Run) -> Result<()> {
         let bits = self.geometry.cluster_bits();
         let zero = Fault::new("refcount of the header's cluster", 0);
@@ -350,8 +358,9 @@ impl Refcounts {
             return Err(zero.into());
         }
         let end = run.first.checked_add(run.count).filter(|end| *end <= MAX_HOST_BYTES >> bits);
-        if end.is_none() {
-            return Err(Error::Os(libc::EFBIG));
+        let end = end.ok_or(Error::Os(libc::EFBIG))?;
+        if end > self.room() {
+            return Err(Error::NO_SPACE);
         }
         self.overlap.check_free(HostOffset::new(run.first << bits), run.count << bits)?;
         Ok(())

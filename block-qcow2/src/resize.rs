@@ -41,21 +41,22 @@ impl Qcow2Driver {
             return self.shrink(len).await;
         }
         self.grow(old, len).await?;
+        let prealloc = match prealloc {
+            // A raw data file shows itself, so all of it must be mapped.
+            Prealloc::Off if self.has_raw_data_file() => Prealloc::Metadata,
+            other => other,
+        };
         if prealloc != Prealloc::Off {
             self.preallocate(ByteRange::from_bounds(old, len)?, prealloc).await?;
         }
-        if self.keeps_pace_with_data_file() {
+        if self.has_raw_data_file() {
+            // It is as long as the disk.
             let data = self.data.as_ref().ok_or(Error::Unsupported)?;
             if data.len() < len {
                 data.truncate(len, Exactness::AtLeast, Prealloc::Off).await?;
             }
         }
         Ok(())
-    }
-
-    /// Whether a raw data file must be as long as the disk.
-    fn keeps_pace_with_data_file(&self) -> bool {
-        self.header.with(|parts| parts.header.features.raw_data_file)
     }
 
     async fn grow(self: &Arc<Self>, old: u64, len: u64) -> Result<()> {
@@ -215,6 +216,11 @@ impl Qcow2Driver {
                 (within.split_at(place.count << geometry.cluster_bits()).0, place)
             };
             let host = ByteRange::new(place.host.bytes(), clusters.len())?;
+            let host = match geometry.data_location() {
+                DataLocation::Image => host,
+                // It ends with the disk.
+                DataLocation::DataFile => host.intersect(ByteRange::up_to(range.end())),
+            };
             self.prepare_place(host, place, prealloc).await?;
             let allocation = Allocation { clusters, write: clusters, fill: clusters, keep: None };
             self.link(&allocation, place).await?;

@@ -101,7 +101,7 @@ impl Qcow2Driver {
             let start = geometry.cluster_alignment().round_down(range.offset());
             return if start >= below { Ok(Target::Unallocated) } else { Err(Error::Unsupported) };
         }
-        let keeps = self.keeps_data_file_clusters();
+        let keeps = self.has_raw_data_file();
         if flags.contains(RequestFlags::MAY_UNMAP) && !keeps {
             Ok(Target::Zero)
         } else {
@@ -111,7 +111,7 @@ impl Qcow2Driver {
 
     /// Whether zeroes in a data file that must read like the disk are as quick as was asked for.
     fn check_data_file(&self, flags: RequestFlags) -> Result<()> {
-        let data = self.data.as_ref().filter(|_| self.keeps_data_file_clusters());
+        let data = self.data.as_ref().filter(|_| self.has_raw_data_file());
         let quick =
             data.is_none_or(|data| data.capabilities().zeroes_no_fallback == Support::Native);
         let slow = flags.contains(RequestFlags::NO_FALLBACK) && !quick;
@@ -119,7 +119,7 @@ impl Qcow2Driver {
     }
 
     /// Whether the data file must read like the disk.
-    fn keeps_data_file_clusters(&self) -> bool {
+    pub(crate) fn has_raw_data_file(&self) -> bool {
         self.header.with(|parts| parts.header.features.raw_data_file)
     }
 
@@ -172,7 +172,7 @@ impl Qcow2Driver {
         aligned: ByteRange,
         target: Target,
     ) -> Result<()> {
-        if self.keeps_data_file_clusters() {
+        if self.has_raw_data_file() {
             let data = self.data.as_ref().ok_or(Error::Unsupported)?;
             data.write_zeroes(range, RequestFlags::MAY_UNMAP).await?;
         }
@@ -215,7 +215,7 @@ impl Qcow2Driver {
         }
         let v2 = geometry.version() == Version::V2;
         let target = match (self.writer()?.freeing, self.backing.is_some()) {
-            _ if self.keeps_data_file_clusters() => Target::ZeroInPlace,
+            _ if self.has_raw_data_file() => Target::ZeroInPlace,
             (Freeing::Keep, _) => Target::ZeroInPlace,
             // The backing file would show.
             (_, true) if v2 => return Err(Error::Unsupported),
@@ -255,7 +255,7 @@ impl Qcow2Driver {
             let there = within.intersect(ByteRange::up_to(data.len()));
             if there.is_empty() {
                 // The data file ends before it.
-            } else if self.keeps_data_file_clusters() {
+            } else if self.has_raw_data_file() {
                 data.write_zeroes(there, RequestFlags::MAY_UNMAP).await?;
             } else if self.writer()?.discards.passes(Reason::Request) {
                 data.discard(there).await?;

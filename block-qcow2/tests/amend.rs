@@ -174,7 +174,7 @@ fn refcounts_take_every_width() {
         (16, 1, &[]),
         (1, 16, &[]),
     ] {
-        // The smallest clusters where there is most to count.
+        // Wide refcounts in the smallest clusters make the most blocks.
         let cluster = if from < 16 || to < 4 { "4k" } else { "512" };
         let name = format!("{from}-{to}");
         let options = format!("cluster_size={cluster},refcount_bits={from}");

@@ -51,5 +51,5 @@ fn a_disk_whose_flushes_do_nothing_is_caught() {
         shots.iter().any(|shot| check(&game.setup, shot).is_err())
     });
     let caught = caught.count();
-    assert!(caught > 1, "{caught} of 16");
+    assert!(caught > 8, "{caught} of 16");
 }

@@ -8,14 +8,22 @@ mod games;
 mod kit;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use block_core::{ByteRange, RequestFlags};
+use block_core::format::raw::RawDriver;
+use block_core::node::NodeOptions;
+use block_core::proto::mem::MemDriver;
+use block_core::range::to_u64;
+use block_core::{Alignment, ByteRange, Error, IoBuf, Node, RequestFlags, graph};
 use block_testkit::campaign::{Campaign, Game};
 use block_testkit::disk::fault::Effect;
 use block_testkit::disk::tap::Kind;
-use block_testkit::op::Op;
+use block_testkit::naive::qcow2::make::Made;
+use block_testkit::op::{Op, contents};
+use futures::executor::block_on;
 use games::faults::{Plan, Then, Told, quick_setups, run};
-use kit::{Setup, ops, setups::setup};
+use kit::setups::{setup, setups};
+use kit::{Setup, World, judge, ops};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -142,3 +150,67 @@ fn soak_faults() {
 
 /// Requests by which an operation changes the file, and whose errors it must answer with.
 const CHANGES: [Kind; 2] = [Kind::Write, Kind::FlushToDisk];
+
+/// Writes all over a disk whose file ends `more` bytes behind its last cluster and cannot grow; how many
+/// requests found no room.
+fn fill(setup: &Setup, more: usize, seed: u64) -> usize {
+    let place = format!("{}, {more} bytes more, seed {seed}", setup.name);
+    let mut made = setup.make();
+    let mut model = judge(setup, &made).unwrap().contents;
+    made.file.resize(made.file.len() + more, 0);
+    let disk = Arc::new(MemDriver::from_bytes(&made.file).unwrap());
+    let file = Node::new(disk.clone(), NodeOptions::default());
+    let device = RawDriver::part(file, 0, Some(to_u64(made.file.len()))).unwrap();
+    let world = World::new(setup, Arc::new(device), None);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut full = 0;
+    block_on(async {
+        let node = world.open().await.unwrap();
+        for op in 1..300 {
+            let at = rng.random_range(0..setup.shape.size / 512) * 512;
+            let len = rng.random_range(1..=4 * setup.shape.cluster_size() / 512) * 512;
+            let range = ByteRange::new(at, len.min(setup.shape.size - at)).unwrap();
+            let here = kit::index(range.offset())..kit::index(range.end());
+            let buf = IoBuf::zeroed(here.len(), Alignment::ONE).unwrap();
+            let done = match rng.random_range(0..10) {
+                0 => node.flush().await.map(|()| model[here.clone()].to_vec()),
+                1 => {
+                    let zeroed = node.write_zeroes(range, RequestFlags::MAY_UNMAP).await;
+                    zeroed.map(|()| vec![0; here.len()])
+                }
+                _ => {
+                    let bytes = contents(op, range);
+                    buf.copy_from(0, &bytes);
+                    let written = node.write(range, buf.clone().into(), RequestFlags::empty());
+                    written.await.map(|()| bytes)
+                }
+            };
+            node.read(range, buf.clone().into()).await.unwrap();
+            let now = buf.to_vec();
+            match done {
+                Ok(bytes) => assert!(bytes == now, "{place}: {range:?} after operation {op}"),
+                Err(error) => {
+                    assert_eq!(error, Error::NO_SPACE, "{place}: operation {op}");
+                    full += 1;
+                }
+            }
+            model[here].copy_from_slice(&now);
+        }
+        graph::close(&node).await.unwrap();
+    });
+    let judged = judge(setup, &Made { file: disk.to_bytes(), data: Vec::new() }).unwrap();
+    assert!(judged.contents == model, "{place}: contents");
+    judged.clean().unwrap_or_else(|why| panic!("{place}: {why}"));
+    full
+}
+
+#[test]
+fn a_device_that_is_full_says_so_and_goes_on() {
+    for setup in setups().iter().filter(|setup| setup.shape.data_file.is_none()) {
+        let full = [0, 5, 40].map(|clusters| {
+            let more = clusters * kit::index(setup.shape.cluster_size()) + 512 * clusters;
+            fill(setup, more, to_u64(clusters))
+        });
+        assert!(full[0] > 0, "{}: {full:?} requests found no room", setup.name);
+    }
+}

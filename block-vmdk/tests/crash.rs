@@ -60,5 +60,5 @@ fn disks_whose_flushes_do_nothing_are_caught() {
         shots.iter().any(|shot| check(&game.setup, shot, &Met::default()).is_err())
     });
     let caught = caught.count();
-    assert!(caught > 1, "{caught} of 16");
+    assert!(caught > 8, "{caught} of 16");
 }

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::failure::Result;
-use crate::{demo, examples, features, iotests, package, peer, run, setup, tidy};
+use crate::{demo, examples, features, fuzz, iotests, package, peer, run, setup, test, tidy};
 
 /// How a step ended that did not fail.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -32,21 +32,13 @@ pub(crate) const STEPS: &[Step] = &[
         name: "clippy",
         run: || {
             let lint = ["clippy", "--workspace", "--all-targets", "--locked"];
-            cargo(&[&lint[..], &["--", "-D", "warnings"]].concat())
+            cargo(&[&lint[..], &["--", "-D", "warnings"]].concat())?;
+            fuzz::lint().map(passed)
         },
     },
     Step {
         name: "test", // the documentation's tests are among them, and some inputs of each fuzz target
-        run: || {
-            let mut test = run::cargo();
-            test.args(["test", "--workspace", "--locked"]);
-            // Images are made in memory by the thousand: what malloc has, it keeps.
-            for variable in ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"]
-            {
-                test.env(variable, (32 << 20).to_string());
-            }
-            run::succeed(&mut test).map(passed)
-        },
+        run: || test::run().map(passed),
     },
     Step { name: "examples", run: || examples::run().map(passed) },
     Step { name: "features", run: || features::run().map(passed) },

@@ -25,6 +25,7 @@ mod served;
 mod setup;
 mod soak;
 mod target;
+mod test;
 mod tidy;
 
 use std::process::ExitCode;
@@ -44,7 +45,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Everything that must pass: peers, format, tidy, lints, tests, examples, features, docs,
-    /// packages, miri, scenarios, fuzz, peer, demo.
+    /// packages, miri, scenarios, peer, demo.
     Ci,
     /// Checks what the compiler does not: module heads, file lengths, dependencies, documents.
     Tidy,
@@ -55,6 +56,8 @@ enum Command {
     Peer(peer::Arguments),
     /// Makes a compressed image with a backing file, and converts it to raw.
     Demo(demo::Arguments),
+    /// Runs the tests, several programs at a time.
+    Test,
     /// Runs the examples of the crates and checks what they print.
     Examples,
     /// Lints and tests the crates with their features alone and together.
@@ -69,7 +72,7 @@ enum Command {
     Fuzz(fuzz::Arguments),
     /// Serves an iSCSI target in memory.
     Target(target::Arguments),
-    /// Runs QEMU's own shell tests with block-img and block-io.
+    /// Runs the scenarios on every format, protocol and cache; or QEMU's own shell tests with block-img and block-io.
     Iotests(iotests::Arguments),
     /// Measures block-img and block-core beside their peers, interleaved.
     Bench(bench::Arguments),
@@ -92,6 +95,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Setup => setup::peers(&setup::ALL),
         Command::Peer(arguments) => peer::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Test => test::run(),
         Command::Examples => examples::run(),
         Command::Features => features::run(),
         Command::Package => package::run(),

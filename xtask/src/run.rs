@@ -140,19 +140,23 @@ fn build(profile: &str, package: &str, kind: &str, name: &str) -> Result<PathBuf
         DEV => build.args(["--workspace", "--bins", "--examples"]),
         _ => build.args(["--package", package, kind, name]),
     };
-    build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
-    let messages = stdout(&mut build)?;
+    let messages = messages(&mut build)?;
     executable(&messages, name).ok_or_else(|| Failure::Output {
         command: line(&build),
         problem: format!("no executable {name}"),
     })
 }
 
+/// Runs a `cargo build` or `cargo test --no-run`, and returns its messages, a line each, for [`executables`].
+pub(crate) fn messages(build: &mut Command) -> Result<String> {
+    build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
+    stdout(build)
+}
+
 /// Runs a `cargo build` or `cargo test --no-run`, and returns where cargo says the programs are, by the
 /// directory of their crate and their name.
 pub(crate) fn built(build: &mut Command) -> Result<BTreeMap<(String, String), PathBuf>> {
-    build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
-    let messages = stdout(build)?;
+    let messages = messages(build)?;
     let programs = executables(&messages).filter_map(|message| {
         let manifest = Path::new(message["manifest_path"].as_str()?);
         let directory = manifest.parent()?.file_name()?.to_string_lossy().into_owned();
@@ -169,7 +173,7 @@ pub(crate) fn executable(messages: &str, name: &str) -> Option<PathBuf> {
 }
 
 /// The messages about executables.
-fn executables(messages: &str) -> impl Iterator<Item = Value> {
+pub(crate) fn executables(messages: &str) -> impl Iterator<Item = Value> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     messages.filter(|message| message["executable"].is_string())
 }

@@ -83,14 +83,7 @@ impl BlockDriver for CompressDriver {
     }
 
     fn info(&self) -> DriverInfo {
-        DriverInfo {
-            filename: None,
-            actual_size: None,
-            backing_filename: None,
-            backing_format: None,
-            specific: Vec::new(),
-            ..self.file.driver().info()
-        }
+        self.file.driver().info().of_filter()
     }
 
     fn read_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {

@@ -161,14 +161,7 @@ impl BlockDriver for CopyOnReadDriver {
     }
 
     fn info(&self) -> DriverInfo {
-        DriverInfo {
-            filename: None,
-            actual_size: None,
-            backing_filename: None,
-            backing_format: None,
-            specific: Vec::new(),
-            ..self.file.driver().info()
-        }
+        self.file.driver().info().of_filter()
     }
 
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {

@@ -46,7 +46,10 @@ impl Refcounts {
             Want::UpTo(count) => (1, count),
         };
         let run = match self.find_free(least, most).await? {
-            Some(run) => {
+            Some(mut run) => {
+                // What ends beyond a device is cut, unless all of it is.
+                let inside = self.room().saturating_sub(run.first).max(least);
+                run.count = run.count.min(inside);
                 self.check_free(run)?;
                 for cluster in run.first..run.first + run.count {
                     self.set(cluster, 1).await?;
@@ -56,7 +59,10 @@ impl Refcounts {
             None => {
                 let room = self.geometry.refcounts_per_block() - 1;
                 let count = if least == most { most } else { most.min(room.max(1)) };
-                self.extend(count, header).await?
+                match self.extend(count, header).await {
+                    Err(Error::NO_SPACE) if least < count => self.extend(least, header).await?,
+                    extended => extended?,
+                }
             }
         };
         if run.first <= self.hint {

@@ -15,6 +15,7 @@ use clap::Args;
 
 use crate::failure::{Failure, Result};
 use crate::run;
+pub(crate) use program::lint;
 use program::{Program, Run, missing};
 
 /// Options of `cargo xtask fuzz`.

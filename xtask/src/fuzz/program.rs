@@ -145,6 +145,16 @@ impl Program {
     }
 }
 
+/// Lints the program with the compiler of the workspace. Nothing is linked, so it needs neither nightly nor C++.
+pub(crate) fn lint() -> Result<()> {
+    let mut lint = run::cargo();
+    lint.args(["clippy", "--locked", "--manifest-path"]).arg(package().join("Cargo.toml"));
+    // The name of a library is all that libFuzzer's crate then asks for.
+    lint.env("CUSTOM_LIBFUZZER_PATH", home().join("libfuzzer.a"));
+    lint.arg("--target-dir").arg(run::root().join("target"));
+    run::succeed(lint.args(["--", "-D", "warnings"]))
+}
+
 /// A command of cargo-fuzz on the one program.
 fn cargo_fuzz(command: &str) -> Command {
     let mut cargo = run::nightly();

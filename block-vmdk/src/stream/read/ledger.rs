@@ -1,10 +1,10 @@
 //! What a stream has shown so far, and whether its tables say the same.
 //!
 //! Invariants: no grain comes twice; a grain table names grains of one table that came before it, all of them, each
-//! where it stood; the grain directory names the tables that came. Memory has a bound: a bit or some bytes for each
+//! where it stood; the grain directory names the tables that came, and no others. Memory has a bound: a bit or some bytes for each
 //! grain that came, and some bytes for each that no table has named yet and for each table; what passes it is an error.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use block_core::range::to_u64;
 use roaring::RoaringTreemap;
@@ -34,6 +34,8 @@ pub(super) struct Ledger {
     unnamed: BTreeMap<u64, u64>,
     /// Where the tables stand.
     tables: BTreeMap<u64, Sector>,
+    /// And those without grains, which may be anybody's.
+    empty: BTreeSet<u64>,
     /// Not 0.
     gtes_per_gt: u64,
     /// The largest entry of a table that names no grain.
@@ -55,6 +57,7 @@ impl Ledger {
             pending: HashMap::new(),
             unnamed: BTreeMap::new(),
             tables: BTreeMap::new(),
+            empty: BTreeSet::new(),
             gtes_per_gt: u64::from(gtes_per_gt),
             not_a_grain,
             budget,
@@ -106,8 +109,11 @@ impl Ledger {
                 *left -= 1;
             }
         }
-        // A table without grains says nothing, and nobody has to name it.
-        let Some(index) = index else { return Ok(()) };
+        let Some(index) = index else {
+            // It says nothing, and nobody has to name it.
+            self.empty.insert(at.0);
+            return self.check_budget();
+        };
         if self.unnamed.remove(&index).is_some_and(|left| left > 0) {
             return Err(bad(TableProblem::GrainLeftOut));
         }
@@ -120,11 +126,13 @@ impl Ledger {
     /// Entries of the grain directory came, of which the first is that of table `first`.
     pub(super) fn directory(&mut self, first: u64, entries: &[u8]) -> Result<(), ReadError> {
         for (index, sector) in (first..).zip(numbers(entries)) {
-            let named = self.tables.remove(&index).unwrap_or_default();
-            // A table without grains may be named or not.
-            if named != Sector(u64::from(sector)) && named.0 != 0 {
-                let problem = TableProblem::Elsewhere(index);
-                return Err(ReadError::Table { sector: u64::from(sector), problem });
+            let sector = u64::from(sector);
+            let is_right = match self.tables.remove(&index) {
+                Some(came) => came.0 == sector,
+                None => sector == 0 || self.empty.contains(&sector),
+            };
+            if !is_right {
+                return Err(ReadError::Table { sector, problem: TableProblem::Elsewhere(index) });
             }
         }
         Ok(())
@@ -144,7 +152,8 @@ impl Ledger {
     }
 
     fn check_budget(&self) -> Result<(), ReadError> {
-        let tables = to_u64(self.tables.len()) + to_u64(self.unnamed.len());
+        let tables = self.tables.len() + self.unnamed.len() + self.empty.len();
+        let tables = to_u64(tables);
         let bytes =
             self.seen_bytes + to_u64(self.pending.len()) * PENDING_BYTES + tables * TABLE_BYTES;
         if bytes > self.budget {
@@ -233,6 +242,9 @@ mod tests {
         ledger.table(Sector(170), &table(&[(88, 140)])).unwrap();
         let directory = ledger.directory(0, &table(&[(0, 160), (1, 171)])[..8]);
         assert_eq!(problem(directory), TableProblem::Elsewhere(1));
+        // A table that did not come.
+        let directory = ledger.directory(2, &table(&[(0, 100)])[..4]);
+        assert_eq!(problem(directory), TableProblem::Elsewhere(2));
         assert_eq!(problem(self::ledger(&[(0, 1)]).check_all_named()), TableProblem::Missing(0));
     }
 

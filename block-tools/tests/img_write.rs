@@ -215,7 +215,8 @@ fn dd_says_and_does_what_qemu_img_does() {
 fn commit_says_and_does_what_qemu_img_does() {
     for script in [
         &["commit top.qcow2"][..],
-        &["commit -d top.qcow2"],
+        // It keeps what it holds.
+        &["commit -d top.qcow2", "map --output=json top.qcow2"],
         &["commit -b base.raw top.qcow2"],
         &["commit -b middle.qcow2 -q top.qcow2"],
         &["commit middle.qcow2", "commit -q top.qcow2", "commit top.qcow2"],

@@ -81,6 +81,25 @@ fn what_belongs_to_no_task_is_refused() {
 }
 
 #[test]
+fn what_belongs_to_a_task_that_has_ended_is_refused() {
+    let mut peer = Peer::up(config(), KEYS);
+    let tags = [0, 1].map(|_| {
+        let id = peer.submit(write(&pattern(512)));
+        let tag = peer.hear_command().0.task_tag;
+        peer.say_status(tag, 0, &[]);
+        assert!(matches!(peer.result(id), Some(Ok(_))));
+        tag
+    });
+    let buf = buffer(512);
+    peer.submit(read(&buf));
+    // Every one of them has had the same place.
+    let now = peer.hear_command().0.task_tag;
+    assert!(tags[0] < tags[1] && tags[1] < now, "{tags:x?}, then {now:x}");
+    peer.data_in(tags[1], 0, 0, &[1; 512], true);
+    assert!(matches!(violation(&mut peer), Violation::Task { opcode: Opcode::DataIn, .. }));
+}
+
+#[test]
 fn a_status_number_that_is_not_the_next_is_refused() {
     for skew in [1, u32::MAX] {
         let mut peer = Peer::up(config(), KEYS);

@@ -1,7 +1,8 @@
 //! Runs the scenarios of `block-testkit/iotests` over the matrix of formats, protocols and caches, in
 //! process. `cargo xtask iotests` builds and runs it.
 //!
-//! The exit status is 0 if every run passed, 1 if one failed, 2 if nothing could be run.
+//! The exit status is 0 if every run passed, 1 if one failed, 2 if nothing could be run, 130 if Ctrl-C stopped it:
+//! then the runs that had begun are ended and reported, and their files removed.
 
 mod cancel;
 mod crash;
@@ -22,6 +23,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use block_testkit::scenario::Scenario;
@@ -87,10 +89,25 @@ enum Layout {
 
 /// Status if nothing could be run.
 const NOTHING_RUN: u8 = 2;
+/// Status after Ctrl-C.
+const INTERRUPTED: u8 = 130;
+
+/// Somebody pressed Ctrl-C.
+static STOP: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run_all(&arguments) {
+    // The second one ends all at once.
+    let handler = ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(INTERRUPTED));
+        }
+    });
+    let done = handler
+        .map_err(|error| format!("cannot wait for Ctrl-C: {error}"))
+        .and_then(|()| run_all(&arguments));
+    match done {
+        Ok(_) if STOP.load(Ordering::Relaxed) => ExitCode::from(INTERRUPTED),
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(problem) => {
@@ -125,7 +142,7 @@ fn run_all(arguments: &Arguments) -> Result<usize, String> {
         _ => Mode::Compare,
     };
     let failed = perform(arguments, jobs, mode, &mut report)?;
-    if mode == Mode::Update {
+    if mode == Mode::Update && !STOP.load(Ordering::Relaxed) {
         let problems = update::update(&directory, &report.ended);
         problems.iter().for_each(|problem| print!("{problem}"));
         return Ok(failed + problems.len());
@@ -216,7 +233,7 @@ fn perform(
     let keep = if arguments.keep { Keep::Everything } else { Keep::Nothing };
     let total = jobs.len();
     let mut shown = Shown::new(arguments.output == Layout::Human, total);
-    let plan = Plan { jobs, threads, mode, scratch: scratch.path(), keep };
+    let plan = Plan { jobs, threads, mode, scratch: scratch.path(), keep, stop: &STOP };
     work(plan, |ended, left| {
         shown.show(total - left, &ended);
         report.ended.push(ended);
@@ -229,9 +246,13 @@ fn perform(
     match arguments.output {
         Layout::Json => println!("{:#}", report.json()),
         Layout::Human => {
-            let (passed, seconds) = (total - failures, shown.start.elapsed().as_secs_f64());
+            let seconds = shown.start.elapsed().as_secs_f64();
+            let (ended, left) = (report.ended.len(), total - report.ended.len());
             print!("\n{}", report.table());
-            println!("\n{passed} runs passed, {failures} failed, in {seconds:.1} s");
+            println!("\n{} runs passed, {failures} failed, in {seconds:.1} s", ended - failures);
+            if left > 0 {
+                println!("interrupted: {left} runs were not made");
+            }
         }
     }
     if let Some(path) = &arguments.junit {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use block_testkit::scenario::Scenario;
 use clap::Parser;
@@ -19,10 +20,24 @@ fn runs(name: &str, text: &str, configs: &[&str], mode: Mode) -> Vec<Ended> {
     let find = |name: &&str| Config::all().find(|config| config.to_string() == **name).unwrap();
     let jobs = configs.iter().map(find);
     let jobs = jobs.map(|config| Job { scenario: Arc::clone(&scenario), config }).collect();
+    perform(jobs, mode, 2, &AtomicBool::new(false), |_| ())
+}
+
+/// Does the jobs, and says each that has ended; no file of theirs is left.
+fn perform(
+    jobs: Vec<Job>,
+    mode: Mode,
+    threads: usize,
+    stop: &AtomicBool,
+    mut say: impl FnMut(&Ended),
+) -> Vec<Ended> {
     let scratch = tempfile::tempdir().unwrap();
     let mut ended = Vec::new();
-    let plan = Plan { jobs, threads: 2, mode, scratch: scratch.path(), keep: Keep::Nothing };
-    work(plan, |run, _| ended.push(run));
+    let plan = Plan { jobs, threads, mode, scratch: scratch.path(), keep: Keep::Nothing, stop };
+    work(plan, |run, _| {
+        say(&run);
+        ended.push(run);
+    });
     let left = std::fs::read_dir(scratch.path()).unwrap().count();
     assert_eq!(left, 0, "files are left behind");
     ended
@@ -52,6 +67,19 @@ fn a_pattern_that_is_not_there_is_a_failure() {
         let text = report::failure(&ended[0]).unwrap();
         assert!(text.contains("Pattern verification failed at offset 0, 512 bytes"), "{text}");
     }
+}
+
+#[test]
+fn no_run_begins_after_an_interruption() {
+    let text = "title: t\nsize: 1M\n\ncreate\nread -q -P 0 0 512\n";
+    let scenario = Arc::new(Scenario::parse("stop", text).unwrap());
+    let jobs = Config::all().take(9).map(|config| Job { scenario: Arc::clone(&scenario), config });
+    let stop = AtomicBool::new(false);
+    let ended = perform(jobs.collect(), Mode::Compare, 1, &stop, |run| {
+        assert!(run.result.is_ok());
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(ended.len(), 1);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,6 +35,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) scratch: &'a Path,
     /// Whether the files of each run stay.
     pub(crate) keep: Keep,
+    /// Once this is set, no run begins.
+    pub(crate) stop: &'a AtomicBool,
 }
 
 /// What becomes of files.
@@ -61,6 +64,7 @@ pub(crate) fn work(plan: Plan<'_>, mut ended: impl FnMut(Ended, usize)) {
     let mut number = 0;
     loop {
         while running.len() < plan.threads
+            && !plan.stop.load(Ordering::Relaxed)
             && let Some(job) = waiting.pop_front()
         {
             number += 1;

@@ -2,18 +2,21 @@
 //! in process; here it is built and called.
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::run;
 
 use super::Arguments;
 
 /// What is run before a change is good: one configuration of each format and protocol.
 pub(crate) fn quick() -> Result<()> {
-    call(run::DEV, &["--quick".into()])
+    run::succeed(run::command(build(run::DEV)?).arg("--quick"))
 }
 
-/// Runs what the options ask for.
+/// Runs what the options ask for, and ends with the exit status of that: from then on this process is the
+/// program, which alone hears of Ctrl-C.
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let mut line: Vec<OsString> = Vec::new();
     let lists = [
@@ -44,10 +47,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let switches =
         [("--quick", arguments.quick), ("--keep", arguments.keep), ("--list", arguments.list)];
     line.extend(switches.into_iter().filter(|(_, on)| *on).map(|(name, _)| OsString::from(name)));
-    call(run::QUICK, &line)
+    let program = build(run::QUICK)?;
+    let source = run::command(&program).args(line).exec();
+    Err(Failure::Start { program: program.display().to_string(), source })
 }
 
-fn call(profile: &str, line: &[OsString]) -> Result<()> {
-    let program = run::example(profile, "block-tools", "iotests")?;
-    run::succeed(run::command(program).args(line))
+fn build(profile: &str) -> Result<PathBuf> {
+    run::example(profile, "block-tools", "iotests")
 }

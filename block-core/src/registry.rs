@@ -100,7 +100,8 @@ pub const BACKING_FILE: &str = "backing file";
 /// Which names that stand inside an image (backing file, data file) are followed.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
 pub enum ReferencePolicy {
-    /// Plain file names, absolute or relative to the image; never `json:` or a protocol.
+    /// Plain file names, absolute or relative to the image; never `json:` or a protocol. What follows `file:` is
+    /// such a name, whatever is in it.
     #[default]
     PlainFiles,
     /// Plain relative names without `..`: nothing outside of the image's directory.
@@ -266,8 +267,10 @@ impl OpenContext {
     /// The path that `name` means inside an image of the path `image`, if the policy follows it.
     pub fn resolve_beside(&self, image: &str, name: &str) -> Result<String, OpenError> {
         let refuse = |problem| Err(OpenError::Reference { name: name.to_owned(), problem });
-        let plain = name.strip_prefix("file:").unwrap_or(name);
-        if plain.is_empty() || has_scheme(plain) || self.policy == ReferencePolicy::Refuse {
+        let file =
+            name.strip_prefix("file:").or_else(|| Some(name).filter(|name| !has_scheme(name)));
+        let plain = file.unwrap_or_default();
+        if plain.is_empty() || self.policy == ReferencePolicy::Refuse {
             return refuse(Problem::NotPlainName);
         }
         let path = Path::new(plain);
@@ -279,6 +282,8 @@ impl OpenContext {
         let image = image.strip_prefix("file:").unwrap_or(image);
         let directory = Path::new(image).parent().unwrap_or(Path::new(""));
         match directory.join(path).into_os_string().into_string() {
+            // Or it were taken for a protocol's.
+            Ok(path) if has_scheme(&path) => Ok(format!("./{path}")),
             Ok(path) => Ok(path),
             Err(_) => refuse(Problem::NotText),
         }

@@ -6,6 +6,7 @@
 //! written is refused when it is opened for writing. Opened for a check, an image is refused only where there is
 //! nothing to check; what others would be refused for is kept for the report.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -385,7 +386,14 @@ async fn open_file(
         context.policy = ReferencePolicy::SameDirectory;
     }
     let protocol = context.registry.protocol_of(given.peek("filename").unwrap_or_default())?;
-    context.open_reference(EXTENT, own, name, Some(protocol), given).await
+    context.open_reference(EXTENT, own, &extent_file(name), Some(protocol), given).await
+}
+
+/// The name of an extent as a reference: it is a file's, though there be a colon in it. What is no file to
+/// anybody is left to be refused.
+pub(crate) fn extent_file(name: &str) -> Cow<'_, str> {
+    let is_none = name.starts_with("json:") || name.contains("://");
+    if name.contains(':') && !is_none { format!("file:{name}").into() } else { name.into() }
 }
 
 fn writing(context: &OpenContext, access: Access) -> Option<Discards> {

@@ -171,9 +171,19 @@ fn an_extent_of_zeroes_reads_as_zeroes() {
 }
 
 #[test]
+fn a_colon_in_the_name_of_an_extent_is_no_protocol() {
+    let disk = flat();
+    disk.edit("v-f001.vmdk", "nbd:x");
+    std::fs::rename(disk.path("v-f001.vmdk"), disk.path("nbd:x")).unwrap();
+    let node = disk.open(OpenFlags::READ_ONLY).unwrap();
+    assert_eq!(read(&node, 0, 512), Ok(vec![1; 512]));
+}
+
+#[test]
 fn extents_are_beside_the_descriptor_unless_the_user_allows_others() {
     let elsewhere = flat();
-    for name in [elsewhere.path("v-f001.vmdk").to_str().unwrap(), "../x.vmdk", "json:{}", "nbd:x"] {
+    for name in [elsewhere.path("v-f001.vmdk").to_str().unwrap(), "../x.vmdk", "json:{}", "nbd://x"]
+    {
         let disk = flat();
         disk.edit("v-f001.vmdk", name);
         let error = disk.open(OpenFlags::READ_ONLY).unwrap_err();

@@ -29,6 +29,8 @@ use block_core::{Node, OpenError, Options};
 
 use names::Names;
 
+use crate::open::extent_file;
+
 /// What an image is called where nobody knows its name.
 pub(crate) const NAMELESS: &str = "disk.vmdk";
 
@@ -68,7 +70,7 @@ struct Beside {
 #[async_trait]
 impl ExtentFiles for Beside {
     async fn make(&self, name: &str) -> Result<Node, OpenError> {
-        let path = self.context.resolve_beside(&self.image, name)?;
+        let path = self.context.resolve_beside(&self.image, &extent_file(name))?;
         self.context.create_file(Options::filename(path)).await
     }
 }

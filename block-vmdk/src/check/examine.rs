@@ -183,6 +183,28 @@ impl Examined {
         Ok(head)
     }
 
+    /// Where the first marker is, if header and footer of a stream differ: where one stands, and at the first of the
+    /// two places if one stands at both. Returns the header as it must be.
+    async fn settle_overhead(
+        &mut self,
+        file: &Node,
+        header: &SparseHeader,
+        mut head: Vec<u8>,
+        footer: &[u8],
+    ) -> Result<Vec<u8>, OpenError> {
+        let (own, other) = (header.overhead().0, word(footer, OVERHEAD_AT));
+        if own == other
+            || !has_first_marker(file, header, other).await?
+            || own < other && has_first_marker(file, header, own).await?
+        {
+            return Ok(head);
+        }
+        self.faults.push(format!("overHead is {own:#x}, not {other:#x}"));
+        put(&mut head, OVERHEAD_AT, &other.to_le_bytes());
+        self.mending.header = Some(head.clone());
+        Ok(head)
+    }
+
     /// Holds the three last sectors against what they must be.
     fn compare_footer(&mut self, found: &[u8], head: &[u8], place: Sector) {
         let mut footer = head.to_vec();
@@ -246,6 +268,7 @@ async fn of_footer(
             let mut examined = Examined { unclean, footer, is_stream: true, ..sound };
             let other = sector(&found, 1);
             let head = examined.settle_descriptor(file, header, head, other).await?;
+            let head = examined.settle_overhead(file, header, head, other).await?;
             examined.compare_footer(&found, &head, place);
             return Ok(examined);
         }
@@ -274,6 +297,25 @@ async fn has_descriptor(file: &Node, place: Option<SectorRange>) -> Result<bool,
         Err(error @ OpenError::Request { .. }) => Err(error),
         found => Ok(matches!(found, Ok(Some(_)))),
     }
+}
+
+/// Whether the sector has a marker that a stream can begin with.
+async fn has_first_marker(
+    file: &Node,
+    header: &SparseHeader,
+    place: u64,
+) -> Result<bool, OpenError> {
+    if place == 0 || place >= file.len() / SECTOR {
+        return Ok(false);
+    }
+    let bytes = read_sectors(file, place, 1).await?;
+    Ok(match Marker::parse(&bytes) {
+        Ok(Marker::Grain(marker)) => marker.check(header.grain_size(), header.capacity()).is_ok(),
+        Ok(Marker::Metadata(marker)) => {
+            matches!(marker.kind, MetadataKind::GrainTable | MetadataKind::GrainDirectory)
+        }
+        Err(_) => false,
+    })
 }
 
 /// The last directory in the file that has a marker, and where the footer belongs: behind it.
@@ -374,6 +416,12 @@ fn hex(bytes: &[u8]) -> String {
     let digits = bytes.iter().rev().skip_while(|byte| **byte == 0);
     let digits: String = digits.map(|byte| format!("{byte:02x}")).collect();
     format!("0x{}", if digits.is_empty() { "0" } else { &digits })
+}
+
+/// The 64-bit number there.
+fn word(bytes: &[u8], at: usize) -> u64 {
+    let number = bytes.get(at..).and_then(|rest| rest.first_chunk());
+    u64::from_le_bytes(number.copied().unwrap_or_default())
 }
 
 /// The sector of this number among `bytes`.

@@ -524,6 +524,19 @@ fn footers() -> Vec<Damage> {
             s.has_footer().then(|| s.put(28, &[2]))?;
             Some(Lost::Nothing)
         }),
+        damage("footer's overHead, too little", |s| footer(s, 512 + 64, &[1, 0])),
+        damage("footer's overHead, too much", |s| footer(s, 512 + 64, &[0, 1])),
+        damage("header's overHead, too little", |s| {
+            s.has_footer().then(|| s.put(64, &[1, 0]))?;
+            Some(Lost::Nothing)
+        }),
+        damage("header's overHead, at the second table", |s| {
+            s.has_footer().then_some(())?;
+            // The footer says where the first one's grains begin; other grains begin behind it.
+            let marker = s.table(s.gd(), 0) - 1;
+            s.put(64, &(marker + 1 + s.gtes() / 128).to_le_bytes());
+            Some(Lost::Nothing)
+        }),
         damage("footer's directory", |s| footer(s, 512 + 56, &[0xff; 8])),
         damage("footer's flags", |s| footer(s, 512 + 8, &[5])),
         damage("end of the stream", |s| footer(s, 1024 + 12, &[1])),

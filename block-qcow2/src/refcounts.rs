@@ -110,6 +110,8 @@ impl Block {
 /// The refcounts of one image.
 pub(crate) struct Refcounts {
     file: Node,
+    /// Whether the file does; a device does not.
+    grows: bool,
     geometry: Geometry,
     overlap: Arc<OverlapMap>,
     budget: Arc<MemoryBudget>,
@@ -158,6 +160,7 @@ impl Refcounts {
             overlap.insert(Section::RefcountBlock, entry, geometry.cluster_size());
         }
         Self {
+            grows: file.capabilities().grows_on_write,
             file,
             geometry,
             overlap,
@@ -343,12 +346,9 @@ impl Refcounts {
         !self.dirty_table.is_empty() || self.blocks.values().any(|block| block.dirty.is_some())
     }
 
-    /// How many clusters the file can hold: no device grows.
+    /// How many clusters the file can hold.
     fn room(&self) -> u64 {
-        match self.file.capabilities().grows_on_write {
-            true => u64::MAX,
-            false => self.file.len() >> self.geometry.cluster_bits(),
-        }
+        if self.grows { u64::MAX } else { self.file.len() >> self.geometry.cluster_bits() }
     }
 
     fn check_free(&self, run: Run) -> Result<()> {

@@ -21,11 +21,15 @@ pub(crate) fn run() -> Result<()> {
     let mut programs = programs(&run::messages(build.arg("--no-run"))?);
     programs.reverse(); // so that the last one is the next
     let count = programs.len();
+    if count == 0 {
+        let problem = "no program of tests".to_owned();
+        return Err(Failure::Output { command: run::line(&build), problem });
+    }
     let waiting = Mutex::new(programs);
     let at_once = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         let threads: Vec<_> = (0..at_once).map(|_| scope.spawn(|| work(&waiting))).collect();
-        // A thread that panicked has said why.
+        // One that panicked has said why.
         let ended = threads.into_iter().map(|thread| {
             thread.join().unwrap_or(Err(Failure::Faults { check: "test", count: 1 }))
         });

@@ -267,9 +267,7 @@ impl OpenContext {
     /// The path that `name` means inside an image of the path `image`, if the policy follows it.
     pub fn resolve_beside(&self, image: &str, name: &str) -> Result<String, OpenError> {
         let refuse = |problem| Err(OpenError::Reference { name: name.to_owned(), problem });
-        let file =
-            name.strip_prefix("file:").or_else(|| Some(name).filter(|name| !has_scheme(name)));
-        let plain = file.unwrap_or_default();
+        let plain = file_of(name).unwrap_or_default();
         if plain.is_empty() || self.policy == ReferencePolicy::Refuse {
             return refuse(Problem::NotPlainName);
         }
@@ -279,11 +277,11 @@ impl OpenContext {
         if self.policy == ReferencePolicy::SameDirectory && !inside {
             return refuse(Problem::NotPlainName);
         }
-        let image = image.strip_prefix("file:").unwrap_or(image);
-        let directory = Path::new(image).parent().unwrap_or(Path::new(""));
-        match directory.join(path).into_os_string().into_string() {
+        let directory = Path::new(file_of(image).unwrap_or(image)).parent();
+        let beside = directory.unwrap_or(Path::new("")).join(path);
+        match beside.into_os_string().into_string() {
             // Or it were taken for a protocol's.
-            Ok(path) if has_scheme(&path) => Ok(format!("./{path}")),
+            Ok(path) if has_scheme(&path) && file_of(image).is_some() => Ok(format!("./{path}")),
             Ok(path) => Ok(path),
             Err(_) => refuse(Problem::NotText),
         }
@@ -421,6 +419,11 @@ impl Registry {
         let unknown = || OpenError::UnknownDriver { name: scheme.to_owned() };
         Ok(found.ok_or_else(unknown)?.name())
     }
+}
+
+/// The path that a name is, unless it is a protocol's: what follows `file:`, whatever is in it, or all of it.
+fn file_of(name: &str) -> Option<&str> {
+    name.strip_prefix("file:").or_else(|| Some(name).filter(|name| !has_scheme(name)))
 }
 
 /// Whether a name starts with `scheme:` rather than being a path.

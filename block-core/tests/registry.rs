@@ -135,7 +135,12 @@ fn names_inside_images_are_plain() {
     assert_eq!(context.resolve(&parent, "dir/a:b").unwrap(), "dir/a:b");
     assert_eq!(context.resolve(&parent, "file:nbd:b").unwrap(), "./nbd:b");
     assert_eq!(context.resolve_beside("file:a:b", "c").unwrap(), "c");
-    assert_eq!(context.resolve_beside("a:b/x", "c").unwrap(), "./a:b/c");
+    assert_eq!(context.resolve_beside("file:a:b/x", "c").unwrap(), "./a:b/c");
+    // Beside what a protocol has.
+    assert_eq!(
+        context.resolve_beside("iscsi://host/target/1", "0").unwrap(),
+        "iscsi://host/target/0"
+    );
     let mut strict = context.clone();
     strict.policy = ReferencePolicy::SameDirectory;
     for name in ["/etc/passwd", "../x", "a/../../x"] {

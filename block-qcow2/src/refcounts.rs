@@ -110,7 +110,7 @@ impl Block {
 /// The refcounts of one image.
 pub(crate) struct Refcounts {
     file: Node,
-    /// Whether the file does; a device does not.
+    /// Whether a write behind the end of the file makes it longer; a device stays as long as it is.
     grows: bool,
     geometry: Geometry,
     overlap: Arc<OverlapMap>,

@@ -2,7 +2,8 @@
 //!
 //! Invariants: bytes of one connection are sent by one thread at a time, in the order in which the
 //! target made them; of two locks, a connection's is taken before the target's. A server that is
-//! stopped gives its target back, so that another can go on with the same device.
+//! stopped gives its target back, so that another can go on with the same device. What an initiator does
+//! over a new connection comes after the end of those that it closed before.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use parking_lot::Mutex;
+use rustix::net::{RecvFlags, recv};
 
 use super::target::{Link, Target};
 
@@ -146,6 +148,7 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
         if stream.set_nodelay(true).is_err() {
             continue;
         }
+        shared.forget_closed();
         let link = shared.target.lock().connect();
         let connection = Arc::new(Connection { stream, sending: Mutex::default() });
         shared.connections.lock().insert(link, Arc::clone(&connection));
@@ -207,6 +210,16 @@ impl Shared {
         for link in self.target.lock().take_cut() {
             if let Some(connection) = self.connections.lock().get(&link) {
                 connection.close();
+            }
+        }
+    }
+
+    /// Ends connections that were closed at the other side, though their threads may not have come to see it.
+    fn forget_closed(&self) {
+        for (link, connection) in self.all() {
+            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+            if let Ok((_, 0)) = recv(&connection.stream, &mut [0u8], flags) {
+                self.forget(link);
             }
         }
     }

@@ -126,3 +126,18 @@ fn mischief_cuts_connections_by_their_pdus() {
     client.command(&[0; 6], READ, &[]);
     client.ends();
 }
+
+#[test]
+fn connections_that_were_closed_are_gone_before_the_next_one_is_served() {
+    let server = Server::start(target(|_| {})).unwrap();
+    for _ in 0..20 {
+        let closed: Vec<_> = (0..32).map(|_| Client::connect(server.addr())).collect();
+        // Those of the loop before end with its client, which is seen in time, too.
+        while server.connections() < closed.len() {
+            std::thread::yield_now();
+        }
+        drop(closed);
+        let _client = Client::up(server.addr(), login());
+        assert_eq!(server.connections(), 1);
+    }
+}

@@ -153,55 +153,37 @@ impl Examined {
         Ok(())
     }
 
-    /// Where the descriptor is, if header and footer of a stream differ: at the place that has one, and the
-    /// header's if both have. Returns the header as it must be.
-    async fn settle_descriptor(
+    /// The header as it must be. Where header and footer of a stream differ in the place of the descriptor or of
+    /// the first marker, what stands in the file tells which of them is right.
+    async fn settle(
         &mut self,
         file: &Node,
         header: &SparseHeader,
         mut head: Vec<u8>,
         footer: &[u8],
     ) -> Result<Vec<u8>, OpenError> {
-        let (own, other) = (header.descriptor(), self.layout.descriptor);
-        if own == other {
-            return Ok(head);
+        let descriptor = header.descriptor();
+        let wrong_descriptor = descriptor != self.layout.descriptor
+            && !has_descriptor(file, descriptor).await?
+            && has_descriptor(file, self.layout.descriptor).await?;
+        if !wrong_descriptor {
+            self.layout.descriptor = descriptor;
         }
-        if has_descriptor(file, own).await? || !has_descriptor(file, other).await? {
-            self.layout.descriptor = own;
-            return Ok(head);
-        }
-        for (name, at, len) in FIELDS.into_iter().filter(|field| field.0.starts_with("descriptor"))
-        {
+        let wrong_overhead = is_wrong_overhead(file, header, word(footer, OVERHEAD_AT)).await?;
+        for (name, at, len) in FIELDS {
             let is = head.get(at..at + len).unwrap_or_default();
             let should = footer.get(at..at + len).unwrap_or_default();
-            if is != should {
+            let wrong = match name {
+                "descriptorOffset" | "descriptorSize" => wrong_descriptor,
+                "overHead" => wrong_overhead,
+                _ => false,
+            };
+            if wrong && is != should {
                 self.faults.push(format!("{name} is {}, not {}", hex(is), hex(should)));
                 put(&mut head, at, should);
+                self.mending.header = Some(head.clone());
             }
         }
-        self.mending.header = Some(head.clone());
-        Ok(head)
-    }
-
-    /// Where the first marker is, if header and footer of a stream differ: where one stands, and at the first of the
-    /// two places if one stands at both. Returns the header as it must be.
-    async fn settle_overhead(
-        &mut self,
-        file: &Node,
-        header: &SparseHeader,
-        mut head: Vec<u8>,
-        footer: &[u8],
-    ) -> Result<Vec<u8>, OpenError> {
-        let (own, other) = (header.overhead().0, word(footer, OVERHEAD_AT));
-        if own == other
-            || !has_first_marker(file, header, other).await?
-            || own < other && has_first_marker(file, header, own).await?
-        {
-            return Ok(head);
-        }
-        self.faults.push(format!("overHead is {own:#x}, not {other:#x}"));
-        put(&mut head, OVERHEAD_AT, &other.to_le_bytes());
-        self.mending.header = Some(head.clone());
         Ok(head)
     }
 
@@ -267,8 +249,7 @@ async fn of_footer(
             let sound = Examined::sound(layout);
             let mut examined = Examined { unclean, footer, is_stream: true, ..sound };
             let other = sector(&found, 1);
-            let head = examined.settle_descriptor(file, header, head, other).await?;
-            let head = examined.settle_overhead(file, header, head, other).await?;
+            let head = examined.settle(file, header, head, other).await?;
             examined.compare_footer(&found, &head, place);
             return Ok(examined);
         }
@@ -297,6 +278,19 @@ async fn has_descriptor(file: &Node, place: Option<SectorRange>) -> Result<bool,
         Err(error @ OpenError::Request { .. }) => Err(error),
         found => Ok(matches!(found, Ok(Some(_)))),
     }
+}
+
+/// Whether the first marker of a stream stands where the footer says and not where the header does: of two
+/// places that have one, the first is right.
+async fn is_wrong_overhead(
+    file: &Node,
+    header: &SparseHeader,
+    of_footer: u64,
+) -> Result<bool, OpenError> {
+    let own = header.overhead().0;
+    Ok(own != of_footer
+        && has_first_marker(file, header, of_footer).await?
+        && (of_footer < own || !has_first_marker(file, header, own).await?))
 }
 
 /// Whether the sector has a marker that a stream can begin with.

@@ -1,8 +1,9 @@
 //! What a stream has shown so far, and whether its tables say the same.
 //!
-//! Invariants: no grain comes twice; a grain table names grains of one table that came before it, all of them, each
-//! where it stood; the grain directory names the tables that came, and no others. Memory has a bound: a bit or some bytes for each
-//! grain that came, and some bytes for each that no table has named yet and for each table; what passes it is an error.
+//! Invariants: no grain comes twice; a grain table names grains of one table that came before it, all of
+//! them, each where it stood; the grain directory names the tables that came, and no others. Memory has a
+//! bound: a bit or some bytes for each grain that came, and some bytes for each that no table has named yet
+//! and for each table; what passes it is an error.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

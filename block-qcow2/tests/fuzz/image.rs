@@ -155,7 +155,8 @@ fn grow_old(base: &Base, file: &[u8]) {
     let made = Made { file: file.to_vec(), data: base.made.data.clone() };
     let Ok(judged) = judge(&setup, &made) else { return };
     let len = to_u64(judged.contents.len());
-    if judged.clean().is_err() || len < 4096 || !len.is_multiple_of(512) || !is_like(&setup, file) {
+    let is_sound = judged.clean().is_ok() && !judged.report.shares_with_itself;
+    if !is_sound || len < 4096 || !len.is_multiple_of(512) || !is_like(&setup, file) {
         return;
     }
     // It may have features that nobody writes.

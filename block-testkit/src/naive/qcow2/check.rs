@@ -26,6 +26,13 @@ struct References {
     roles: u16,
 }
 
+impl References {
+    /// Whether entries whose flags are checked refer to it, and more than one.
+    fn is_shared_data(&self) -> bool {
+        self.count > 1 && self.roles & (Role::L2.bit() | Role::Data.bit()) != 0
+    }
+}
+
 struct Checker<'a> {
     image: &'a Image<'a>,
     /// For each cluster of the file, a partial last one included.

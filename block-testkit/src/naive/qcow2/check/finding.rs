@@ -192,6 +192,9 @@ impl fmt::Display for Finding {
 pub struct Report {
     /// The findings, the first [`MAX_FINDINGS`] of them.
     pub findings: Vec<Finding>,
+    /// Whether entries of the guest's disk share a cluster with each other. That is sound as it is, but
+    /// a write through one of them leaves the other with a COPIED flag that could be set.
+    pub shares_with_itself: bool,
     /// How many findings of each kind there are, those not kept included: leaks, errors.
     counts: [u64; 2],
 }

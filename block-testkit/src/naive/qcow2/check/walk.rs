@@ -2,7 +2,7 @@
 
 use block_core::Problem;
 
-use super::{Checker, Finding, Role};
+use super::{Checker, Finding, References, Role};
 use crate::naive::qcow2::bitmap::{Bitmap, Cluster};
 use crate::naive::qcow2::entry::{L1Entry, L2Entry};
 use crate::naive::qcow2::error::BadImage;
@@ -17,6 +17,7 @@ impl Checker<'_> {
         }
         self.walk_refcounts()?;
         self.walk_l1(Disk::active(header), Role::ActiveL1)?;
+        self.report.shares_with_itself = self.references.iter().any(References::is_shared_data);
         self.walk_snapshots()?;
         self.walk_bitmaps()
     }

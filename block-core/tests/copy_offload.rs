@@ -14,12 +14,15 @@ use block_core::job::copy::{CopyOptions, CopySource as Source, Offload, Progress
 use block_core::proto::file::FileFactory;
 use block_core::proto::mem::MemDriver;
 use block_core::registry::OpenContext;
-use block_core::request::status::{DriverStatus, StatusDetail};
+use block_core::request::status::{DriverStatus, StatusDetail, StatusFlags};
 use block_core::{BlockLimits, ByteRange, Cancel, Capabilities, Error, IoVec, Node, OpenFlags};
 use block_core::{Options, Registry, RequestFlags, Result, graph};
 
-/// A view of a node that says where everything is and reads nothing.
-struct Unread(Node);
+/// A view of a node that says where everything is and reads nothing, but of `zero`: what stands there is old.
+struct Unread {
+    node: Node,
+    zero: ByteRange,
+}
 
 #[async_trait]
 impl BlockDriver for Unread {
@@ -28,7 +31,7 @@ impl BlockDriver for Unread {
     }
 
     fn len(&self) -> u64 {
-        self.0.len()
+        self.node.len()
     }
 
     fn limits(&self) -> BlockLimits {
@@ -43,8 +46,15 @@ impl BlockDriver for Unread {
         true
     }
 
-    async fn preadv(self: Arc<Self>, _: ByteRange, _: IoVec) -> Result<()> {
-        Err(Error::IO)
+    async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
+        let zero = self.zero.intersect(range);
+        if zero.is_empty() {
+            return Err(Error::IO);
+        }
+        self.node.read(range, iov.clone()).await?;
+        let start = usize::try_from(zero.offset() - range.offset()).unwrap();
+        iov.fill(start, usize::try_from(zero.len()).unwrap(), 0);
+        Ok(())
     }
 
     async fn pwritev(self: Arc<Self>, _: ByteRange, _: IoVec, _: RequestFlags) -> Result<()> {
@@ -56,7 +66,14 @@ impl BlockDriver for Unread {
         range: ByteRange,
         _: StatusDetail,
     ) -> Result<DriverStatus> {
-        Ok(DriverStatus::data(range.len()).at(self.0.clone(), range.offset()))
+        let (zero, end) = (self.zero.intersect(range), range.end());
+        let (flags, end) = match zero.offset() == range.offset() {
+            _ if zero.is_empty() => (StatusFlags::DATA, end),
+            true => (StatusFlags::ZERO, zero.end()),
+            false => (StatusFlags::DATA, zero.offset()),
+        };
+        let status = DriverStatus::of(end - range.offset(), flags | StatusFlags::ALLOCATED);
+        Ok(status.at(self.node.clone(), range.offset()))
     }
 }
 
@@ -83,7 +100,8 @@ fn files_are_copied_without_being_read() {
     std::fs::write(&from, &contents).unwrap();
     std::fs::write(&to, vec![0; contents.len()]).unwrap();
     let (source, target) = (open(&from, "file"), open(&to, "raw"));
-    let unread = Node::new(Arc::new(Unread(source.clone())), Default::default());
+    let unread = Unread { node: source.clone(), zero: ByteRange::default() };
+    let unread = Node::new(Arc::new(unread), Default::default());
     let options = CopyOptions { offload: Offload::WherePossible, ..CopyOptions::default() };
     let sources = vec![Source::new(unread.clone(), source.len())];
     let watch = |_: Progress| ();
@@ -94,6 +112,24 @@ fn files_are_copied_without_being_read() {
     let failed = block_on(copy(sources, &target, CopyOptions::default(), &Cancel::new(), watch));
     assert!(failed.is_err());
     block_on(graph::close(&target)).unwrap();
+}
+
+#[test]
+fn what_reads_as_zeroes_is_not_copied_from_where_it_stood() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    let mut contents = bytes(1 << 20);
+    std::fs::write(&from, &contents).unwrap();
+    std::fs::write(&to, vec![0; contents.len()]).unwrap();
+    let (source, target) = (open(&from, "file"), open(&to, "raw"));
+    // Less than what a copy takes for one piece.
+    let unread = Unread { node: source.clone(), zero: range(512 << 10, 512) };
+    let unread = Node::new(Arc::new(unread), Default::default());
+    let options = CopyOptions { offload: Offload::WherePossible, ..CopyOptions::default() };
+    let sources = vec![Source::new(unread, source.len())];
+    block_on(copy(sources, &target, options, &Cancel::new(), |_: Progress| ())).unwrap();
+    contents[512 << 10..][..512].fill(0);
+    assert!(std::fs::read(&to).unwrap() == contents);
 }
 
 #[test]

@@ -66,6 +66,72 @@ fn read(node: &Node, offset: u64, len: u64) -> Vec<u8> {
     buf.to_vec()
 }
 
+/// A file system in memory, too small for the device over it; gone when dropped.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn new() -> Option<Self> {
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let small = ["-t", "tmpfs", "-o", "size=512k", "small"];
+        let mounted = Command::new("mount").args(small).arg(directory.path()).status().ok()?;
+        if !mounted.success() {
+            println!("nothing can be mounted here: full file systems are not tested");
+            return None;
+        }
+        Some(Self(directory))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg(self.0.path()).status());
+    }
+}
+
+#[test]
+fn a_write_that_fails_has_made_the_file_longer_all_the_same() {
+    let Some(small) = Small::new() else { return };
+    let path = small.0.path().join("file");
+    std::fs::write(&path, [5; 512]).unwrap();
+    let registry = Registry::new().with(FileFactory);
+    let options = Options::filename(path.to_str().unwrap()).with("driver", "file");
+    let context = OpenContext::new(Arc::new(registry), OpenFlags::READ_WRITE);
+    let node = exec::block_on(context.open(options)).unwrap();
+    let bytes = OwnedBuf::copy_of(&vec![6; 1 << 20], Alignment::PAGE).unwrap().into_shared();
+    let range = |offset, len| ByteRange::new(offset, len).unwrap();
+    let write = node.write(range(512, 1 << 20), bytes.into(), RequestFlags::empty());
+    assert_eq!(exec::block_on(write), Err(Error::NO_SPACE));
+    let grown = std::fs::metadata(&path).unwrap().len();
+    assert!(grown > 512);
+    // What is known to be behind the end is not zeroed byte by byte.
+    exec::block_on(node.write_zeroes(range(512, grown), RequestFlags::MAY_UNMAP)).unwrap();
+    assert_eq!(read(&node, 512, grown), vec![0; to_usize(grown)]);
+    exec::block_on(node.close()).unwrap();
+}
+
+#[test]
+fn the_loss_of_a_write_that_another_one_hears_of_stays_known() {
+    let Some(small) = Small::new() else { return };
+    let path = small.0.path().join("backing");
+    std::fs::File::create(&path).unwrap().set_len(LEN).unwrap();
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let Some(device) = Loop::over(&path, directory) else { return };
+    let node = device.open("host_device", OpenFlags::READ_WRITE).unwrap();
+    let bytes = OwnedBuf::copy_of(&vec![6; 1 << 20], Alignment::PAGE).unwrap().into_shared();
+    let range = |offset, len| ByteRange::new(offset, len).unwrap();
+    let write = node.write(range(0, 1 << 20), bytes.clone().into(), RequestFlags::empty());
+    exec::block_on(write).unwrap();
+    // Half of it finds no room, and whoever has the device open is told of that once.
+    let other = std::fs::File::open(&device.device).unwrap();
+    assert!(other.sync_all().is_err());
+    let stable = node.write(range(2 << 20, 512), bytes.slice(0, 512).into(), RequestFlags::FUA);
+    assert!(exec::block_on(stable).is_err());
+    for _ in 0..2 {
+        assert!(exec::block_on(node.flush()).is_err());
+    }
+    assert!(exec::block_on(node.close()).is_err());
+}
+
 #[test]
 fn a_block_device_is_read_written_zeroed_and_discarded() {
     let Some(device) = Loop::new() else { return };

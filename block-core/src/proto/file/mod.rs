@@ -69,6 +69,8 @@ struct Opened {
     flush_error: AtomicI32,
 }
 
+/// The system tells of writes that never reached the disk once, and takes them for clean from then on: this
+/// keeps it for every flush that follows.
 impl Opened {
     fn new(source: Source) -> Self {
         Self {
@@ -76,6 +78,20 @@ impl Opened {
             align: source.align,
             flush_error: AtomicI32::new(0),
             handle: Arc::new(source.into_handle()),
+        }
+    }
+
+    /// Writes are lost. The first error stays: it is the one that they had.
+    fn keep_loss(&self, error: &Error) {
+        let (cell, order) = (&self.flush_error, Ordering::AcqRel);
+        let _ = cell.compare_exchange(0, error.errno(), order, Ordering::Relaxed);
+    }
+
+    /// Fails if writes are lost.
+    fn check_loss(&self) -> Result<()> {
+        match self.flush_error.load(Ordering::Acquire) {
+            0 => Ok(()),
+            errno => Err(Error::Os(errno)),
         }
     }
 }
@@ -132,6 +148,34 @@ impl FileDriver {
         let len = source::file_len(self.opened.load().handle.as_fd(), self.kind)?;
         self.len.store(len, Ordering::Release);
         Ok(())
+    }
+
+    async fn write(&self, range: ByteRange, iov: IoVec, flags: RequestFlags) -> Result<()> {
+        let Some((handle, done)) = self.write_inline(range, &iov, flags)? else { return Ok(()) };
+        let (offset, iov) = rest_of(range, iov, done);
+        let durability = if flags.contains(RequestFlags::FUA) {
+            Durability::Stable
+        } else {
+            Durability::Cached
+        };
+        // Boxed, so that requests which need no engine do not carry its state.
+        Box::pin(self.engine.write(handle, offset, iov, durability)).await
+    }
+
+    /// Finds out what a write that failed has changed. A stable one, of the bytes `stable`, may have failed
+    /// because earlier writes are lost: then it succeeds if nothing is to be stable.
+    async fn handle_failed_write(&self, range: ByteRange, stable: Option<IoVec>, error: &Error) {
+        let opened = self.opened.load_full();
+        if let Some(iov) = stable {
+            let handle = Arc::clone(&opened.handle);
+            if self.engine.write(handle, range.offset(), iov, Durability::Cached).await.is_ok() {
+                opened.keep_loss(error);
+            }
+        }
+        // Some of it may have made the file longer.
+        if let Ok(len) = source::file_len(opened.handle.as_fd(), self.kind) {
+            self.grow_to(len);
+        }
     }
 
     /// Reads what needs no waiting; the rest for the engine, if there is one.
@@ -259,26 +303,25 @@ impl BlockDriver for FileDriver {
         iov: IoVec,
         flags: RequestFlags,
     ) -> Result<()> {
-        if let Some((handle, done)) = self.write_inline(range, &iov, flags)? {
-            let (offset, iov) = rest_of(range, iov, done);
-            let durability = if flags.contains(RequestFlags::FUA) {
-                Durability::Stable
-            } else {
-                Durability::Cached
-            };
-            Box::pin(self.engine.write(handle, offset, iov, durability)).await?;
+        let stable = flags.contains(RequestFlags::FUA).then(|| iov.clone());
+        let written = self.write(range, iov, flags).await;
+        match &written {
+            Ok(()) => self.grow_to(range.end()),
+            Err(error) => Box::pin(self.handle_failed_write(range, stable, error)).await,
         }
-        self.grow_to(range.end());
-        Ok(())
+        written
     }
 
     async fn copy_from(self: Arc<Self>, range: ByteRange, source: CopySource) -> Result<()> {
         let to = self.writable()?;
         let from = source.node.driver().host_file().ok_or(Error::Unsupported)?;
         let (start, len) = (range.offset(), range.len());
-        pool::run(move || to.copy_blocking(&from, source.offset, start, len)).await?;
-        self.grow_to(range.end());
-        Ok(())
+        let copied = pool::run(move || to.copy_blocking(&from, source.offset, start, len)).await;
+        match &copied {
+            Ok(()) => self.grow_to(range.end()),
+            Err(error) => self.handle_failed_write(range, None, error).await,
+        }
+        copied
     }
 
     fn host_file(&self) -> Option<Arc<Handle>> {
@@ -306,19 +349,14 @@ impl BlockDriver for FileDriver {
 
     async fn flush_to_disk(self: Arc<Self>) -> Result<()> {
         let opened = self.opened.load_full();
-        let failed = |errno| if errno == 0 { Ok(()) } else { Err(Error::Os(errno)) };
-        failed(opened.flush_error.load(Ordering::Acquire))?;
+        opened.check_loss()?;
         match self.engine.sync(Arc::clone(&opened.handle)).await {
             // A character device that keeps nothing back has nothing to sync.
             Ok(()) | Err(Error::Os(libc::EINVAL)) => {}
-            Err(err) => {
-                // The first error stays: it is the one that the lost pages had.
-                let (cell, order) = (&opened.flush_error, Ordering::AcqRel);
-                let _ = cell.compare_exchange(0, err.errno(), order, Ordering::Relaxed);
-            }
+            Err(error) => opened.keep_loss(&error),
         }
         // Another flush may have taken the report of what this one was to make stable.
-        failed(opened.flush_error.load(Ordering::Acquire))
+        opened.check_loss()
     }
 
     async fn truncate(
@@ -333,6 +371,10 @@ impl BlockDriver for FileDriver {
             return space::truncate_device(old, len, exactness);
         }
         let result = pool::run(move || space::truncate(handle.as_fd(), old, len, prealloc)).await;
+        let result = match prealloc {
+            Prealloc::Full if result.is_ok() => Arc::clone(&self).flush_to_disk().await,
+            _ => result,
+        };
         // Also after a failure, which may have left the file in between.
         self.update_len().and(result)
     }
@@ -366,7 +408,6 @@ impl BlockDriver for FileDriver {
 
     async fn close(self: Arc<Self>) -> Result<()> {
         *self.lock.lock() = ImageLock::none();
-        let errno = self.opened.load().flush_error.load(Ordering::Acquire);
-        if errno == 0 { Ok(()) } else { Err(Error::Os(errno)) }
+        self.opened.load().check_loss()
     }
 }

@@ -212,7 +212,7 @@ pub(super) fn truncate(fd: BorrowedFd<'_>, old: u64, len: u64, prealloc: Preallo
     result
 }
 
-/// Writes zeroes to all of `range`, at and behind the end of the file, and to the disk.
+/// Writes zeroes to all of `range`, at and behind the end of the file.
 fn fill(fd: BorrowedFd<'_>, range: ByteRange) -> Result<()> {
     // Sets the length, so that a last partial block needs no direct write of its own.
     rustix::fs::ftruncate(fd, range.end())?;
@@ -230,7 +230,7 @@ fn fill(fd: BorrowedFd<'_>, range: ByteRange) -> Result<()> {
             Err(err) => return Err(err.into()),
         }
     }
-    Ok(rustix::fs::fdatasync(fd)?)
+    Ok(())
 }
 
 /// Bytes written at once to preallocate.

@@ -154,7 +154,7 @@ pub fn image_changes(root: &Node, options: ReopenOptions) -> Vec<(Node, ReopenOp
 }
 
 /// Drains one node alone: its driver may still send requests to its children while it prepares.
-async fn drain_own(node: &Node) -> DrainGuard {
+pub(crate) async fn drain_own(node: &Node) -> DrainGuard {
     node.tracker().drain_begin();
     let guard = DrainGuard { nodes: vec![node.clone()] };
     node.tracker().idle().await;

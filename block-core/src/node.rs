@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::flags::{Capabilities, RequestFlags};
 use crate::limits::{BlockLimits, IOV_MAX};
 use crate::range::{Alignment, ByteRange};
+use crate::request::flush::flush_node;
 use crate::request::tracked::{Claim, Ticket, Tracker};
 use crate::request::{Op, Request};
 
@@ -184,9 +185,12 @@ impl Node {
 
     /// Whether writes are refused: opened so, corrupt, or with a bitmap that could not record them.
     pub fn is_read_only(&self) -> bool {
-        self.inner.driver.is_read_only()
-            || self.inner.events.corrupt.load(Ordering::Acquire)
-            || self.inner.dirty.refuses_writes()
+        self.inner.driver.is_read_only() || self.is_corrupt() || self.inner.dirty.refuses_writes()
+    }
+
+    /// Whether its driver has found damage.
+    pub(crate) fn is_corrupt(&self) -> bool {
+        self.inner.events.corrupt.load(Ordering::Acquire)
     }
 
     /// The children.
@@ -289,9 +293,13 @@ impl Node {
     ///
     /// Children are not closed: they may have other parents. See [`crate::graph::close`].
     pub async fn close(&self) -> Result<()> {
-        let flushed = if self.is_read_only() { Ok(()) } else { self.flush().await };
+        // What was sent and then dropped by its owner is still on its way.
+        let drained = crate::graph::drain_own(self).await;
+        let read_only = self.driver().is_read_only();
+        let flushed = if read_only { Ok(()) } else { flush_node(self).await };
         let stored = crate::graph::store_bitmaps(self).await;
         let closed = Arc::clone(self.driver()).close().await;
+        drop(drained);
         flushed.and(stored).and(closed)
     }
 }

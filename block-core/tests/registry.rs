@@ -38,7 +38,7 @@ impl DriverFactory for NamedFile {
     }
 }
 
-/// A format whose magic is `MAGIC`.
+/// A format whose magic is `MAGIC`, or zeroes behind `ZEROES`.
 struct Magic;
 
 #[async_trait]
@@ -48,7 +48,8 @@ impl DriverFactory for Magic {
     }
 
     fn probe(&self, head: &[u8], _: &str) -> u8 {
-        if head.starts_with(b"MAGIC") { 100 } else { 0 }
+        let zeroes = head.starts_with(b"ZEROES") && head[8..16] == [0; 8];
+        if head.starts_with(b"MAGIC") || zeroes { 100 } else { 0 }
     }
 
     async fn open(
@@ -121,6 +122,19 @@ fn a_magic_is_refused_in_pieces_too() {
     write(&probed, 1, b"AGIC").unwrap();
     assert_eq!(write(&probed, 0, b"M"), Err(Error::ReadOnly));
     assert_eq!(read(&probed, 0, 5), b"oAGIC");
+}
+
+#[test]
+fn zeroes_and_discards_make_no_format_either() {
+    let probed = open(Options::filename("other")).unwrap();
+    write(&probed, 0, b"ZEROES and none of them").unwrap();
+    let head = ByteRange::new(0, 512).unwrap();
+    let tail = ByteRange::new(8, 504).unwrap();
+    let zeroed = block_on(probed.write_zeroes(tail, RequestFlags::empty()));
+    assert_eq!(zeroed, Err(Error::ReadOnly));
+    assert_eq!(read(&probed, 0, 10), b"ZEROES and");
+    block_on(probed.write_zeroes(head, RequestFlags::empty())).unwrap();
+    assert_eq!(read(&probed, 0, 10), [0; 10]);
 }
 
 #[test]

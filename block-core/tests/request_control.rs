@@ -10,13 +10,13 @@ use block_core::dirty::{BitmapId, DirtyBitmap, Granularity};
 use block_core::driver::{Exactness, NodeEvent, Prealloc, ReopenOptions};
 use block_core::format::raw::RawDriver;
 use block_core::node::NodeOptions;
-use block_core::{ByteRange, Error, Node, RequestFlags, graph};
+use block_core::{Alignment, ByteRange, Error, Node, RequestFlags, graph};
 use block_testkit::disk::fault::{Effect, Fault, Rule};
 use block_testkit::disk::hold::{Hold, Point};
 use block_testkit::disk::mem::Reopen;
 use block_testkit::disk::record::Record;
 use block_testkit::disk::tap::{Kind, Tapped};
-use block_testkit::exec::{Exec, yield_now};
+use block_testkit::exec::{Exec, poll_times, yield_now};
 use block_testkit::model::bitmap::BitmapModel;
 use block_testkit::model::disk::{DiskModel, Source};
 use block_testkit::op::{Op, OpSpace};
@@ -74,6 +74,103 @@ fn while_a_node_is_drained_nothing_is_in_the_driver_and_what_arrives_goes_on_aft
 }
 
 #[test]
+fn a_close_waits_for_what_its_sender_has_dropped() {
+    Exec::run(1, |exec| async move {
+        let (hold, record) = (Hold::new(), Record::new());
+        let shape = shape("sectors");
+        let below = Tapped::new(shape.config.clone().build(), hold.clone());
+        let node = node_on(Tapped::new(below, record.clone()), &shape.options);
+        hold.hold(Point::Before, |call| call.kind == Kind::Write);
+        let range = span(0, 512);
+        let write = node.write(range, data(&node, 1, range), NONE);
+        assert!(poll_times(Box::pin(write), 1).await.is_none(), "it is held, and dropped");
+        let close = exec.spawn("close", {
+            let node = node.clone();
+            async move { graph::close(&node).await }
+        });
+        turns(50).await;
+        assert_eq!(record.count(Kind::FlushToDisk), 0, "the write may still land");
+        hold.release_all();
+        assert_eq!(close.await, Ok(()));
+        assert_eq!((record.in_flight(), record.count(Kind::FlushToDisk)), (0, 1));
+    });
+}
+
+#[test]
+fn what_waits_for_a_reopen_is_aligned_to_what_holds_afterwards() {
+    Exec::run(1, |exec| async move {
+        let hold = Hold::new();
+        let mut bytes = shape("bytes");
+        bytes.config.reopen = Reopen::Aligns(Alignment::new(4096).unwrap());
+        let (_, node) = tapped(&bytes, &hold);
+        hold.hold(Point::Before, |call| call.kind == Kind::Read);
+        let first = span(0, 512);
+        let held = exec.spawn("held", node.read(first, buffer(&node, first)));
+        hold.arrived(1).await;
+        let reopen = exec.spawn("reopen", {
+            let changes = [(node.clone(), ReopenOptions::default())];
+            async move { graph::reopen(&changes).await.map_err(|error| error.to_string()) }
+        });
+        turns(20).await;
+        let range = span(1001, 1011);
+        let write = exec.spawn("write", node.write(range, data(&node, 1, range), NONE));
+        let zero = exec.spawn("zero", node.write_zeroes(span(5000, 5010), NONE));
+        let discard = exec.spawn("discard", node.discard(span(8192, 8704)));
+        let read = exec.spawn("read", node.read(range, buffer(&node, range)));
+        turns(20).await;
+        hold.release_all();
+        assert_eq!((held.await, reopen.await), (Ok(()), Ok(())));
+        for late in [write, zero, discard, read] {
+            assert_eq!(late.await, Ok(()));
+        }
+    });
+}
+
+#[test]
+fn a_truncate_that_waited_owns_what_it_adds() {
+    Exec::run(1, |exec| async move {
+        let hold = Hold::new();
+        let (disk, node) = tapped(&shape("sectors"), &hold);
+        let truncate = |len| node.truncate(len, Exactness::Exact, Prealloc::Off);
+        let len = node.len();
+        hold.hold(Point::After, |call| call.kind == Kind::Truncate);
+        let shrink = exec.spawn("shrink", truncate(4096));
+        hold.arrived(1).await;
+        // Not shorter than the disk when it is sent, but when its turn comes.
+        let grow = exec.spawn("grow", truncate(len));
+        turns(20).await;
+        hold.release_all();
+        assert_eq!(shrink.await, Ok(()));
+        hold.hold(Point::After, |call| call.kind == Kind::Truncate);
+        let grown = exec.spawn("grown", async move { grow.await });
+        turns(20).await;
+        let range = span(8192, 8704);
+        let write = exec.spawn("write", node.write(range, data(&node, 1, range), NONE));
+        turns(50).await;
+        let written = disk.finished_writes();
+        hold.release_all();
+        assert_eq!((grown.await, write.await), (Ok(()), Ok(())));
+        assert_eq!(written, 0, "written before the truncate had ended");
+    });
+}
+
+#[test]
+fn a_filter_flushes_what_a_corrupt_image_still_holds() {
+    Exec::run(1, |_| async move {
+        let (disk, below, record) = recorded(&shape("sectors"));
+        let node = Node::new(Arc::new(RawDriver::new(below.clone())), NodeOptions::default());
+        let range = span(0, 512);
+        node.write(range, data(&node, 1, range), NONE).await.unwrap();
+        disk.report(NodeEvent::Corrupted { what: "L2 entry", value: 7 });
+        assert_eq!(node.flush().await, Ok(()));
+        assert_eq!((record.count(Kind::FlushToDisk), disk.unstable()), (1, vec![]));
+        let again = node.write(range, data(&node, 1, range), RequestFlags::WRITE_UNCHANGED).await;
+        assert_eq!(again, Err(Error::ReadOnly));
+        assert_eq!(graph::close(&node).await, Ok(()));
+    });
+}
+
+#[test]
 fn a_drain_reaches_the_nodes_below_and_lets_requests_from_above_finish() {
     Exec::run(1, |exec| async move {
         let hold = Hold::new();
@@ -119,7 +216,7 @@ fn drains_nest_and_a_drain_that_is_given_up_ends() {
         drop(second);
         hold.arrived(1).await;
         // This one waits for the write and is given up.
-        let given_up = block_testkit::exec::poll_times(Box::pin(graph::drain(&node)), 3).await;
+        let given_up = poll_times(Box::pin(graph::drain(&node)), 3).await;
         assert!(given_up.is_none());
         hold.release_all();
         assert_eq!(write.await, Ok(()));

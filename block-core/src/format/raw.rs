@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::lock::{Mutex, MutexGuard};
 
 use crate::ability::Measurement;
 use crate::access::Access;
@@ -58,6 +59,16 @@ impl RawDriver {
         Ok(Self { offset, size, ..Self::new(file) })
     }
 
+    /// The guard's turn and consent, where it has a say in what reads as zeroes from now on.
+    async fn guard_zeroes(&self, range: ByteRange) -> Result<Option<MutexGuard<'_, ()>>> {
+        let Some(guard) = self.guard.as_ref().filter(|_| range.offset() < PROBE_BYTES) else {
+            return Ok(None);
+        };
+        let writing = guard.writing.lock().await;
+        guard.check(&self.file, range, None).await?;
+        Ok(Some(writing))
+    }
+
     /// The same range, counted in the file.
     fn in_file(&self, range: ByteRange) -> Result<ByteRange> {
         Ok(range.shifted(self.offset)?)
@@ -69,19 +80,22 @@ struct HeadGuard {
     registry: Arc<Registry>,
     /// Held across a write to the probed bytes: two that are harmless alone must not forge a magic
     /// number together. Outermost lock of the node.
-    writing: futures::lock::Mutex<()>,
+    writing: Mutex<()>,
 }
 
 impl HeadGuard {
-    /// Refuses a write after which a probe would see a format.
-    async fn check(&self, file: &Node, range: ByteRange, iov: &IoVec) -> Result<()> {
+    /// Refuses a write after which a probe would see a format; of zeroes, if there is no `iov`.
+    async fn check(&self, file: &Node, range: ByteRange, iov: Option<&IoVec>) -> Result<()> {
         let probed = ByteRange::up_to(PROBE_BYTES);
         let buf = IoBuf::zeroed(to_usize(PROBE_BYTES), Alignment::PAGE)?;
         file.read(probed, buf.clone().into()).await?;
         let mut head = buf.to_vec();
         let covered = range.intersect(probed);
         let (start, end) = (to_usize(covered.offset()), to_usize(covered.end()));
-        iov.copy_to(0, &mut head[start..end]);
+        match iov {
+            Some(iov) => iov.copy_to(0, &mut head[start..end]),
+            None => head[start..end].fill(0),
+        }
         if self.registry.looks_like_a_format(&head) { Err(Error::ReadOnly) } else { Ok(()) }
     }
 }
@@ -150,7 +164,7 @@ impl BlockDriver for RawDriver {
         match &self.guard {
             Some(guard) if range.offset() < PROBE_BYTES => {
                 let _writing = guard.writing.lock().await;
-                guard.check(&self.file, range, &iov).await?;
+                guard.check(&self.file, range, Some(&iov)).await?;
                 self.file.driver().event("write_aio");
                 self.file.write(in_file, iov, flags).await
             }
@@ -170,10 +184,16 @@ impl BlockDriver for RawDriver {
     }
 
     async fn pwrite_zeroes(self: Arc<Self>, range: ByteRange, flags: RequestFlags) -> Result<()> {
+        let _writing = self.guard_zeroes(range).await?;
         self.file.write_zeroes(self.in_file(range)?, flags).await
     }
 
     async fn pdiscard(self: Arc<Self>, range: ByteRange) -> Result<()> {
+        let _writing = match self.guard_zeroes(range).await {
+            // It stays as it is.
+            Err(Error::ReadOnly) => return Err(Error::Unsupported),
+            turn => turn?,
+        };
         self.file.discard(self.in_file(range)?).await
     }
 
@@ -248,7 +268,7 @@ impl DriverFactory for RawFactory {
         driver.access = Access::new(context.flags.writable);
         driver.guard = probed.then(|| HeadGuard {
             registry: Arc::clone(&context.registry),
-            writing: futures::lock::Mutex::new(()),
+            writing: Mutex::new(()),
         });
         Ok(Arc::new(driver))
     }

@@ -18,8 +18,8 @@ use super::write;
 pub(super) async fn copy(node: &Node, range: ByteRange, source: CopySource) -> Result<()> {
     write::check(node, range, RequestFlags::empty())?;
     let from = ByteRange::new(source.offset, range.len())?;
-    let aligned = range.is_aligned(node.limits().request_alignment);
-    if !aligned || from.end() > source.node.len() {
+    let aligned = || range.is_aligned(node.limits().request_alignment);
+    if !aligned() || from.end() > source.node.len() {
         return Err(Error::Unsupported);
     }
     if range.is_empty() {
@@ -28,6 +28,10 @@ pub(super) async fn copy(node: &Node, range: ByteRange, source: CopySource) -> R
     let _reading = source.node.begin(Claim::shared(from), RequestFlags::empty()).await?;
     let _writing = node.begin(Claim::shared(range), RequestFlags::empty()).await?;
     write::check(node, range, RequestFlags::empty())?;
+    // A reopen may have come in between.
+    if !aligned() {
+        return Err(Error::Unsupported);
+    }
     let result = Arc::clone(node.driver()).copy_from(range, source).await;
     node.finish_write(range, RequestFlags::empty());
     result

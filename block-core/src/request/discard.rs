@@ -10,7 +10,7 @@ use crate::flags::{RequestFlags, Support};
 use crate::node::Node;
 use crate::range::{Alignment, ByteRange, MAX_LEN};
 
-use super::tracked::Claim;
+use super::tracked::{Claim, Ticket};
 use super::zeroes::{common_multiple, longest_piece, next_piece};
 
 pub(super) async fn discard(node: &Node, range: ByteRange) -> Result<()> {
@@ -23,12 +23,12 @@ pub(super) async fn discard(node: &Node, range: ByteRange) -> Result<()> {
     if node.is_read_only() {
         return Err(Error::ReadOnly);
     }
+    let _ticket = begin(node, range).await?;
+    if node.is_read_only() {
+        return Err(Error::ReadOnly);
+    }
     let limits = node.limits();
     let align = common_multiple(limits.request_alignment, limits.pdiscard_alignment);
-    // The granule is claimed whole: a cluster that is given back must not be in use by anybody.
-    let granule = common_multiple(align, limits.pwrite_zeroes_alignment);
-    let _ticket =
-        node.begin(Claim::serialising(range.expand(granule)), RequestFlags::empty()).await?;
     let blocks = range.intersect(ByteRange::up_to(node.len())).shrink(limits.request_alignment);
     if blocks.is_empty() {
         return Ok(());
@@ -38,6 +38,24 @@ pub(super) async fn discard(node: &Node, range: ByteRange) -> Result<()> {
     let result = pieces(node, blocks, align, max).await;
     node.finish_write(blocks, RequestFlags::empty());
     result
+}
+
+/// A ticket for the granules of `range`, whole ones: a cluster that is given back must not be in use by
+/// anybody. A reopen while the request waits may change what they are.
+async fn begin(node: &Node, range: ByteRange) -> Result<Ticket> {
+    let granule = || {
+        let limits = node.limits();
+        let align = common_multiple(limits.request_alignment, limits.pdiscard_alignment);
+        common_multiple(align, limits.pwrite_zeroes_alignment)
+    };
+    loop {
+        let claimed = granule();
+        let claim = Claim::serialising(range.expand(claimed));
+        let ticket = node.begin(claim, RequestFlags::empty()).await?;
+        if granule() == claimed {
+            return Ok(ticket);
+        }
+    }
 }
 
 /// The pieces in order: up to the alignment, whole multiples of it, the rest.

@@ -20,8 +20,8 @@ pub(super) async fn flush(node: &Node) -> Result<()> {
     flush_node(node).await
 }
 
-/// A flush inside another request (FUA), which holds a ticket already.
-pub(super) async fn flush_node(node: &Node) -> Result<()> {
+/// A flush inside of something that holds a ticket already (FUA) or has drained the node (closing).
+pub(crate) async fn flush_node(node: &Node) -> Result<()> {
     let wanted = node.write_generation();
     let mut flushed = node.flush_lock().await;
     // Somebody else's flush that began after our writes had completed will do; but the driver may
@@ -35,7 +35,8 @@ pub(super) async fn flush_node(node: &Node) -> Result<()> {
         Arc::clone(node.driver()).flush_to_disk().await?;
     }
     for child in node.children() {
-        if child.role != ChildRole::Cow && !child.node.is_read_only() {
+        // One that takes no more writes may still hold earlier ones.
+        if child.role != ChildRole::Cow && !child.node.driver().is_read_only() {
             child.node.flush().await?;
         }
     }

@@ -25,11 +25,11 @@
 
 pub mod status;
 
+pub(crate) mod flush;
 pub(crate) mod tracked;
 
 mod copy;
 mod discard;
-mod flush;
 mod fragment;
 mod pad;
 mod read;

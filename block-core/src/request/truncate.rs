@@ -8,7 +8,7 @@ use crate::flags::{RequestFlags, Support};
 use crate::node::Node;
 use crate::range::{ByteRange, MAX_LEN};
 
-use super::tracked::Claim;
+use super::tracked::{Claim, Ticket};
 use super::zeroes;
 
 pub(super) async fn truncate(
@@ -26,9 +26,7 @@ pub(super) async fn truncate(
     if node.capabilities().truncate != Support::Native {
         return Err(Error::Unsupported);
     }
-    let start = node.limits().request_alignment.round_down(len.min(node.len()));
-    let claim = Claim::serialising(ByteRange::from_bounds(start, MAX_LEN)?);
-    let _ticket = node.begin(claim, RequestFlags::empty()).await?;
+    let _ticket = begin(node, len).await?;
     let old = node.len();
     let result = Arc::clone(node.driver()).truncate(len, exactness, prealloc).await;
     let result = match result {
@@ -37,6 +35,20 @@ pub(super) async fn truncate(
     };
     node.finish_truncate(old);
     result
+}
+
+/// A ticket for everything that comes or goes. The length may change while the request waits: if more is
+/// concerned than was claimed, it queues again.
+async fn begin(node: &Node, len: u64) -> Result<Ticket> {
+    let first = || node.limits().request_alignment.round_down(len.min(node.len()));
+    loop {
+        let start = first();
+        let claim = Claim::serialising(ByteRange::from_bounds(start, MAX_LEN)?);
+        let ticket = node.begin(claim, RequestFlags::empty()).await?;
+        if start <= first() {
+            return Ok(ticket);
+        }
+    }
 }
 
 /// Zeroes what a longer backing file would show in the new part.

@@ -30,17 +30,16 @@ pub(super) fn fast(
     iov: &IoVec,
     flags: RequestFlags,
 ) -> Option<Place> {
-    let facts = node.facts();
-    let native_fua = facts.capabilities.write_fua == Support::Native;
-    let fits = (flags.is_empty() || (flags == RequestFlags::FUA && native_fua))
-        && node.options().detect_zeroes == DetectZeroes::Off
-        && fragment::fits(&facts.limits, range, iov);
-    if !fits {
+    let plain = (flags - RequestFlags::FUA).is_empty();
+    if !plain || node.options().detect_zeroes != DetectZeroes::Off {
         return None;
     }
     let place = node.tracker().try_enter(Claim::shared(range))?;
     // Looked at from the place: a truncate is serialising, and a reopen drains.
-    if range.end() <= node.len() && !node.is_read_only() {
+    let facts = node.facts();
+    let native_fua = facts.capabilities.write_fua == Support::Native;
+    let fits = (flags.is_empty() || native_fua) && fragment::fits(&facts.limits, range, iov);
+    if fits && range.end() <= node.len() && !node.is_read_only() {
         return Some(place);
     }
     node.tracker().end(&place);
@@ -51,8 +50,7 @@ impl Node {
     /// Writes `iov` to `range` within this call, if that takes no waiting: see
     /// [`BlockDriver::write_now`](crate::BlockDriver::write_now). `None`: send a [`Node::write`].
     pub fn write_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
-        let fits = self.may_go_inline(range)
-            && self.options().detect_zeroes == DetectZeroes::Off
+        let fits = self.options().detect_zeroes == DetectZeroes::Off
             && to_u64(iov.len()) == range.len()
             && iov.bufs().len() <= IOV_MAX;
         if !fits {
@@ -60,7 +58,7 @@ impl Node {
         }
         let _inline = self.tracker().try_inline()?;
         // Looked at once it is counted: a truncate is serialising, and a reopen drains.
-        if range.end() > self.len() || self.is_read_only() {
+        if !self.may_go_inline(range) || range.end() > self.len() || self.is_read_only() {
             return None;
         }
         let written = self.driver().write_now(range, iov)?;
@@ -71,7 +69,8 @@ impl Node {
 
 /// Step 1 of everything that writes to `range`.
 pub(super) fn check(node: &Node, range: ByteRange, flags: RequestFlags) -> Result<()> {
-    if node.is_read_only() && !flags.contains(RequestFlags::WRITE_UNCHANGED) {
+    let unchanged = flags.contains(RequestFlags::WRITE_UNCHANGED) && !node.is_corrupt();
+    if node.is_read_only() && !unchanged {
         return Err(Error::ReadOnly);
     }
     if range.end() > node.len() && !node.capabilities().grows_on_write {
@@ -90,22 +89,12 @@ pub(super) async fn write(
         return Err(Error::Invalid);
     }
     check(node, range, flags)?;
-    let (limits, capabilities) = (node.limits(), node.capabilities());
-    let unaligned = !range.is_aligned(limits.request_alignment);
-    let no_fallback = flags.contains(RequestFlags::NO_FALLBACK);
-    let emulate_fua =
-        flags.contains(RequestFlags::FUA) && capabilities.write_fua != Support::Native;
-    if (no_fallback && (unaligned || emulate_fua))
-        || (flags.contains(RequestFlags::COMPRESSED)
-            && capabilities.compressed_write != Support::Native)
-    {
-        return Err(Error::Unsupported);
-    }
+    Way::of(node, range, flags)?;
     if range.is_empty() {
         return Ok(());
     }
     if flags.contains(RequestFlags::COMPRESSED) {
-        check_compressed(&limits, range, node.len())?;
+        check_compressed(&node.limits(), range, node.len())?;
     }
     // A growing write that may have to cut off its own padding owns everything behind it, and so does
     // one that may become a growing zero write.
@@ -113,6 +102,8 @@ pub(super) async fn write(
     let grows = || grows_to_a_ragged_end(node, range) || (detects && range.end() > node.len());
     let (_ticket, ragged) = begin(node, range, flags, grows).await?;
     check(node, range, flags)?;
+    // Another one than before if the node was reopened meanwhile.
+    let Way { unaligned, emulate_fua } = Way::of(node, range, flags)?;
     let detected = is_detected_zero(node, &iov, unaligned);
     let result = if detected {
         let may_unmap = match node.options().detect_zeroes {
@@ -132,6 +123,28 @@ pub(super) async fn write(
     if emulate_fua { flush::flush_node(node).await } else { Ok(()) }
 }
 
+/// What there is to do that the driver does not.
+struct Way {
+    unaligned: bool,
+    emulate_fua: bool,
+}
+
+impl Way {
+    /// Fails if the request forbids it, or if it cannot be done.
+    fn of(node: &Node, range: ByteRange, flags: RequestFlags) -> Result<Self> {
+        let (limits, capabilities) = (node.limits(), node.capabilities());
+        let unaligned = !range.is_aligned(limits.request_alignment);
+        let emulate_fua =
+            flags.contains(RequestFlags::FUA) && capabilities.write_fua != Support::Native;
+        let forbidden = flags.contains(RequestFlags::NO_FALLBACK) && (unaligned || emulate_fua);
+        let compressed = flags.contains(RequestFlags::COMPRESSED);
+        if forbidden || (compressed && capabilities.compressed_write != Support::Native) {
+            return Err(Error::Unsupported);
+        }
+        Ok(Self { unaligned, emulate_fua })
+    }
+}
+
 /// Whole clusters only, the last one of the disk as far as it goes: what is compressed is a cluster.
 fn check_compressed(limits: &BlockLimits, range: ByteRange, len: u64) -> Result<()> {
     let cluster = limits.compressed_write_alignment.unwrap_or(limits.request_alignment);
@@ -146,17 +159,18 @@ fn check_compressed(limits: &BlockLimits, range: ByteRange, len: u64) -> Result<
 /// Step 3 of what writes to `range`: a ticket, and whether `grows` is true under it. A request that
 /// grows the disk claims everything to the end.
 ///
-/// The length may change while the request waits, and a claim never does: if the request turns out to
-/// grow, it gives its ticket back and queues again as a younger one, with the wider claim.
+/// The length may change while the request waits, or the alignment by a reopen, and a claim never does: if
+/// the request turns out to grow, or to be cut at other places, it gives its ticket back and queues again
+/// as a younger one, with the right claim.
 pub(super) async fn begin(
     node: &Node,
     range: ByteRange,
     flags: RequestFlags,
     grows: impl Fn() -> bool,
 ) -> Result<(Ticket, bool)> {
-    let align = node.limits().request_alignment;
-    let serialising = !range.is_aligned(align) || flags.contains(RequestFlags::SERIALISING);
     loop {
+        let align = node.limits().request_alignment;
+        let serialising = !range.is_aligned(align) || flags.contains(RequestFlags::SERIALISING);
         let claims_end = grows();
         let claim = if claims_end {
             Claim::serialising(to_the_end(range, node))
@@ -165,7 +179,7 @@ pub(super) async fn begin(
         };
         let ticket = node.begin(claim, flags).await?;
         let grows = grows();
-        if claims_end || !grows {
+        if align == node.limits().request_alignment && (claims_end || !grows) {
             return Ok((ticket, grows));
         }
     }

@@ -66,18 +66,15 @@ pub(super) async fn zeroes(
     if range.is_empty() {
         return Ok(());
     }
-    let align = node.limits().request_alignment;
-    let unaligned = !range.is_aligned(align);
-    if flags.contains(RequestFlags::NO_FALLBACK)
-        && (unaligned || node.capabilities().zeroes_no_fallback != Support::Native)
-    {
-        return Err(Error::Unsupported);
-    }
+    check_fallback(node, range, flags)?;
     // Growing by zeroes owns everything behind the end: file systems have lost data where a
     // fallocate beyond the end ran beside writes there.
     let grows = || range.end() > node.len() || write::grows_to_a_ragged_end(node, range);
     let (_ticket, _) = write::begin(node, range, flags, grows).await?;
     write::check(node, range, flags)?;
+    // A reopen may have come in between.
+    check_fallback(node, range, flags)?;
+    let unaligned = !range.is_aligned(node.limits().request_alignment);
     let progress = Progress { cancel, range };
     let result = match progress.reached(range.offset()) {
         Err(cancelled) => return Err(cancelled),
@@ -89,6 +86,14 @@ pub(super) async fn zeroes(
     let finished = progress.cancel.iter();
     finished.for_each(|cancel| cancel.set_done(range.len()));
     if needs_flush(node, flags) { flush::flush_node(node).await } else { Ok(()) }
+}
+
+/// Refuses what the driver cannot do alone, if it has to.
+fn check_fallback(node: &Node, range: ByteRange, flags: RequestFlags) -> Result<()> {
+    let alone = range.is_aligned(node.limits().request_alignment)
+        && node.capabilities().zeroes_no_fallback == Support::Native;
+    let forbidden = flags.contains(RequestFlags::NO_FALLBACK);
+    if forbidden && !alone { Err(Error::Unsupported) } else { Ok(()) }
 }
 
 /// Whether FUA was asked for and some way that the pieces may have gone lacks it.

@@ -63,6 +63,8 @@ pub struct MemConfig {
 pub enum Reopen {
     /// It works.
     Works,
+    /// It works, and requests are aligned to so many bytes from then on.
+    Aligns(Alignment),
     /// It fails when prepared.
     Fails,
 }
@@ -200,9 +202,19 @@ impl MemDisk {
         (state.commits, state.aborts)
     }
 
+    /// Those that it was made with, but for what a reopen has changed.
+    fn current_limits(&self) -> BlockLimits {
+        match self.config.reopen {
+            Reopen::Aligns(request_alignment) if self.state.lock().commits > 0 => {
+                BlockLimits { request_alignment, ..self.config.limits }
+            }
+            _ => self.config.limits,
+        }
+    }
+
     /// Panics if a request of any kind is not as the request layer promises.
     fn check_range(&self, what: &str, range: ByteRange, max: Option<u64>) {
-        let limits = &self.config.limits;
+        let limits = self.current_limits();
         let align = limits.request_alignment;
         assert!(!range.is_empty(), "empty {what} at {range}");
         assert!(range.is_aligned(align), "{what} {range} is not aligned to {}", align.bytes());
@@ -215,7 +227,7 @@ impl MemDisk {
     }
 
     fn check_memory(&self, what: &str, range: ByteRange, iov: &IoVec) {
-        let limits = &self.config.limits;
+        let limits = self.current_limits();
         let len = u64::try_from(iov.len()).unwrap_or(u64::MAX);
         assert_eq!(len, range.len(), "memory of {what} {range}");
         let count = iov.bufs().len();
@@ -243,7 +255,7 @@ impl MemDisk {
     /// The pieces of a request between which other tasks run.
     fn steps(&self, range: ByteRange) -> impl Iterator<Item = ByteRange> + use<> {
         let step = self.config.step.unwrap_or(u64::MAX).max(1);
-        let step = self.config.limits.request_alignment.round_up(step);
+        let step = self.current_limits().request_alignment.round_up(step);
         let mut rest = range;
         std::iter::from_fn(move || {
             let (piece, tail) = rest.split_at(step);
@@ -300,7 +312,7 @@ impl BlockDriver for MemDisk {
     }
 
     fn limits(&self) -> BlockLimits {
-        self.config.limits
+        self.current_limits()
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -389,8 +401,8 @@ impl BlockDriver for MemDisk {
         _: StatusDetail,
     ) -> Result<DriverStatus> {
         yield_now().await;
+        let align = index(self.current_limits().request_alignment.bytes());
         let state = self.state.lock();
-        let align = index(self.config.limits.request_alignment.bytes());
         let end = index(range.end()).min(state.bytes.len());
         let start = index(range.offset()).min(end);
         let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
@@ -425,7 +437,7 @@ impl BlockDriver for MemDisk {
     ) -> Result<ReopenState, OpenError> {
         yield_now().await;
         match self.config.reopen {
-            Reopen::Works => Ok(Box::new(*options)),
+            Reopen::Works | Reopen::Aligns(_) => Ok(Box::new(*options)),
             Reopen::Fails => Err(OpenError::Unsupported { driver: self.name(), what: "reopen" }),
         }
     }

@@ -153,11 +153,8 @@ impl FileDriver {
     async fn write(&self, range: ByteRange, iov: IoVec, flags: RequestFlags) -> Result<()> {
         let Some((handle, done)) = self.write_inline(range, &iov, flags)? else { return Ok(()) };
         let (offset, iov) = rest_of(range, iov, done);
-        let durability = if flags.contains(RequestFlags::FUA) {
-            Durability::Stable
-        } else {
-            Durability::Cached
-        };
+        let durability =
+            if flags.contains(RequestFlags::FUA) { Durability::Stable } else { Durability::Cached };
         // Boxed, so that requests which need no engine do not carry its state.
         Box::pin(self.engine.write(handle, offset, iov, durability)).await
     }

@@ -133,23 +133,25 @@ fn a_truncate_that_waited_owns_what_it_adds() {
         let (disk, node) = tapped(&shape("sectors"), &hold);
         let truncate = |len| node.truncate(len, Exactness::Exact, Prealloc::Off);
         let len = node.len();
-        hold.hold(Point::After, |call| call.kind == Kind::Truncate);
+        hold.hold(Point::Before, |call| call.kind == Kind::Truncate);
         let shrink = exec.spawn("shrink", truncate(4096));
-        hold.arrived(1).await;
-        // Not shorter than the disk when it is sent, but when its turn comes.
+        let shrinking = hold.arrived(1).await[0].number;
+        // It adds nothing when it is sent, but when its turn comes.
         let grow = exec.spawn("grow", truncate(len));
         turns(20).await;
-        hold.release_all();
+        hold.hold(Point::After, move |call| {
+            call.kind == Kind::Truncate && call.number != shrinking
+        });
+        hold.release(shrinking);
         assert_eq!(shrink.await, Ok(()));
-        hold.hold(Point::After, |call| call.kind == Kind::Truncate);
-        let grown = exec.spawn("grown", async move { grow.await });
-        turns(20).await;
+        hold.arrived(1).await;
+        assert_eq!(node.len(), len);
         let range = span(8192, 8704);
         let write = exec.spawn("write", node.write(range, data(&node, 1, range), NONE));
         turns(50).await;
         let written = disk.finished_writes();
         hold.release_all();
-        assert_eq!((grown.await, write.await), (Ok(()), Ok(())));
+        assert_eq!((grow.await, write.await), (Ok(()), Ok(())));
         assert_eq!(written, 0, "written before the truncate had ended");
     });
 }

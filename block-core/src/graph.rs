@@ -5,6 +5,7 @@
 
 use crate::driver::{ChildRole, ReopenOptions, ReopenState};
 use crate::error::{Error, OpenError, Result};
+use crate::io::exec::to_the_end;
 use crate::node::Node;
 
 /// A node and everything below it, parents before children, each once.
@@ -91,8 +92,13 @@ pub async fn apply_snapshot(node: &Node, which: &str) -> Result<()> {
 /// Changes how nodes are opened: all of them, or, on the first error, none.
 ///
 /// Each node is flushed, and drained from before its driver prepares until all have committed. Parents
-/// come first in `changes`.
+/// come first in `changes`. Once polled it runs to its end, as requests do.
 pub async fn reopen(changes: &[(Node, ReopenOptions)]) -> Result<(), OpenError> {
+    let changes = changes.to_vec();
+    to_the_end(async move { reopen_all(&changes).await }).await
+}
+
+async fn reopen_all(changes: &[(Node, ReopenOptions)]) -> Result<(), OpenError> {
     let mut guards = Vec::new();
     for (node, _) in changes.iter().filter(|(node, _)| !node.is_read_only()) {
         let what = "flush before reopen";

@@ -16,6 +16,7 @@ use crate::dirty::DirtyBitmaps;
 use crate::driver::{BlockDriver, ChildRole, Children, CopySource, Exactness, NodeEvent, Prealloc};
 use crate::error::Result;
 use crate::flags::{Capabilities, RequestFlags};
+use crate::io::exec::to_the_end;
 use crate::limits::{BlockLimits, IOV_MAX};
 use crate::range::{Alignment, ByteRange};
 use crate::request::flush::flush_node;
@@ -291,16 +292,24 @@ impl Node {
     /// Writes everything back, persistent dirty bitmaps included, and releases what the storage can see.
     /// Send nothing afterwards.
     ///
-    /// Children are not closed: they may have other parents. See [`crate::graph::close`].
+    /// Children are not closed: they may have other parents. See [`crate::graph::close`]. Once polled it runs
+    /// to its end, as requests do.
     pub async fn close(&self) -> Result<()> {
-        // What was sent and then dropped by its owner is still on its way.
-        let drained = crate::graph::drain_own(self).await;
-        let read_only = self.driver().is_read_only();
-        let flushed = if read_only { Ok(()) } else { flush_node(self).await };
-        let stored = crate::graph::store_bitmaps(self).await;
-        let closed = Arc::clone(self.driver()).close().await;
-        drop(drained);
-        flushed.and(stored).and(closed)
+        let node = self.clone();
+        to_the_end(async move {
+            let read_only = node.driver().is_read_only();
+            // What was sent and then dropped by its owner is still on its way; a read may stay so.
+            let drained = match read_only {
+                true => None,
+                false => Some(crate::graph::drain_own(&node).await),
+            };
+            let flushed = if read_only { Ok(()) } else { flush_node(&node).await };
+            let stored = crate::graph::store_bitmaps(&node).await;
+            let closed = Arc::clone(node.driver()).close().await;
+            drop(drained);
+            flushed.and(stored).and(closed)
+        })
+        .await
     }
 }
 

@@ -127,6 +127,26 @@ fn what_waits_for_a_reopen_is_aligned_to_what_holds_afterwards() {
 }
 
 #[test]
+fn a_reopen_that_nobody_waits_for_goes_on() {
+    Exec::run(1, |exec| async move {
+        let hold = Hold::new();
+        let (disk, node) = tapped(&shape("sectors"), &hold);
+        hold.hold(Point::Before, |call| call.kind == Kind::Read);
+        let range = span(0, 512);
+        let held = exec.spawn("held", node.read(range, buffer(&node, range)));
+        hold.arrived(1).await;
+        let options = ReopenOptions { read_only: Some(true), ..ReopenOptions::default() };
+        let changes = [(node.clone(), options)];
+        assert!(poll_times(Box::pin(graph::reopen(&changes)), 5).await.is_none());
+        hold.release_all();
+        assert_eq!(held.await, Ok(()));
+        turns(50).await;
+        assert_eq!((disk.reopens(), node.is_read_only()), ((1, 0), true));
+        assert_eq!(node.read(range, buffer(&node, range)).await, Ok(()), "the drain has ended");
+    });
+}
+
+#[test]
 fn a_truncate_that_waited_owns_what_it_adds() {
     Exec::run(1, |exec| async move {
         let hold = Hold::new();

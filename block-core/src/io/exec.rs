@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Wake, Waker};
@@ -63,6 +63,46 @@ pub fn spawn_detached(task: BoxFuture<'static, ()>) {
     match current {
         Ok(Some(spawner)) => spawner.spawn(task),
         _ => push_to_background(Task::new(task, Arc::clone(&background().executor))),
+    }
+}
+
+/// A future that is run as a whole: see [`to_the_end`].
+#[must_use = "nothing is done before it is polled"]
+pub struct ToTheEnd<T: Send + 'static> {
+    future: BoxFuture<'static, T>,
+    /// It was polled, and is not done.
+    running: bool,
+}
+
+/// Runs `future` to its end once it was polled, as a request is: if what is returned is dropped, the rest
+/// runs detached ([`spawn_detached`]), and its result is lost.
+///
+/// For changes of several steps that must not stop in between.
+pub fn to_the_end<T: Send + 'static>(
+    future: impl Future<Output = T> + Send + 'static,
+) -> ToTheEnd<T> {
+    ToTheEnd { future: Box::pin(future), running: false }
+}
+
+impl<T: Send + 'static> Future for ToTheEnd<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        // Not while it is polled: one that panics has nothing left to run.
+        self.running = false;
+        let polled = self.future.as_mut().poll(cx);
+        self.running = polled.is_pending();
+        polled
+    }
+}
+
+impl<T: Send + 'static> Drop for ToTheEnd<T> {
+    fn drop(&mut self) {
+        if self.running {
+            let nothing = Box::pin(std::future::pending());
+            let rest = std::mem::replace(&mut self.future, nothing);
+            spawn_detached(Box::pin(async move { drop(rest.await) }));
+        }
     }
 }
 

@@ -165,9 +165,7 @@ impl SparseExtent {
             Ok(())
         })?;
         for sector in dropped {
-            if !meta.shared.contains(sector) {
-                meta.drop_grains((sector, self.grain_sectors()));
-            }
+            self.let_go(meta, sector)?;
         }
         Ok(Ok(within.len()))
     }

@@ -86,7 +86,10 @@ impl Writer {
         discards: Discards,
     ) -> Result<Self, OpenError> {
         let redundant = match layout.redundant_gd {
-            Some(place) => Some(layout.read_directory(file, place, BadTables::Refused).await?),
+            Some(place) => {
+                let count = layout.geometry.table_count();
+                Some(layout.read_directory(file, place, count, BadTables::Refused).await?)
+            }
             None => None,
         };
         let metadata = metadata_of(layout, gd, redundant.as_deref())?;

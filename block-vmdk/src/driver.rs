@@ -38,7 +38,7 @@ const AT_ONCE: usize = 8;
 pub struct VmdkDriver {
     pub(crate) file: Node,
     /// `None` for a sparse extent that was opened by itself.
-    pub(crate) identity: Option<Identity>,
+    pub(crate) identity: Option<Arc<Identity>>,
     pub(crate) extents: Vec<DiskExtent>,
     pub(crate) backing: Option<Node>,
     pub(crate) context: OpenContext,
@@ -72,7 +72,7 @@ impl VmdkDriver {
             len: extents.last().map_or(0, |extent| extent.range.end()),
             writable: flags.writable && !flags.check && !flags.no_io,
             file,
-            identity,
+            identity: identity.map(Arc::new),
             extents,
             backing,
             context,
@@ -310,7 +310,7 @@ impl BlockDriver for VmdkDriver {
     }
 
     fn write_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
-        let renewed = self.identity.as_ref().is_none_or(Identity::is_renewed);
+        let renewed = self.identity.as_ref().is_none_or(|identity| identity.is_renewed());
         if self.is_read_only() || !renewed {
             return None;
         }

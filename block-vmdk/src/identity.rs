@@ -2,9 +2,12 @@
 //!
 //! **Invariants.** Before the first change of an open image its content id in the file is a new one, and
 //! that is stable: whoever was made on top of it sees that it changed. A change of the descriptor
-//! touches the sectors that differ and no others; after a failed one the old text is in memory.
+//! touches the sectors that differ and no others; after a failed one the old text is in memory, and the next
+//! one writes every sector that the failed one may have touched. A change that has begun is finished, also where
+//! nobody waits for it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use block_core::driver::{Exactness, Prealloc};
 use block_core::error::Problem;
@@ -15,6 +18,7 @@ use parking_lot::RwLock;
 
 use crate::descriptor::Descriptor;
 use crate::error::bad_field;
+use crate::lasting::Lasting;
 use crate::spec::sparse::SectorRange;
 use crate::units::ContentId;
 
@@ -41,10 +45,12 @@ pub(crate) struct Identity {
     place: Place,
     /// What the file holds. Held for a look or to put a new one in place.
     descriptor: RwLock<Descriptor>,
+    /// Bytes from the start of the text of which that is not known, as a change of them failed.
+    unknown: AtomicUsize,
     /// Whether the content id was changed since the image was opened.
     renewed: AtomicBool,
     /// Held by the one change that is under way.
-    turn: futures::lock::Mutex<()>,
+    turn: Arc<futures::lock::Mutex<()>>,
 }
 
 impl Identity {
@@ -53,8 +59,9 @@ impl Identity {
             file,
             place,
             descriptor: RwLock::new(descriptor),
+            unknown: AtomicUsize::new(0),
             renewed: AtomicBool::new(false),
-            turn: futures::lock::Mutex::default(),
+            turn: Arc::default(),
         }
     }
 
@@ -93,11 +100,11 @@ impl Identity {
     }
 
     /// Gives the image a new content id, if it has not got one since it was opened.
-    pub(crate) async fn renew(&self) -> Result<()> {
+    pub(crate) async fn renew(self: &Arc<Self>) -> Result<()> {
         if self.is_renewed() {
             return Ok(());
         }
-        let _turn = self.turn.lock().await;
+        let turn = self.turn.clone().lock_owned().await;
         if self.is_renewed() {
             return Ok(());
         }
@@ -110,8 +117,7 @@ impl Identity {
                 }
             };
             changed.set_content_id(new).map_err(|_| Error::Invalid)?;
-            self.write(changed).await?;
-            self.file.flush().await?;
+            self.write(changed, turn).await?;
         }
         self.renewed.store(true, Ordering::Release);
         Ok(())
@@ -119,11 +125,11 @@ impl Identity {
 
     /// Changes the descriptor as `change` says, and makes that stable.
     pub(crate) async fn update(
-        &self,
+        self: &Arc<Self>,
         change: impl FnOnce(&mut Descriptor) -> Result<(), OpenError> + Send,
     ) -> Result<(), OpenError> {
         let failed = |error| OpenError::Request { what: "descriptor", error };
-        let _turn = self.turn.lock().await;
+        let turn = self.turn.clone().lock_owned().await;
         let mut changed = self.descriptor.read().clone();
         change(&mut changed)?;
         let len = to_u64(changed.to_bytes().len());
@@ -133,16 +139,26 @@ impl Identity {
             let problem = Problem::Above(room);
             return Err(bad_field("length of the descriptor", len, problem));
         }
-        self.write(changed).await.map_err(failed)?;
-        self.file.flush().await.map_err(failed)
+        self.write(changed, turn).await.map_err(failed)
     }
 
-    async fn write(&self, changed: Descriptor) -> Result<()> {
+    /// Puts `changed` in place, and makes that stable.
+    async fn write(self: &Arc<Self>, changed: Descriptor, turn: Turn) -> Result<()> {
+        let this = Arc::clone(self);
+        Lasting::new(async move {
+            let _turn = turn;
+            this.write_here(changed).await
+        })
+        .await
+    }
+
+    async fn write_here(&self, changed: Descriptor) -> Result<()> {
         let (mut old, mut new) = (self.descriptor.read().to_bytes(), changed.to_bytes());
+        let unknown = self.unknown.load(Ordering::Acquire);
+        let len = old.len().max(new.len()).max(unknown);
         let at = match self.place {
             Place::File => 0,
             Place::Embedded { at, room } => {
-                let len = old.len().max(new.len());
                 if to_u64(new.len()) > room {
                     return Err(Error::NO_SPACE);
                 }
@@ -151,16 +167,21 @@ impl Identity {
                 at
             }
         };
-        for (sector, bytes) in (0u64..).zip(new.chunks(SECTOR)) {
-            let start = block_core::range::to_usize(sector) * SECTOR;
-            if old.get(start..start + bytes.len()) != Some(bytes) {
+        self.unknown.store(len, Ordering::Release);
+        for (start, bytes) in (0..).step_by(SECTOR).zip(new.chunks(SECTOR)) {
+            if start < unknown || old.get(start..start + bytes.len()) != Some(bytes) {
                 write_bytes(&self.file, at + to_u64(start), bytes).await?;
             }
         }
-        if self.place == Place::File && new.len() < old.len() {
+        if self.place == Place::File && new.len() < len {
             self.file.truncate(to_u64(new.len()), Exactness::AtLeast, Prealloc::Off).await?;
         }
+        self.file.flush().await?;
         *self.descriptor.write() = changed;
+        self.unknown.store(0, Ordering::Release);
         Ok(())
     }
 }
+
+/// The turn of a change, which outlives whoever asked for it.
+type Turn = futures::lock::OwnedMutexGuard<()>;

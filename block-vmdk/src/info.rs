@@ -22,7 +22,7 @@ pub(crate) fn of(driver: &VmdkDriver) -> DriverInfo {
         cluster_size: driver.sparse().map(|sparse| sparse.geometry().grain_size()).max(),
         backing_format: hint.as_ref().map(|_| FORMAT.to_owned()),
         backing_filename: hint,
-        specific: specific(driver.identity.as_ref(), &driver.extents),
+        specific: specific(driver.identity.as_deref(), &driver.extents),
         ..DriverInfo::default()
     }
 }

@@ -81,6 +81,7 @@ mod extent;
 mod factory;
 mod identity;
 mod info;
+mod lasting;
 mod measure;
 mod open;
 pub mod probe;

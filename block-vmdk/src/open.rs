@@ -8,11 +8,13 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use block_core::driver::BlockDriver;
 use block_core::error::Problem;
 use block_core::metadata::bytes::read_bytes;
+use block_core::range::MAX_LEN;
 use block_core::registry::{BACKING_FILE, OpenContext, ReferencePolicy};
 use block_core::{ByteRange, Node, OpenError, Options};
 use futures::future::BoxFuture;
@@ -29,10 +31,14 @@ use crate::extent::sparse::{Discards, SparseExtent, SparseParts};
 use crate::extent::{Body, DiskExtent};
 use crate::identity::{Identity, Place};
 use crate::probe::{FileKind, probe};
+use crate::spec::sparse::GD_ENTRIES_MAX;
 use crate::units::{ContentId, Sector, SectorCount};
 
 /// The role of an extent's file in errors.
 const EXTENT: &str = "extent";
+/// Most entries of grain directories that are in memory for all extents of a disk: what one extent may
+/// have.
+const GD_ENTRIES_SUM_MAX: u64 = GD_ENTRIES_MAX;
 /// Most extents of a disk.
 pub(crate) const EXTENTS_MAX: usize = 4096;
 
@@ -110,7 +116,7 @@ async fn open_here(
         Some(identity) => open_backing(&context, &file, identity, &references).await?,
         None => None,
     };
-    let mut opening = Opening { context: &context, own: &file, backing, faults };
+    let mut opening = Opening { context: &context, own: &file, backing, faults, gd_entries: 0 };
     let extents = opening.open_extents(planned, &mut references).await?;
     let Opening { backing, faults, .. } = opening;
     if let Some((option, _)) = references.extents.iter().next() {
@@ -272,6 +278,28 @@ struct Opening<'a> {
     own: &'a Node,
     backing: Option<Node>,
     faults: OpeningFaults,
+    /// Entries of all directories so far.
+    gd_entries: u64,
+}
+
+/// The file of an extent, and what of it extents have.
+struct ExtentFile {
+    node: Node,
+    /// With whether it is written to.
+    taken: Vec<(ByteRange, bool)>,
+}
+
+impl ExtentFile {
+    /// Notes that an extent has `part` of the file; says whether another one has some of it, and one of
+    /// the two is written to.
+    fn take(&mut self, part: ByteRange, writes: bool) -> bool {
+        let clash = |(other, written): &(ByteRange, bool)| {
+            (writes || *written) && !other.intersect(part).is_empty()
+        };
+        let clashes = self.taken.iter().any(clash);
+        self.taken.push((part, writes));
+        clashes
+    }
 }
 
 impl Opening<'_> {
@@ -280,7 +308,7 @@ impl Opening<'_> {
         planned: Vec<Planned>,
         references: &mut ReferenceOptions,
     ) -> Result<Vec<DiskExtent>, OpenError> {
-        let mut nodes: HashMap<String, Node> = HashMap::new();
+        let mut files: HashMap<String, ExtentFile> = HashMap::new();
         let (mut extents, mut start) = (Vec::new(), 0u64);
         for (number, plan) in planned.into_iter().enumerate() {
             let too_large = || bad_field("sectors of an extent", plan.sectors.0, Problem::Unknown);
@@ -294,30 +322,37 @@ impl Opening<'_> {
             let body = match plan.source {
                 Source::Zero => Body::Zero,
                 Source::Own(layout) => {
-                    self.open_sparse(self.own.clone(), *layout, start, access).await?
+                    self.open_sparse(self.own.clone(), *layout, range, access).await?
                 }
                 Source::File { name, kind, offset } => {
-                    let node = match nodes.get(&name) {
-                        Some(node) => node.clone(),
-                        None => {
+                    let file = match files.entry(name.clone()) {
+                        Entry::Occupied(file) => file.into_mut(),
+                        Entry::Vacant(place) => {
                             let (context, own) = (self.context, self.own);
-                            let outside = references.outside;
-                            let opened = open_file(context, own, &name, access, given, outside);
-                            let opened = opened.await?;
-                            nodes.insert(name, opened.clone());
-                            opened
+                            let (name, outside) = (place.key(), references.outside);
+                            let opened = open_file(context, own, name, access, given, outside);
+                            let node = opened.await?;
+                            place.insert(ExtentFile { node, taken: Vec::new() })
                         }
                     };
+                    let offset = offset.offset().ok_or_else(too_large)?;
+                    let part = match kind {
+                        ExtentKind::Flat | ExtentKind::Vmfs => ByteRange::new(offset, len),
+                        // Grains may be anywhere in it.
+                        _ => Ok(ByteRange::up_to(MAX_LEN)),
+                    };
+                    let writes = writing(self.context, access).is_some();
+                    if file.take(part.map_err(|_| too_large())?, writes) {
+                        return Err(shared_file(number, name));
+                    }
+                    let node = file.node.clone();
                     match kind {
-                        ExtentKind::Flat | ExtentKind::Vmfs => {
-                            let offset = offset.offset().ok_or_else(too_large)?;
-                            Body::Flat { node, offset }
-                        }
+                        ExtentKind::Flat | ExtentKind::Vmfs => Body::Flat { node, offset },
                         _ => {
                             let layout = read_layout(self.context, &node).await?;
                             check_kind(kind, &layout)?;
                             range = range.first(self.check_capacity(number, len, &layout)?);
-                            self.open_sparse(node, layout, start, access).await?
+                            self.open_sparse(node, layout, range, access).await?
                         }
                     }
                 }
@@ -329,20 +364,32 @@ impl Opening<'_> {
     }
 
     async fn open_sparse(
-        &self,
+        &mut self,
         file: Node,
         layout: SparseLayout,
-        start: u64,
+        range: ByteRange,
         access: Access,
     ) -> Result<Body, OpenError> {
         check_writable(self.context, access, &layout)?;
+        let writing = writing(self.context, access);
+        // Who writes must know of all that is in the file.
+        let gd_entries = match writing {
+            Some(_) => layout.geometry.table_count(),
+            None => range.len().div_ceil(layout.geometry.coverage()),
+        };
+        self.gd_entries += gd_entries;
+        if self.gd_entries > GD_ENTRIES_SUM_MAX {
+            let field = "grain directory entries of all extents";
+            return Err(bad_field(field, self.gd_entries, Problem::Above(GD_ENTRIES_SUM_MAX)));
+        }
         let parts = SparseParts {
             file,
             layout,
-            start,
+            gd_entries,
+            start: range.offset(),
             backing: self.backing.clone(),
             budget: Arc::clone(&self.context.budget),
-            writing: writing(self.context, access),
+            writing,
             bad_tables: match self.context.flags.check {
                 true => BadTables::Unreadable,
                 false => BadTables::Refused,
@@ -369,6 +416,14 @@ impl Opening<'_> {
         self.faults.short.push((number, has / 512, len / 512));
         Ok(has)
     }
+}
+
+/// An extent has what another one has, and one of the two is written to.
+fn shared_file(number: usize, name: String) -> OpenError {
+    let number = block_core::range::to_u64(number);
+    let problem = Problem::Contradicts("another extent, which has the same part of the file");
+    let source = Box::new(bad_field("number of an extent", number, problem));
+    OpenError::Child { role: EXTENT, name, source }
 }
 
 /// Opens the file of an extent, which is never probed for a format.

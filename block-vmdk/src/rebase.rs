@@ -5,6 +5,8 @@
 //! anything is changed. A crash while the image is emptied leaves every grain either as it was or as the
 //! backing file has it.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use block_core::ability::Rebase;
 use block_core::error::Problem;
@@ -65,7 +67,7 @@ impl Rebase for VmdkDriver {
 
 impl VmdkDriver {
     /// The descriptor, which there must be.
-    fn identity(&self) -> Result<&Identity, OpenError> {
+    fn identity(&self) -> Result<&Arc<Identity>, OpenError> {
         let what = "a backing file of an image without a descriptor";
         self.identity.as_ref().ok_or(unsupported(what))
     }
@@ -75,7 +77,7 @@ impl VmdkDriver {
         &self,
         name: Option<&str>,
         format: Option<&str>,
-    ) -> Result<Option<(&Identity, Quoted)>, OpenError> {
+    ) -> Result<Option<(&Arc<Identity>, Quoted)>, OpenError> {
         let identity = self.identity()?;
         let Some(name) = name else { return Ok(None) };
         if format.is_some_and(|format| format != FORMAT) {

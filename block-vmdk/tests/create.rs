@@ -15,7 +15,7 @@ use block_core::job::copy::Progress;
 use block_core::options::OpenFlags;
 use block_core::proto::mem::MemDriver;
 use block_core::registry::ReferencePolicy;
-use block_core::{Cancel, Node, graph};
+use block_core::{Cancel, Node, OpenError, graph};
 use block_testkit::naive::vmdk::{Files, Image};
 use block_testkit::peer::{ImageDir, Verdict};
 use block_vmdk::descriptor::Descriptor;
@@ -506,4 +506,40 @@ fn info_says_what_the_peer_says_in_the_same_order() {
         // The order of the fields counts, too.
         assert_eq!(own.to_string(), expected.to_string(), "{options}");
     }
+}
+
+/// A file that is to be made is not the parent, nor one of its files, whatever it is called.
+#[test]
+fn an_image_is_not_made_over_its_parent() {
+    let cases = [
+        ("x-s001.vmdk", "monolithicSparse", "x-s001.vmdk", "twoGbMaxExtentSparse"),
+        ("x-s001.vmdk", "monolithicSparse", "./x-s001.vmdk", "twoGbMaxExtentSparse"),
+        ("x-s001.vmdk", "monolithicSparse", "link.vmdk", "twoGbMaxExtentSparse"),
+        ("x.vmdk", "monolithicSparse", "x.vmdk", "monolithicSparse"),
+        ("x.vmdk", "twoGbMaxExtentSparse", "x.vmdk", "twoGbMaxExtentSparse"),
+    ];
+    for (base, subformat, name, made) in cases {
+        let dir = ImageDir::new().unwrap();
+        create(&dir, base, &format!("size=3M,subformat={subformat}")).unwrap();
+        std::os::unix::fs::symlink(dir.path(base), dir.path("link.vmdk")).unwrap();
+        let before = files(&dir);
+        let options = format!("size=3M,subformat={made},backing_file={name},backing_fmt=vmdk");
+        match create(&dir, "x.vmdk", &options) {
+            Err(OpenError::OptionValue { option, value, .. }) => {
+                assert_eq!((option, &*value), ("backing_file", name));
+            }
+            other => panic!("{base} as {name}: {other:?}"),
+        }
+        assert!(files(&dir) == before, "{base} as {name}: something was made");
+    }
+    // A parent of which one extent has the name.
+    let dir = ImageDir::new().unwrap();
+    create(&dir, "y.vmdk", "size=3M,subformat=twoGbMaxExtentSparse").unwrap();
+    std::fs::rename(dir.path("y-s001.vmdk"), dir.path("x-s001.vmdk")).unwrap();
+    let text = String::from_utf8(dir.bytes("y.vmdk").unwrap()).unwrap();
+    dir.write("y.vmdk", text.replace("y-s001", "x-s001").as_bytes()).unwrap();
+    let before = files(&dir);
+    let options = "size=3M,subformat=twoGbMaxExtentSparse,backing_file=y.vmdk,backing_fmt=vmdk";
+    assert!(matches!(create(&dir, "x.vmdk", options), Err(OpenError::OptionValue { .. })));
+    assert!(files(&dir) == before);
 }

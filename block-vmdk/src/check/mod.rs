@@ -53,8 +53,7 @@ impl Check for VmdkDriver {
             if repair != Repair::Nothing {
                 return Err(Error::Unsupported);
             }
-            turns.push(sparse.exclusive().await);
-            sparse.finish_writing().await?;
+            turns.push(sparse.finish_and_close().await?);
         }
         check_extents(self, repair, found).await
     }

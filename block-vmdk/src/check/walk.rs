@@ -126,7 +126,8 @@ impl<'a> Walk<'a> {
         name: &'static str,
         place: Sector,
     ) -> Result<Directory> {
-        let read = examined.layout.read_directory(file, place, BadTables::Refused);
+        let count = examined.layout.geometry.table_count();
+        let read = examined.layout.read_directory(file, place, count, BadTables::Refused);
         let tables = read.await.map_err(refused)?;
         Ok(Directory { name, place, tables, bad: RoaringBitmap::new() })
     }

@@ -53,7 +53,14 @@ pub(crate) async fn create(mut options: Options, context: OpenContext) -> Result
         context.resolve_beside(&name, NAMELESS)?;
     }
     if let Some(backing) = &mut new.backing {
-        backing.cid = parent::content_id(&context, &name, &backing.name).await?;
+        let parent = parent::look(&context, &name, &backing.name).await?;
+        let names = write::extent_names(&plan, &Names::of_image(&name)?)?;
+        let mut made = vec![name.clone()];
+        for extent in names.into_iter().filter(|_| plan.has_own_extents()) {
+            made.push(context.resolve_beside(&name, &extent_file(&extent))?);
+        }
+        parent.spare(&backing.name, &made)?;
+        backing.cid = parent.content_id;
     }
     let file = context.create_file(options).await?;
     let files = Beside { context, image: name };

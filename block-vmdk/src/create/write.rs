@@ -73,6 +73,12 @@ pub(super) fn check_descriptor(plan: &Plan, names: &Names) -> Result<(), OpenErr
     check_len(plan, &descriptor(plan, names, ContentId::NO_PARENT)?.to_bytes())
 }
 
+/// The names of the extents of an image.
+pub(super) fn extent_names(plan: &Plan, names: &Names) -> Result<Vec<String>, OpenError> {
+    let extents = descriptor(plan, names, ContentId::NO_PARENT)?.extents;
+    Ok(extents.iter().map(|extent| extent.file_name.as_str().to_owned()).collect())
+}
+
 /// The descriptor that stands inside of an image of this name and content id.
 pub(crate) fn embedded_descriptor(
     plan: &Plan,

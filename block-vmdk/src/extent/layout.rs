@@ -225,20 +225,22 @@ impl SparseLayout {
         }
     }
 
-    /// Reads the directory at `place`: the sector of each table, zero where there is none.
+    /// Reads the first `count` entries of the directory at `place`: the sector of each table, zero where there is
+    /// none.
     pub(crate) async fn read_directory(
         &self,
         file: &Node,
         place: Sector,
+        count: u64,
         bad: BadTables,
     ) -> Result<Vec<u32>, OpenError> {
         let what = "grain directory";
         let failed = |error| OpenError::Request { what, error };
         let truncated = || bad_field(what, place.0, Problem::Truncated(file.len()));
-        let bytes = self.directory_bytes();
+        let bytes = count * self.entries.entry_bytes();
         let mut tables = Vec::new();
         let no_memory = |_| failed(block_core::Error::NoMemory { bytes });
-        tables.try_reserve_exact(to_usize(self.geometry.table_count())).map_err(no_memory)?;
+        tables.try_reserve_exact(to_usize(count)).map_err(no_memory)?;
         let start = place.offset().ok_or_else(truncated)?;
         let mut done = 0;
         while done < bytes {

@@ -71,6 +71,8 @@ pub(crate) struct SparseExtent {
 pub(crate) struct SparseParts {
     pub(crate) file: Node,
     pub(crate) layout: SparseLayout,
+    /// Entries of the directory that are read: all of them where the extent is written to.
+    pub(crate) gd_entries: u64,
     /// Where on the disk the extent starts.
     pub(crate) start: u64,
     pub(crate) backing: Option<Node>,
@@ -83,9 +85,10 @@ pub(crate) struct SparseParts {
 impl SparseExtent {
     /// Reads the directories.
     pub(crate) async fn open(parts: SparseParts) -> Result<Self, OpenError> {
-        let SparseParts { file, layout, start, backing, budget, writing, bad_tables } = parts;
+        let SparseParts { file, layout, gd_entries, start, backing, budget, writing, bad_tables } =
+            parts;
         let geometry = layout.geometry;
-        let gd = layout.read_directory(&file, layout.gd, bad_tables).await?;
+        let gd = layout.read_directory(&file, layout.gd, gd_entries, bad_tables).await?;
         let writer = match writing {
             Some(discards) => Some(Writer::open(&file, &layout, &gd, discards).await?),
             None => None,

@@ -4,6 +4,7 @@ use block_core::{ByteRange, IoVec, Result};
 
 use super::SparseExtent;
 use super::lookup::Kind;
+use super::read::of_backing;
 
 impl SparseExtent {
     /// Reads within this call, if that takes no waiting.
@@ -18,7 +19,9 @@ impl SparseExtent {
             Kind::Unallocated => match &self.backing {
                 Some(backing) => {
                     let there = range.shifted(self.start).ok()?;
-                    (there.end() <= backing.len()).then(|| backing.read_now(there, iov))?
+                    let read =
+                        (there.end() <= backing.len()).then(|| backing.read_now(there, iov))?;
+                    read.map(|read| read.map_err(of_backing))
                 }
                 None => zeroes(iov),
             },

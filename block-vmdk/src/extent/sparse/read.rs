@@ -112,7 +112,7 @@ impl SparseExtent {
             Kind::Unallocated => {
                 let offset = self.start + range.offset();
                 self.event("read_backing_aio");
-                read_node(self.backing.as_ref(), offset, iov).await
+                read_node(self.backing.as_ref(), offset, iov).await.map_err(of_backing)
             }
             Kind::Data(at) => {
                 self.event("read_aio");
@@ -180,13 +180,22 @@ impl SparseExtent {
         let below = range.shifted(self.start)?;
         let mut rest = below.intersect(ByteRange::up_to(backing.len()));
         while !rest.is_empty() {
-            let status = backing.block_status_above(None, rest, StatusDetail::Zeroes).await?;
+            let status = backing.block_status_above(None, rest, StatusDetail::Zeroes).await;
+            let status = status.map_err(of_backing)?;
             if !status.is_zero() || status.len == 0 {
                 return Ok(false);
             }
             rest = rest.split_at(status.len).1;
         }
         Ok(true)
+    }
+}
+
+/// What an error of the backing file is here: its damage is its own, and told by its own node.
+pub(super) fn of_backing(error: Error) -> Error {
+    match error {
+        Error::Corrupt { .. } => Error::IO,
+        other => other,
     }
 }
 

@@ -3,6 +3,8 @@
 //! They are free again only when no stable table refers to them and no request from before is inside, so
 //! nobody waits for them from inside of the gate.
 
+use std::sync::Arc;
+
 use block_core::{Error, Result};
 
 use super::SparseExtent;
@@ -15,7 +17,7 @@ impl SparseExtent {
     /// Does `change`, which enters the gate, and may be done again after it failed in part. Does it again where
     /// there was no room and grains that were let go make some.
     pub(super) async fn with_room<F: Future<Output = Result<()>>>(
-        &self,
+        self: &Arc<Self>,
         change: impl Fn() -> F,
     ) -> Result<()> {
         let mut tries = 0;
@@ -31,7 +33,7 @@ impl SparseExtent {
     }
 
     /// Waits until grains that were let go are free again, if there are any; says whether there were.
-    async fn reclaim(&self) -> Result<bool> {
+    async fn reclaim(self: &Arc<Self>) -> Result<bool> {
         if !self.writer()?.meta.lock().await.has_waiting() {
             return Ok(false);
         }

@@ -112,7 +112,7 @@ impl SparseExtent {
     }
 
     /// Plans the first step of a write to `rest`. Waits for allocations in its way.
-    async fn next_work(&self, rest: ByteRange) -> Result<Work> {
+    async fn next_work(self: &Arc<Self>, rest: ByteRange) -> Result<Work> {
         let lock = &self.writer()?.meta;
         loop {
             self.relieve().await?;
@@ -233,7 +233,7 @@ impl SparseExtent {
     }
 
     /// Writes tables back before more of them are dirty than the cache should hold.
-    pub(super) async fn relieve(&self) -> Result<()> {
+    pub(super) async fn relieve(self: &Arc<Self>) -> Result<()> {
         match self.tables.is_crowded() {
             true => self.write_back(WriteBack::Flush).await,
             false => Ok(()),

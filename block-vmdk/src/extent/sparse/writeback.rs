@@ -7,13 +7,15 @@
 //!
 //! **Invariants.** One write-back at a time. The metadata lock is held only to take what is dirty and to
 //! note what was written; what changes meanwhile is dirty again. After an error everything that may be
-//! missing in the file is dirty.
+//! missing in the file is dirty. A write-back that has begun is finished, also where nobody waits for it.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use block_core::driver::{Exactness, Prealloc};
 use block_core::metadata::bytes::write_bytes;
+use block_core::metadata::gate::Exclusive;
 use block_core::metadata::steps;
 use block_core::range::to_usize;
 use block_core::{ByteRange, Error, Result, Support};
@@ -23,6 +25,7 @@ use super::writer::{Discards, Meta, Sectors, sector_entries};
 use super::{SparseExtent, Table};
 use crate::extent::geometry::SECTOR;
 use crate::extent::layout::Header;
+use crate::lasting::Lasting;
 use crate::units::Sector;
 
 /// Metadata writes in flight.
@@ -59,7 +62,12 @@ struct Batch {
 
 impl SparseExtent {
     /// Writes back what is dirty when the call begins.
-    pub(crate) async fn write_back(&self, extent: WriteBack) -> Result<()> {
+    pub(crate) async fn write_back(self: &Arc<Self>, extent: WriteBack) -> Result<()> {
+        let this = Arc::clone(self);
+        Lasting::new(async move { this.write_back_here(extent).await }).await
+    }
+
+    async fn write_back_here(&self, extent: WriteBack) -> Result<()> {
         let writer = self.writer()?;
         let _turn = writer.writeback.lock().await;
         self.event("flush_to_os");
@@ -222,13 +230,35 @@ impl SparseExtent {
         Ok(())
     }
 
-    /// Writes everything back and takes away the mark that the extent is being changed.
-    pub(crate) async fn finish_writing(&self) -> Result<()> {
+    /// Writes everything back and takes away the mark that the extent is being changed, while nobody is
+    /// inside of the gate.
+    pub(crate) async fn finish_writing(self: &Arc<Self>) -> Result<()> {
+        let this = Arc::clone(self);
+        Lasting::new(async move {
+            let _alone = this.exclusive().await;
+            this.finish_alone().await
+        })
+        .await
+    }
+
+    /// The same; while the answer lives, nobody enters.
+    pub(crate) async fn finish_and_close(self: &Arc<Self>) -> Result<Exclusive<'_>> {
+        loop {
+            self.finish_writing().await?;
+            let alone = self.exclusive().await;
+            // Others may have come between the two.
+            if !self.writer()?.begun.load(Ordering::Acquire) {
+                return Ok(alone);
+            }
+        }
+    }
+
+    async fn finish_alone(&self) -> Result<()> {
         let writer = self.writer()?;
         if !writer.begun.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.write_back(WriteBack::Reclaim).await?;
+        self.write_back_here(WriteBack::Reclaim).await?;
         self.take_back_growth().await?;
         self.barrier().await?;
         if self.layout.hosted().is_some() {

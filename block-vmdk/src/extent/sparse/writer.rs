@@ -10,6 +10,7 @@ use block_core::{ByteRange, Error, Node, OpenError, Result};
 use parking_lot::RwLock;
 use roaring::RoaringBitmap;
 
+use super::SparseExtent;
 use super::scan::SharedGrains;
 use super::space::{Place, Space};
 use crate::error::bad_field;
@@ -85,7 +86,10 @@ impl Writer {
         discards: Discards,
     ) -> Result<Self, OpenError> {
         let redundant = match layout.redundant_gd {
-            Some(place) => Some(layout.read_directory(file, place, BadTables::Refused).await?),
+            Some(place) => {
+                let count = layout.geometry.table_count();
+                Some(layout.read_directory(file, place, count, BadTables::Refused).await?)
+            }
             None => None,
         };
         let metadata = metadata_of(layout, gd, redundant.as_deref())?;
@@ -201,8 +205,8 @@ impl Meta {
         }
     }
 
-    /// Lets go grains that were linked.
-    pub(super) fn drop_grains(&mut self, sectors: Sectors) {
+    /// Lets go grains that were linked: see [`SparseExtent::let_go`].
+    fn drop_grains(&mut self, sectors: Sectors) {
         match self.dropped.last_mut() {
             Some((first, count)) if *first + *count == sectors.0 => *count += sectors.1,
             _ => self.dropped.push(sectors),
@@ -230,6 +234,18 @@ impl Meta {
         }
         ready.sort_unstable();
         ready
+    }
+}
+
+impl SparseExtent {
+    /// Lets go the grain at `sector`, which no table in memory refers to any more. What may have another
+    /// owner, another grain or metadata, is not given back: it would be punched out, or written to.
+    pub(super) fn let_go(&self, meta: &mut Meta, sector: u64) -> Result<()> {
+        let count = self.grain_sectors();
+        if !meta.shared.contains(sector) && self.writer()?.is_free(sector, count) {
+            meta.drop_grains((sector, count));
+        }
+        Ok(())
     }
 }
 

@@ -17,6 +17,7 @@ use super::SparseExtent;
 use super::writeback::WriteBack;
 use super::writer::Meta;
 use crate::extent::geometry::{Entry, EntryFormat, SECTOR, UNALLOCATED, ZEROED, ZeroedGrains};
+use crate::lasting::Lasting;
 
 impl SparseExtent {
     /// Whether [`SparseExtent::zero`] of `range` would be done; changes nothing.
@@ -67,7 +68,12 @@ impl SparseExtent {
 
     /// Lets every grain go, so that the backing file shows.
     pub(crate) async fn make_empty(self: &Arc<Self>) -> Result<()> {
-        self.retarget(self.whole_grains(ByteRange::up_to(self.geometry.len())), UNALLOCATED).await
+        let this = Arc::clone(self);
+        Lasting::new(async move {
+            let all = this.whole_grains(ByteRange::up_to(this.geometry.len()));
+            this.retarget(all, UNALLOCATED).await
+        })
+        .await
     }
 
     fn has_zeroed_grains(&self) -> bool {
@@ -103,7 +109,7 @@ impl SparseExtent {
         self.with_room(|| self.retarget_all(whole, target)).await
     }
 
-    async fn retarget_all(&self, whole: ByteRange, target: u64) -> Result<()> {
+    async fn retarget_all(self: &Arc<Self>, whole: ByteRange, target: u64) -> Result<()> {
         let _pass = self.enter().await;
         self.begin_change().await?;
         let mut rest = whole;
@@ -165,9 +171,7 @@ impl SparseExtent {
             Ok(())
         })?;
         for sector in dropped {
-            if !meta.shared.contains(sector) {
-                meta.drop_grains((sector, self.grain_sectors()));
-            }
+            self.let_go(meta, sector)?;
         }
         Ok(Ok(within.len()))
     }

@@ -18,9 +18,9 @@ use parking_lot::RwLock;
 
 use crate::descriptor::Descriptor;
 use crate::error::bad_field;
-use crate::lasting::Lasting;
 use crate::spec::sparse::SectorRange;
 use crate::units::ContentId;
+use block_core::io::exec::to_the_end;
 
 /// Sectors are what a crash leaves old or new.
 const SECTOR: usize = 512;
@@ -145,7 +145,7 @@ impl Identity {
     /// Puts `changed` in place, and makes that stable.
     async fn write(self: &Arc<Self>, changed: Descriptor, turn: Turn) -> Result<()> {
         let this = Arc::clone(self);
-        Lasting::new(async move {
+        to_the_end(async move {
             let _turn = turn;
             this.write_here(changed).await
         })

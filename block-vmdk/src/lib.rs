@@ -81,7 +81,6 @@ mod extent;
 mod factory;
 mod identity;
 mod info;
-mod lasting;
 mod measure;
 mod open;
 pub mod probe;

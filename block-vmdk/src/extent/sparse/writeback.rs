@@ -25,8 +25,8 @@ use super::writer::{Discards, Meta, Sectors, sector_entries};
 use super::{SparseExtent, Table};
 use crate::extent::geometry::SECTOR;
 use crate::extent::layout::Header;
-use crate::lasting::Lasting;
 use crate::units::Sector;
+use block_core::io::exec::to_the_end;
 
 /// Metadata writes in flight.
 const AT_ONCE: usize = 8;
@@ -64,7 +64,7 @@ impl SparseExtent {
     /// Writes back what is dirty when the call begins.
     pub(crate) async fn write_back(self: &Arc<Self>, extent: WriteBack) -> Result<()> {
         let this = Arc::clone(self);
-        Lasting::new(async move { this.write_back_here(extent).await }).await
+        to_the_end(async move { this.write_back_here(extent).await }).await
     }
 
     async fn write_back_here(&self, extent: WriteBack) -> Result<()> {
@@ -234,7 +234,7 @@ impl SparseExtent {
     /// inside of the gate.
     pub(crate) async fn finish_writing(self: &Arc<Self>) -> Result<()> {
         let this = Arc::clone(self);
-        Lasting::new(async move {
+        to_the_end(async move {
             let _alone = this.exclusive().await;
             this.finish_alone().await
         })

@@ -17,7 +17,7 @@ use super::SparseExtent;
 use super::writeback::WriteBack;
 use super::writer::Meta;
 use crate::extent::geometry::{Entry, EntryFormat, SECTOR, UNALLOCATED, ZEROED, ZeroedGrains};
-use crate::lasting::Lasting;
+use block_core::io::exec::to_the_end;
 
 impl SparseExtent {
     /// Whether [`SparseExtent::zero`] of `range` would be done; changes nothing.
@@ -69,7 +69,7 @@ impl SparseExtent {
     /// Lets every grain go, so that the backing file shows.
     pub(crate) async fn make_empty(self: &Arc<Self>) -> Result<()> {
         let this = Arc::clone(self);
-        Lasting::new(async move {
+        to_the_end(async move {
             let all = this.whole_grains(ByteRange::up_to(this.geometry.len()));
             this.retarget(all, UNALLOCATED).await
         })

@@ -232,6 +232,7 @@ impl Session {
             exp_stat_sn,
             jobs: Default::default(),
             urgent: Default::default(),
+            resets: Default::default(),
             since: now,
             heard: now,
             pinged: None,

@@ -126,6 +126,8 @@ struct Up {
     jobs: VecDeque<DataJob>,
     /// PDUs out of order, encoded but for their numbers.
     urgent: VecDeque<send::Urgent>,
+    /// Resets that may be under way: those that have ended are dropped when somebody looks.
+    resets: Vec<TaskId>,
     /// When it began.
     since: Duration,
     /// When the last byte came.

@@ -69,7 +69,7 @@ pub enum Wanted {
     Stream,
     /// No connection until the next timeout; one that is there is to be closed.
     Nothing,
-    /// No connection ever again; one that is there is to be closed once everything is sent.
+    /// No connection ever again; one that is there is to be closed, with nothing more sent over it.
     End,
 }
 

@@ -5,7 +5,7 @@
 mod kit;
 
 use block_core::RequestFlags;
-use block_core::driver::{Exactness, Prealloc, ReopenOptions};
+use block_core::driver::ReopenOptions;
 use block_core::request::status::StatusDetail;
 use block_core::{Error, graph};
 use block_iscsi::nexus::{Data, NexusEvent, TaskError};
@@ -571,54 +571,5 @@ fn the_longest_unit_has_no_map_and_works() {
         assert_eq!((world.nexus.lba_statuses(), world.nexus.count(READ16)), (0, 1));
         world.write(last, &[7; LEN]).await;
         assert_eq!(world.read(last, PAGE).await, [7; LEN]);
-    });
-}
-
-/// A unit that has grown, and a length that it does not have.
-#[test]
-fn a_truncate_that_is_refused_after_growth_leaves_a_map_of_the_new_length() {
-    on(gib(), CACHED, |world| async move {
-        world.read(0, PAGE).await;
-        world.nexus.device(|device| device.resize(LUN, 4 << 20)).unwrap();
-        let truncated = world.node.truncate(3 << 30, Exactness::Exact, Prealloc::Off).await;
-        assert_eq!(truncated, Err(Error::Unsupported));
-        assert_eq!(world.node.len(), 2 << 30);
-        let last = (2 << 30) - PAGE;
-        assert_eq!(world.read(last, PAGE).await, [0; LEN]);
-        assert!(world.reads_free_zeroes(last, PAGE).await);
-        world.write(last, &[7; LEN]).await;
-        assert_eq!(world.read(last, PAGE).await, [7; LEN]);
-    });
-}
-
-#[test]
-fn a_unit_that_says_that_it_has_another_length_is_believed() {
-    on(gib(), CACHED, |world| async move {
-        world.read(0, PAGE).await;
-        for blocks in [3 << 20, 1 << 20, 5000] {
-            world.nexus.device(|device| device.resize(LUN, blocks)).unwrap();
-            // The first request hears of it, the next one asks.
-            world.write(0, &[1; 512]).await;
-            world.write(0, &[1; 512]).await;
-            assert_eq!(world.node.len(), blocks * 512);
-            let tail = blocks * 512 - 512;
-            assert_eq!(world.read(tail, 512).await, [0; 512]);
-            assert!(world.reads_free_zeroes(tail, 512).await);
-            assert!(world.try_write(blocks * 512, &[1; 512]).await.is_err());
-        }
-    });
-}
-
-#[test]
-fn a_unit_with_other_blocks_than_before_is_not_served() {
-    on(gib(), CACHED, |world| async move {
-        world.write(0, &[7; 512]).await;
-        let forge = |_: &mut _, data: &mut Vec<u8>| data[8..12].copy_from_slice(&[0, 0, 16, 0]);
-        world.nexus.inject(u32::MAX, Ending::Forged(Box::new(forge)), Sent::is_capacity);
-        world.nexus.inject(1, refuses(6, 0x2a, 0x09), |sent| sent.opcode() == READ10);
-        assert!(world.try_read(0, 512).await.is_ok());
-        assert_eq!(world.try_read(0, 512).await, Err(Error::IO));
-        assert_eq!(world.try_write(0, &[1; 512]).await, Err(Error::IO));
-        assert_eq!(world.try_read(PAGE, 512).await, Err(Error::IO));
     });
 }

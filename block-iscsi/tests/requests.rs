@@ -9,12 +9,14 @@ use std::sync::Arc;
 use block_core::driver::{BlockDriver, Exactness, Prealloc, ReopenOptions};
 use block_core::{Error, RequestFlags, graph};
 use block_iscsi::driver::Compared;
-use block_iscsi::nexus::TaskError;
+use block_iscsi::nexus::{Data, NexusEvent, TaskError};
 use block_iscsi::pdu::fields::Residual;
-use block_iscsi::scsi::cdb::Caching;
+use block_iscsi::scsi::cdb::{Caching, CdbBytes};
+use block_iscsi::scsi::luns::Lun;
 use block_iscsi::scsi::reservation::{Persistence, ReservationType, ReserveList, ReserveOut};
 use block_iscsi::scsi::sense::Status;
 use block_testkit::iscsi::{Access, LunConfig};
+use futures::future::BoxFuture;
 use kit::*;
 
 const PAGE: u64 = 64 << 10;
@@ -70,15 +72,23 @@ fn a_flush_is_a_command_only_where_there_is_a_cache() {
         world.write(0, &[1; 512]).await;
         world.node.flush().await.unwrap();
         assert_eq!(world.nexus.count(SYNC10), 1);
+        // Whatever else happens may have changed them, too.
+        for (asc, ascq) in [(0x29, 0), (0x2a, 0x09), (0x28, 0), (0x3f, 0x03), (0x2f, 0)] {
+            let world = with_mode(&world, 0x10, false).await;
+            world.nexus.inject(1, refuses(6, asc, ascq), is(WRITE10));
+            world.write(0, &[1; 512]).await;
+            world.node.flush().await.unwrap();
+            assert_eq!(world.nexus.count(SYNC10), 1, "{asc:02x}/{ascq:02x}");
+        }
     });
 }
 
 #[test]
 fn a_unit_that_cannot_flush_has_no_cache_and_other_errors_are_told() {
     on(gib(), CACHED, |world| async move {
-        world.nexus.inject(1, refuses(4, 0x44, 0), is(SYNC10));
+        world.nexus.inject(1, refuses(2, 0x04, 0x02), is(SYNC10));
         world.write(0, &[1; 512]).await;
-        assert_eq!(world.node.flush().await, Err(Error::IO));
+        assert_eq!(world.node.flush().await.map_err(Error::errno), Err(libc::EBUSY));
         world.nexus.inject(u32::MAX, refuses(5, 0x20, 0), is(SYNC10));
         for _ in 0..3 {
             world.write(0, &[1; 512]).await;
@@ -86,6 +96,116 @@ fn a_unit_that_cannot_flush_has_no_cache_and_other_errors_are_told() {
         }
         assert_eq!(world.nexus.count(SYNC10), 2);
     });
+}
+
+/// Flushes fail from now on, until the unit is opened anew.
+async fn flushes_fail_until_reopened(world: &World) {
+    for _ in 0..2 {
+        world.write(0, &[1; 512]).await;
+        assert_eq!(world.node.flush().await, Err(Error::IO));
+    }
+    let options = ReopenOptions { read_only: Some(false), ..ReopenOptions::default() };
+    let reopened = Arc::clone(&world.driver).reopen_prepare(&options).await.unwrap();
+    world.driver.reopen_commit(reopened);
+    world.write(0, &[1; 512]).await;
+    world.node.flush().await.unwrap();
+}
+
+#[test]
+fn a_flush_that_has_lost_data_fails_for_good() {
+    for key in [3, 4] {
+        on(gib(), CACHED, move |world| async move {
+            world.nexus.inject(1, refuses(key, 0x0c, 0), is(SYNC10));
+            flushes_fail_until_reopened(&world).await;
+        });
+    }
+}
+
+/// Whoever hears of it: it is about a write that was acknowledged.
+#[test]
+fn a_deferred_error_makes_flushes_fail_whatever_command_met_it() {
+    type Meet = fn(World) -> BoxFuture<'static, ()>;
+    let ask: Meet = |world| {
+        Box::pin(async move {
+            world.read(0, PAGE).await;
+            assert_eq!(world.nexus.lba_statuses(), 1);
+        })
+    };
+    let resize: Meet = |world| {
+        Box::pin(async move {
+            let lun = Lun::from_number(LUN).unwrap();
+            world.nexus.tell(&NexusEvent::Sense { lun, sense: sense(6, 0x2a, 0x09) });
+            world.try_read(0, PAGE).await.unwrap_err();
+        })
+    };
+    let write: Meet = |world| {
+        Box::pin(async move {
+            world.try_write(0, &[1; 512]).await.unwrap_err();
+        })
+    };
+    let flush: Meet = |world| {
+        Box::pin(async move {
+            world.write(0, &[1; 512]).await;
+            assert_eq!(world.node.flush().await, Err(Error::IO));
+        })
+    };
+    let raw: Meet = |world| {
+        Box::pin(async move {
+            let cdb = CdbBytes::raw(&[0; 6]).unwrap();
+            world.driver.execute_raw(cdb, Data::None).await.unwrap();
+        })
+    };
+    let any: fn(&Sent) -> bool = |_| true;
+    for (meet, key, at) in [
+        (ask, 3, any),
+        (resize, 4, any),
+        (write, 3, any),
+        (write, 0xd, any),
+        (flush, 7, |sent| sent.opcode() == SYNC10),
+        (raw, 3, any),
+    ] {
+        on(gib(), CACHED, move |world| async move {
+            world.nexus.take_log();
+            let met = Ending::Status(Status::CheckCondition, deferred(key, 0x0c, 0));
+            world.nexus.inject(1, met, at);
+            meet(world.clone()).await;
+            assert!(world.nexus.has_met_all());
+            flushes_fail_until_reopened(&world).await;
+        });
+    }
+    // By itself, and where there is no cache, or the unit cannot flush.
+    on(gib(), CACHED, |world| async move {
+        let world = with_mode(&world, 0x10, false).await;
+        world.nexus.inject(u32::MAX, refuses(5, 0x20, 0), is(SYNC10));
+        let lun = Lun::from_number(LUN).unwrap();
+        world.nexus.tell(&NexusEvent::Sense { lun, sense: deferred(3, 0x0c, 0) });
+        flushes_fail_until_reopened(&world).await;
+    });
+    // It was told while the flush was under way.
+    on(gib(), CACHED, |world| async move {
+        world.write(0, &[1; 512]).await;
+        let mut held = world.nexus.hold(Point::After, is(SYNC10));
+        let node = world.node.clone();
+        let flush = world.exec.spawn("flush", async move { node.flush().await });
+        held.arrived().await;
+        let met = Ending::Status(Status::CheckCondition, deferred(3, 0x0c, 0));
+        world.nexus.inject(1, met, is(WRITE10));
+        world.try_write(PAGE, &[1; 512]).await.unwrap_err();
+        held.release();
+        assert_eq!(flush.await, Err(Error::IO));
+    });
+}
+
+#[test]
+fn a_deferred_error_that_lost_nothing_is_no_reason_to_fail() {
+    for key in [0, 1] {
+        on(gib(), CACHED, move |world| async move {
+            let met = Ending::Status(Status::CheckCondition, deferred(key, 0x17, 0));
+            world.nexus.inject(1, met, is(WRITE10));
+            world.write(0, &[1; 512]).await;
+            world.node.flush().await.unwrap();
+        });
+    }
 }
 
 /// What the target refuses is tried in another way, and not tried again.

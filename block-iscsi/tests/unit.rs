@@ -214,6 +214,9 @@ fn events_of_the_session_are_told_if_they_are_about_the_unit() {
             attention(ours),
             attention(other),
             NexusEvent::Sense { lun: ours, sense: sense(5, 0x20, 0) },
+            NexusEvent::Sense { lun: ours, sense: deferred(3, 0x0c, 0) },
+            NexusEvent::Sense { lun: other, sense: deferred(3, 0x0c, 0) },
+            NexusEvent::Sense { lun: ours, sense: deferred(1, 0x0c, 0) },
             NexusEvent::Sense { lun: ours, sense: vec![1, 2] },
         ] {
             bench.nexus.tell(&event);
@@ -223,6 +226,7 @@ fn events_of_the_session_are_told_if_they_are_about_the_unit() {
             UnitEvent::Reset,
             UnitEvent::Reset,
             UnitEvent::Attention(Attention::Inquiry),
+            UnitEvent::WriteLost,
             UnitEvent::Attention(Attention::Other),
         ];
         assert_eq!(*bench.heard.lock(), told);

@@ -19,6 +19,8 @@ mod op;
 mod park;
 pub(crate) mod pool;
 #[cfg(feature = "net")]
+mod race;
+#[cfg(feature = "net")]
 pub mod socket;
 mod thread;
 #[cfg(feature = "net")]

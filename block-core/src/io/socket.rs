@@ -15,15 +15,21 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use async_io::Async;
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, sockopt};
 use smallvec::SmallVec;
 
+use super::race::race;
+use super::timer::Timer;
 use super::uring::{Wait, Waiting};
 use super::{Engine, pool};
 use crate::buf::{IoBuf, IoVec};
 use crate::limits::IOV_MAX;
+
+/// How long an address of a host has to answer before the next one is tried beside it.
+pub const HEAD_START: Duration = Duration::from_millis(250);
 
 /// A piece of what is to be sent.
 #[derive(Copy, Clone, Debug)]
@@ -49,20 +55,19 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Connects to `port` of `host`, a name or an address, whichever of its addresses answers first in
-    /// the order in which the system names them.
+    /// Connects to `port` of `host`, a name or an address, whichever of its addresses answers first.
+    /// They are tried in the order in which the system names them, each [`HEAD_START`] after the one
+    /// before, or once that has failed.
     ///
-    /// Fails with the error of the last address. Small messages leave at once (TCP_NODELAY), and a
+    /// Fails with the error of the address that failed last. Small messages leave at once (TCP_NODELAY), and a
     /// peer that has silently gone is noticed in the end (SO_KEEPALIVE). Dropping the future gives up.
     pub async fn connect(host: &str, port: u16, engine: Engine) -> io::Result<Self> {
-        let mut last = io::ErrorKind::NotFound.into();
-        for address in look_up(host, port).await? {
-            match Self::connect_to(address, engine).await {
-                Ok(socket) => return Ok(socket),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        let addresses = look_up(host, port).await?;
+        let connect = |address| Self::connect_to(address, engine);
+        let head_start = || async move {
+            Timer::new(engine).until(Instant::now() + HEAD_START).await;
+        };
+        race(addresses, connect, head_start).await
     }
 
     /// Connects to one address; otherwise as [`Socket::connect`].

@@ -25,8 +25,8 @@ mod status;
 mod write;
 mod zeroes;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use block_core::driver::{BlockDriver, Exactness, Prealloc, ReopenOptions, ReopenState};
@@ -71,9 +71,16 @@ pub struct IscsiDriver {
     refused: AtomicU8,
     /// Most bytes of one WRITE SAME, as learned from a refusal.
     same_max: AtomicU64,
-    /// The unit has said that its capacity is another one.
-    capacity_is_old: AtomicBool,
-    /// Held while the capacity is asked for, so that answers come in order.
+    /// What was acknowledged is lost: no flush succeeds any more.
+    write_lost: AtomicBool,
+    /// Unmapped blocks read as zeroes, and have since the unit was opened.
+    reads_zeroes: AtomicBool,
+    /// Counts what may have given the unit another shape: another length, other blocks.
+    shape_events: AtomicU64,
+    /// So many of them had happened when the shape was asked for that is known. Written under
+    /// `resizing`.
+    shape_known: AtomicU64,
+    /// Held while the capacity is asked for, so that answers come in order and are waited for.
     resizing: AsyncMutex<()>,
     /// Blocks have another length than when the unit was opened: no request means what it says.
     reformatted: AtomicBool,
@@ -106,7 +113,10 @@ impl IscsiDriver {
             write_cache: AtomicBool::new(facts.write_cache),
             refused: AtomicU8::new(0),
             same_max: AtomicU64::new(zeroes::same_max(&facts)),
-            capacity_is_old: AtomicBool::new(false),
+            write_lost: AtomicBool::new(false),
+            reads_zeroes: AtomicBool::new(facts.reads_zeroes),
+            shape_events: AtomicU64::new(0),
+            shape_known: AtomicU64::new(0),
             resizing: AsyncMutex::new(()),
             reformatted: AtomicBool::new(false),
             facts,
@@ -116,6 +126,16 @@ impl IscsiDriver {
             if let Some(driver) = weak.upgrade() {
                 driver.heard(event);
             }
+        }));
+        let weak = Arc::downgrade(&driver);
+        driver.unit.set_gate(Arc::new(move || {
+            let weak = Weak::clone(&weak);
+            Box::pin(async move {
+                match weak.upgrade() {
+                    Some(driver) => driver.catch_up().await.is_ok(),
+                    None => false,
+                }
+            })
         }));
         Ok(driver)
     }
@@ -129,6 +149,11 @@ impl IscsiDriver {
     fn blocks(&self, range: ByteRange) -> Result<(u64, u32)> {
         let count = u32::try_from(range.len() / self.block()).map_err(|_| Error::Invalid)?;
         Ok((range.offset() / self.block(), count))
+    }
+
+    /// Whether unmapped blocks read as zeroes.
+    fn reads_zeroes(&self) -> bool {
+        self.reads_zeroes.load(Ordering::Acquire)
     }
 
     fn has_refused(&self, what: Refused) -> bool {

@@ -39,7 +39,7 @@ impl IscsiDriver {
         let running = self.knowledge.begin_anything();
         let completion = self.unit.pass_through(cdb, Replay::Unsafe, data).await;
         self.knowledge.done(running);
-        self.capacity_is_old.store(true, std::sync::atomic::Ordering::Release);
+        self.shape_may_be_another();
         completion
     }
 
@@ -58,6 +58,7 @@ impl IscsiDriver {
         if !aligned || range.len() > max || [expected.len(), new.len()] != [len; 2] {
             return Err(Error::Invalid);
         }
+        self.catch_up().await?;
         let (lba, blocks) = self.blocks(range)?;
         let blocks = u8::try_from(blocks).map_err(|_| Error::Invalid)?;
         let data: IoVec = expected.bufs().iter().chain(new.bufs()).cloned().collect();

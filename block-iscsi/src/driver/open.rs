@@ -136,7 +136,7 @@ fn check_kind(inquiry: &Inquiry) -> Result<(), OpenError> {
 /// Whether what is not mapped reads as zeroes. READ CAPACITY (16) has one bit for it. Page B2 has three
 /// in SBC-4, of which only the lowest means zeroes; where the others are set alone, it is
 /// another pattern, whatever the one bit says.
-fn reads_zeroes(capacity: &Capacity, provisioning: Option<&Provisioning>) -> bool {
+pub(super) fn reads_zeroes(capacity: &Capacity, provisioning: Option<&Provisioning>) -> bool {
     let management = capacity.management;
     let zeroes = match provisioning.map(|page| page.unmapped_reads) {
         Some(UnmappedReads::Zeroes) => true,

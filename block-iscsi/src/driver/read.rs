@@ -115,7 +115,7 @@ impl IscsiDriver {
         let size = self.facts.capacity.block_size();
         let mut stretches: Vec<Stretch> = Vec::with_capacity(status.extents().len());
         for extent in status.extents() {
-            let zero = extent.state.is_unmapped() && self.facts.reads_zeroes;
+            let zero = extent.state.is_unmapped() && self.reads_zeroes();
             // Its end is on the medium.
             let Some(range) = size.range(extent.lba, extent.blocks) else { break };
             match stretches.last_mut() {

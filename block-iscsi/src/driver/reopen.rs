@@ -39,6 +39,7 @@ impl IscsiDriver {
         if let Some(read_only) = options.read_only {
             self.read_only.store(read_only, Ordering::Release);
         }
+        self.write_lost.store(false, Ordering::Release);
         // What is known stays known if nobody else writes, as before.
         if let Some(direct) = options.direct {
             self.knowledge.set_trust(trust(direct));

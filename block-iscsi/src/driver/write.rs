@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use block_core::error::Result;
+use block_core::error::{Error, Result};
 use block_core::flags::RequestFlags;
 use block_core::{ByteRange, IoVec};
 
@@ -31,8 +31,18 @@ impl IscsiDriver {
         Ok(written?)
     }
 
-    /// Makes everything stable that was written, where there is a cache that it may be in.
+    /// Makes everything stable that was written, where there is a cache that it may be in. Once
+    /// something is lost, this fails until the disk is reopened: no later flush could bring it back.
     pub(super) async fn synchronize(&self) -> Result<()> {
+        let emptied = self.empty_cache().await;
+        // Also where somebody else's command was told of the loss meanwhile.
+        if self.write_lost.load(Ordering::Acquire) { Err(Error::IO) } else { emptied }
+    }
+
+    async fn empty_cache(&self) -> Result<()> {
+        if self.write_lost.load(Ordering::Acquire) {
+            return Err(Error::IO);
+        }
         if !self.write_cache.load(Ordering::Acquire) || self.has_refused(Refused::Synchronize) {
             return Ok(());
         }
@@ -42,7 +52,13 @@ impl IscsiDriver {
                 self.refuse(Refused::Synchronize);
                 Ok(())
             }
-            synchronized => Ok(synchronized?),
+            Err(error) => {
+                if error.is_medium_failure() {
+                    self.write_lost.store(true, Ordering::Release);
+                }
+                Err(error.into())
+            }
+            Ok(()) => Ok(()),
         }
     }
 }

@@ -84,7 +84,7 @@ impl IscsiDriver {
     /// Whether zero writes can give blocks back.
     pub(super) fn can_unmap_zeroes(&self) -> bool {
         let page = self.facts.provisioning.as_ref();
-        self.facts.reads_zeroes && page.is_some_and(|page| page.write_same_16 || page.write_same_10)
+        self.reads_zeroes() && page.is_some_and(|page| page.write_same_16 || page.write_same_10)
     }
 
     pub(super) async fn zero(&self, range: ByteRange, flags: RequestFlags) -> Result<()> {

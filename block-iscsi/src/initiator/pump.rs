@@ -23,9 +23,6 @@ use crate::transport::{Alarm, Portal, Stream};
 /// Most turns before others have theirs.
 const TURNS_MAX: usize = 16;
 
-/// So many bytes sent at once may not be all that is to be sent.
-const SENT_MUCH: usize = 64 << 10;
-
 /// Makes a session go. Done when the session has ended for good.
 ///
 /// Dropping it ends the session at once.
@@ -65,10 +62,8 @@ impl Pump {
     fn turn(&mut self, cx: &mut Context<'_>) -> Next {
         let now = self.shared.connector.now();
         match self.move_on(cx, now) {
-            Wanted::End => {
-                self.send_the_rest(cx);
-                return Next::End;
-            }
+            // Nothing more is sent: tasks that the session's end has ended have their buffers back.
+            Wanted::End => return Next::End,
             Wanted::Nothing => self.connection = Connection::None,
             Wanted::Connection(portal) => {
                 if !matches!(&self.connection, Connection::Attempt { portal: p, .. } if *p == portal)
@@ -89,9 +84,11 @@ impl Pump {
     }
 
     /// Lets the session do what is due and say what is to be sent, and what it wants.
-    fn move_on(&mut self, cx: &Context<'_>, now: Duration) -> Wanted {
+    fn move_on(&mut self, cx: &mut Context<'_>, now: Duration) -> Wanted {
         let mut state = self.shared.lock();
         if state.goodbye.is_some_and(|goodbye| goodbye <= now) {
+            drop(state);
+            self.send_the_rest(cx);
             return Wanted::End;
         }
         let before = state.wake_for_more(cx.waker());
@@ -136,16 +133,18 @@ impl Pump {
 
     /// Sends and receives what can be without waiting.
     fn exchange(&mut self, cx: &mut Context<'_>, now: Duration) -> Next {
+        // If so, the session may have more to send than what is there now.
+        let was_full = match &self.connection {
+            Connection::Open { link, .. } => link.outbound.is_full(),
+            Connection::None | Connection::Attempt { .. } => false,
+        };
         let sent = match self.transmit(cx) {
             Ok(sent) => sent,
             Err(error) => return self.disconnected((&error).into()),
         };
         let Connection::Open { stream, link } = &mut self.connection else { return Next::Turn };
         match stream.poll_receive(cx, &mut link.inbound.slot()) {
-            // There may be more to send than was sent at once.
-            Poll::Pending if sent >= SENT_MUCH || (sent > 0 && !link.outbound.is_empty()) => {
-                Next::Turn
-            }
+            Poll::Pending if sent > 0 && (was_full || !link.outbound.is_empty()) => Next::Turn,
             Poll::Pending => Next::Sleep,
             Poll::Ready(Ok(0)) => self.disconnected(ConnectionError::Closed),
             Poll::Ready(Ok(len)) => {

@@ -371,6 +371,38 @@ impl Cdb {
         }
     }
 
+    /// Whether the command, or its data, names blocks, which are others once the medium is another one
+    /// or is formatted in another way.
+    pub fn names_blocks(&self) -> bool {
+        match self {
+            Self::Read10 { .. }
+            | Self::Read16 { .. }
+            | Self::Write10 { .. }
+            | Self::Write16 { .. }
+            | Self::WriteSame10 { .. }
+            | Self::WriteSame16 { .. }
+            | Self::Unmap { .. }
+            | Self::GetLbaStatus { .. }
+            | Self::SynchronizeCache16 { .. }
+            | Self::CompareAndWrite { .. } => true,
+            Self::TestUnitReady
+            | Self::RequestSense { .. }
+            | Self::Inquiry { .. }
+            | Self::InquiryPage { .. }
+            | Self::ModeSense6 { .. }
+            | Self::ModeSense10 { .. }
+            | Self::ReadCapacity10
+            | Self::ReadCapacity16 { .. }
+            | Self::ReportLuns { .. }
+            | Self::ReportOpcodes { .. }
+            | Self::SynchronizeCache10
+            | Self::PersistentReserveIn { .. }
+            | Self::PersistentReserveOut { .. }
+            | Self::Reserve6
+            | Self::Release6 => false,
+        }
+    }
+
     /// The command as bytes.
     pub fn encode(&self) -> CdbBytes {
         let cdb = CdbBytes::new(self.opcode());

@@ -33,6 +33,10 @@ const STEADY: Duration = Duration::from_secs(5);
 /// How often a task may be under way when a connection is lost, before it is taken for the reason.
 pub(super) const LOSSES_MAX: u32 = 32;
 
+/// Longest time for which the target can have us stay away. Who comes earlier than told is refused at
+/// worst, and tries again.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
 /// The login's task tag: it is alone.
 const LOGIN_TAG: u32 = 0;
 
@@ -96,9 +100,9 @@ impl Attempt {
         (self.violations, self.failures) = (0, 0);
     }
 
-    /// The target wants no connection for so long.
+    /// The target wants no connection for so long, of which [`WAIT_MAX`] is granted.
     pub(super) fn wait(&mut self, time: Duration) {
-        self.wait = time;
+        self.wait = time.min(WAIT_MAX);
     }
 
     /// How long to wait before the next attempt, after one more failure.
@@ -228,6 +232,7 @@ impl Session {
             exp_stat_sn,
             jobs: Default::default(),
             urgent: Default::default(),
+            resets: Default::default(),
             since: now,
             heard: now,
             pinged: None,
@@ -265,7 +270,7 @@ impl Session {
             return self.end(error);
         }
         self.attempt.down_since.get_or_insert(now);
-        self.attempt.portal = self.config.portal.clone();
+        (self.attempt.portal, self.attempt.redirects) = (self.config.portal.clone(), 0);
         let until = now + self.attempt.next_delay(&self.config);
         self.state = State::Waiting { until };
         self.events.push_back(SessionEvent::Down(error));

@@ -69,7 +69,7 @@ pub enum Wanted {
     Stream,
     /// No connection until the next timeout; one that is there is to be closed.
     Nothing,
-    /// No connection ever again; one that is there is to be closed once everything is sent.
+    /// No connection ever again; one that is there is to be closed, with nothing more sent over it.
     End,
 }
 
@@ -126,6 +126,8 @@ struct Up {
     jobs: VecDeque<DataJob>,
     /// PDUs out of order, encoded but for their numbers.
     urgent: VecDeque<send::Urgent>,
+    /// Resets that may be under way: those that have ended are dropped when somebody looks.
+    resets: Vec<TaskId>,
     /// When it began.
     since: Duration,
     /// When the last byte came.

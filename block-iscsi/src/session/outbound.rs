@@ -102,7 +102,7 @@ impl Outbound {
     }
 
     /// Whether there is enough to send.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.len >= LEN_GOAL || self.pieces.len() >= PIECES_GOAL
     }
 

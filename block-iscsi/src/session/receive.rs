@@ -102,7 +102,7 @@ impl Session {
                 Err(SessionError::EndedByTarget)
             }
             Response::AsyncMessage(pdu) => self.handle_async(&pdu, data, now),
-            Response::Reject(pdu) => Ok(self.handle_reject(&pdu, data)?),
+            Response::Reject(pdu) => self.handle_reject(&pdu, data),
             Response::Login(_) => Err(unexpected(Opcode::LoginResponse).into()),
         }
     }
@@ -296,11 +296,7 @@ impl Session {
                 match pdu.result {
                     // The target no longer has it, and has said all that it has to say of it.
                     TaskResult::Complete | TaskResult::NoSuchTask => self.finish(of, Err(error)),
-                    _ if self.tasks.active_task(of).is_none() => {}
-                    _ => {
-                        self.finish(of, Err(error));
-                        return Err(SessionError::TimedOut(Awaited::TaskManagement));
-                    }
+                    _ => return self.abort_failed(of, error),
                 }
             }
             Some(Kind::Reset(lun)) => {
@@ -320,7 +316,17 @@ impl Session {
         Ok(())
     }
 
-    /// The unit was reset: what the target had of it is gone.
+    /// A task was not aborted. Unless it has ended all the same, only the connection's end makes sure
+    /// that the target no longer has it.
+    fn abort_failed(&mut self, of: TaskId, error: TaskError) -> Result<(), SessionError> {
+        if self.tasks.active_task(of).is_none() {
+            return Ok(());
+        }
+        self.finish(of, Err(error));
+        Err(SessionError::TimedOut(Awaited::TaskManagement))
+    }
+
+    /// The unit was reset: what the target had of it is gone, and nothing was sent since.
     fn end_tasks_of(&mut self, lun: Lun) {
         for id in self.tasks.ids() {
             if let Some(Task { kind: Kind::Scsi(command), .. }) = self.tasks.active_task(id)
@@ -396,12 +402,17 @@ impl Session {
 
     /// A rejected command fails; whatever else is rejected, the two sides do not understand each
     /// other.
-    fn handle_reject(&mut self, pdu: &Reject, data: &[u8]) -> Result<(), Violation> {
+    fn handle_reject(&mut self, pdu: &Reject, data: &[u8]) -> Result<(), SessionError> {
         self.take_status(Opcode::Reject, pdu.serials)?;
         let reason = pdu.reason;
-        let refused = Reject::refused(data)?;
+        let refused = Reject::refused(data).map_err(Violation::from)?;
         let id = TaskId::from_tag(refused.initiator_task_tag);
-        let is_task = self.tasks.active_task(id).is_some();
+        let task = self.tasks.active_task(id);
+        let is_task = task.is_some();
+        let abort = match task.map(|task| &task.kind) {
+            Some(Kind::Abort(of, error)) => Some((*of, error.clone())),
+            _ => None,
+        };
         let is_request = matches!(
             refused.opcode(),
             Opcode::ScsiCommand | Opcode::TextRequest | Opcode::TaskManagementRequest
@@ -409,11 +420,11 @@ impl Session {
         match refused.opcode() {
             _ if is_task && is_request && reason != RejectReason::DataDigestError => {
                 self.finish(id, Err(TaskError::Rejected { reason }));
-                Ok(())
+                abort.map_or(Ok(()), |(of, error)| self.abort_failed(of, error))
             }
             // Too many pings: it is there.
             Opcode::NopOut => Ok(()),
-            _ => Err(Violation::Rejected { reason }),
+            _ => Err(Violation::Rejected { reason }.into()),
         }
     }
 

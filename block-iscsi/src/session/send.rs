@@ -3,6 +3,9 @@
 //! First what is urgent (answers to pings, task management, logout), then commands and data in turns,
 //! so that neither waits for the other. A command carries as much of its data as was agreed on, and
 //! is followed by what the target takes without asking.
+//!
+//! While the reset of a unit is under way no command is sent: what the target has when it answers was
+//! sent before the reset, and has ended with it.
 
 use std::time::Duration;
 
@@ -188,6 +191,10 @@ impl Session {
         if up.leaving.is_some() {
             return false;
         }
+        up.resets.retain(|reset| self.tasks.active_task(*reset).is_some());
+        if !up.resets.is_empty() {
+            return false;
+        }
         let under_way = self.tasks.active();
         while let Some(id) = self.queue.front().copied() {
             let Some(task) = self.tasks.get(id).filter(|t| matches!(t.stage, Stage::Waiting))
@@ -218,6 +225,7 @@ impl Session {
             {
                 let function = TaskFunction::LogicalUnitReset;
                 up.urgent.push_back(Urgent::Manage { id, lun: lun.0, function });
+                up.resets.push(id);
                 self.tasks.activate(id, Active::default());
             }
         }

@@ -70,6 +70,12 @@ impl UnitError {
             || matches!(self.code(), Some((SenseKey::IllegalRequest, code)) if field(code))
     }
 
+    /// Whether the medium or the unit failed. Of a command that empties a cache: what was there may be
+    /// lost.
+    pub(crate) fn is_medium_failure(&self) -> bool {
+        matches!(self.code(), Some((SenseKey::MediumError | SenseKey::HardwareError, _)))
+    }
+
     fn code(&self) -> Option<(SenseKey, SenseCode)> {
         match self {
             Self::Sense { sense, .. } => Some((sense.key, sense.code)),

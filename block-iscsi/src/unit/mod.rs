@@ -2,8 +2,9 @@
 //!
 //! [`Unit::execute`] runs a command and sends it again where status and sense data say that this is
 //! worth it: at once after a unit attention, later after BUSY, TASK SET FULL or "becoming ready".
-//! Whoever listens hears of every unit attention *before* the command is sent again, and of what
-//! happens to the session.
+//! Whoever listens hears of every unit attention *before* the command is sent again, of what happens to
+//! the session, and of writes that are lost. A [`UnitGate`] decides whether a command that names blocks
+//! still means what it says.
 //!
 //! A unit knows nothing of what its medium holds: an allocation map belongs to the driver, which has
 //! to hear of every command that changes the medium.
@@ -13,9 +14,10 @@ mod error;
 mod pace;
 mod reserve;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use block_core::{Alignment, IoBuf, IoVec};
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
 use crate::nexus::{Command, Completion, Data, Nexus, NexusEvent, TaskError};
@@ -39,10 +41,16 @@ pub enum UnitEvent {
     Reset,
     /// A new session stands in for a lost one.
     Reinstated,
+    /// What an earlier command had written is lost, though that command had ended well.
+    WriteLost,
 }
 
 /// Who wants to know. Must not block.
 pub type UnitListener = Arc<dyn Fn(UnitEvent) + Send + Sync>;
+
+/// Whether a command that names blocks may be sent again: whatever happened to the unit, they are still
+/// the blocks that were meant. Commands that name none never wait for it, so it may send such.
+pub type UnitGate = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 
 /// What a command that is done has moved.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -61,6 +69,7 @@ pub struct Unit {
     retries: Retries,
     /// Guards the list; listeners run outside of it.
     listeners: Mutex<Vec<UnitListener>>,
+    gate: OnceLock<UnitGate>,
 }
 
 impl Unit {
@@ -72,7 +81,8 @@ impl Unit {
         retries: Retries,
     ) -> Arc<Self> {
         let listeners = Mutex::default();
-        let unit = Arc::new(Self { nexus, lun, sleep, retries, listeners });
+        let gate = OnceLock::new();
+        let unit = Arc::new(Self { nexus, lun, sleep, retries, listeners, gate });
         let weak = Arc::downgrade(&unit);
         unit.nexus.listen(Arc::new(move |event| {
             if let Some(unit) = weak.upgrade()
@@ -99,6 +109,20 @@ impl Unit {
         self.listeners.lock().push(listener);
     }
 
+    /// Has commands pass `gate` from now on, before they are sent again. Only the first gate counts.
+    pub fn set_gate(&self, gate: UnitGate) {
+        let set = self.gate.set(gate);
+        debug_assert!(set.is_ok(), "a second gate");
+    }
+
+    /// Whether a command that has ended may be sent again.
+    async fn passes_gate(&self, cdb: &Cdb) -> bool {
+        match self.gate.get() {
+            Some(gate) if cdb.names_blocks() => gate().await,
+            _ => true,
+        }
+    }
+
     fn tell(&self, event: UnitEvent) {
         let listeners = self.listeners.lock().clone();
         listeners.iter().for_each(|listener| listener(event));
@@ -112,7 +136,7 @@ impl Unit {
                 lun.is_none_or(|lun| lun == self.lun).then_some(UnitEvent::Reset)
             }
             NexusEvent::Sense { lun, sense } if *lun == self.lun => match Sense::parse(sense) {
-                Ok(sense) => sense.attention().map(UnitEvent::Attention),
+                Ok(sense) => event_of_sense(&sense),
                 // Something happened, and nobody knows what.
                 Err(_) => Some(UnitEvent::Attention(Attention::Other)),
             },
@@ -120,7 +144,7 @@ impl Unit {
         }
     }
 
-    /// Runs a command until it is done, or trying again is not worth it.
+    /// Runs a command until it is done, or trying again is not worth it or not allowed.
     pub async fn execute(&self, cdb: Cdb, data: Data) -> Result<Reply, UnitError> {
         let (bytes, replay) = (cdb.encode(), cdb.replay());
         let mut tries = Tries::new(self.retries);
@@ -130,13 +154,14 @@ impl Unit {
                 Ok(reply) => return Ok(reply),
                 Err(failed) => failed,
             };
-            if !tries.again(retry, &*self.sleep).await {
+            if !tries.again(retry, &*self.sleep).await || !self.passes_gate(&cdb).await {
                 return Err(error);
             }
         }
     }
 
-    /// Sends a command once, whatever it is, and gives what the target says. Unit attentions are told.
+    /// Sends a command once, whatever it is, and gives what the target says. Listeners hear of it,
+    /// too.
     pub async fn pass_through(
         &self,
         cdb: CdbBytes,
@@ -145,7 +170,7 @@ impl Unit {
     ) -> Result<Completion, TaskError> {
         let completion = self.send(cdb, replay, data).await?;
         if completion.status == Status::CheckCondition {
-            self.tell_attention(Sense::parse(&completion.sense).ok());
+            self.tell_sense(Sense::parse(&completion.sense).ok());
         }
         Ok(completion)
     }
@@ -159,9 +184,9 @@ impl Unit {
         self.nexus.execute(Command { lun: self.lun, cdb, data, replay }).await
     }
 
-    fn tell_attention(&self, sense: Option<Sense>) {
-        if let Some(attention) = sense.and_then(|sense| sense.attention()) {
-            self.tell(UnitEvent::Attention(attention));
+    fn tell_sense(&self, sense: Option<Sense>) {
+        if let Some(event) = sense.as_ref().and_then(event_of_sense) {
+            self.tell(event);
         }
     }
 
@@ -184,7 +209,7 @@ impl Unit {
             Status::CheckCondition => Sense::parse(&sense).ok(),
             _ => None,
         };
-        self.tell_attention(sense);
+        self.tell_sense(sense);
         let Some(retry) = status.retry(sense.as_ref()) else {
             return Ok(Reply { received, residual });
         };
@@ -259,6 +284,15 @@ impl Unit {
     /// Resets the unit. Who listens hears of it by the session.
     pub async fn reset(&self) -> Result<(), TaskError> {
         self.nexus.reset(self.lun).await
+    }
+}
+
+/// What sense data says of the unit, beside the command that it came with.
+fn event_of_sense(sense: &Sense) -> Option<UnitEvent> {
+    match sense.key {
+        SenseKey::NoSense | SenseKey::RecoveredError if sense.deferred => None,
+        _ if sense.deferred => Some(UnitEvent::WriteLost),
+        _ => sense.attention().map(UnitEvent::Attention),
     }
 }
 

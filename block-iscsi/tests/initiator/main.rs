@@ -5,6 +5,7 @@
 mod ends;
 mod kit;
 mod loss;
+mod still;
 
 use std::sync::Arc;
 

@@ -214,6 +214,13 @@ pub fn sense(key: u8, asc: u8, ascq: u8) -> Vec<u8> {
     bytes
 }
 
+/// Sense data about an earlier command.
+pub fn deferred(key: u8, asc: u8, ascq: u8) -> Vec<u8> {
+    let mut bytes = sense(key, asc, ascq);
+    bytes[0] = 0x71;
+    bytes
+}
+
 /// A command that the target refuses with this sense data.
 pub fn refuses(key: u8, asc: u8, ascq: u8) -> Ending {
     Ending::Status(Status::CheckCondition, sense(key, asc, ascq))

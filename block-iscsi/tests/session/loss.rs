@@ -207,6 +207,14 @@ fn a_login_follows_redirections_and_then_starts_at_home_again() {
     peer.answer_login(moved, 0, &[("TargetAddress", "two.example")]);
     let down = SessionEvent::Down(SessionError::Redirects { limit: 8 });
     assert_eq!(peer.events(), [down]);
+    // The next attempt is a new one.
+    peer.wait(SECOND);
+    peer.reconnect();
+    peer.answer_login(moved, 0, &[("TargetAddress", "two.example")]);
+    assert_eq!(peer.session.wanted(peer.now), Wanted::Connection(portal("two.example")));
+    peer.reconnect();
+    peer.log_in(KEYS);
+    assert_eq!(peer.events().last(), Some(&SessionEvent::Up));
 }
 
 fn say_async(peer: &mut Peer, event: AsyncEvent) {
@@ -263,16 +271,18 @@ fn a_target_that_has_ended_all_tasks_gets_them_again() {
     assert!(peer.events().contains(&SessionEvent::Done(id)));
 }
 
+/// But not for hours, whatever it says.
 #[test]
 fn a_target_that_goes_away_for_a_while_is_left_alone_so_long() {
-    let mut peer = Peer::up(config(), KEYS);
-    let (time_to_wait_secs, time_to_retain_secs) = (3, 0);
-    let event = AsyncEvent::DropsAllConnections { time_to_wait_secs, time_to_retain_secs };
-    say_async(&mut peer, event);
-    peer.wait(SECOND * 3 - MILLI);
-    assert_eq!(peer.session.wanted(peer.now), Wanted::Nothing);
-    peer.now += MILLI;
-    assert!(matches!(peer.session.wanted(peer.now), Wanted::Connection(_)));
+    for (time_to_wait_secs, waits) in [(3, 3), (60, 60), (61, 60), (u16::MAX, 60)] {
+        let mut peer = Peer::up(config(), KEYS);
+        let event = AsyncEvent::DropsAllConnections { time_to_wait_secs, time_to_retain_secs: 0 };
+        say_async(&mut peer, event);
+        peer.wait(SECOND * waits - MILLI);
+        assert_eq!(peer.session.wanted(peer.now), Wanted::Nothing);
+        peer.now += MILLI;
+        assert!(matches!(peer.session.wanted(peer.now), Wanted::Connection(_)));
+    }
 }
 
 #[test]

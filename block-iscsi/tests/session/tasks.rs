@@ -3,12 +3,15 @@
 use block_iscsi::keys::Pair;
 use block_iscsi::keys::text::encode;
 use block_iscsi::nexus::{NexusEvent, TaskError};
-use block_iscsi::pdu::Request;
+use block_iscsi::pdu::bhs::Bhs;
 use block_iscsi::pdu::fields::{DataLen, Delivery};
 use block_iscsi::pdu::nop::NopIn;
 use block_iscsi::pdu::reject::{Reject, RejectReason};
-use block_iscsi::pdu::task_mgmt::{TaskFunction, TaskManagementResponse, TaskResult};
+use block_iscsi::pdu::task_mgmt::{
+    TaskFunction, TaskManagementRequest, TaskManagementResponse, TaskResult,
+};
 use block_iscsi::pdu::text::{TextReply, TextResponse};
+use block_iscsi::pdu::{Pdu, Request};
 use block_iscsi::scsi::luns::Lun;
 use block_iscsi::serial::Serial;
 use block_iscsi::session::{
@@ -22,8 +25,19 @@ fn say_managed(peer: &mut Peer, task_tag: u32, result: TaskResult) {
     peer.say(TaskManagementResponse { result, task_tag, serials }, &[]);
 }
 
-/// Has the time of a command run out; the abort's tag and the command's number.
-fn timed_out(peer: &mut Peer) -> (TaskId, u32, u32) {
+fn say_rejected(peer: &mut Peer, refused: &Bhs, reason: RejectReason) {
+    let refused = refused.to_bytes();
+    let reject = Reject {
+        reason,
+        serials: peer.next_status(),
+        data_sn: Serial::new(0),
+        data_len: DataLen::of(&refused).unwrap(),
+    };
+    peer.say(reject, &refused);
+}
+
+/// Has the time of a command run out; the abort, and the command's tag.
+fn timed_out(peer: &mut Peer) -> (TaskId, TaskManagementRequest, u32) {
     let id = peer.submit(write(&pattern(512)));
     let (sent, _) = peer.hear_command();
     peer.wait(SECOND);
@@ -31,7 +45,7 @@ fn timed_out(peer: &mut Peer) -> (TaskId, u32, u32) {
     let function = TaskFunction::AbortTask { task_tag: sent.task_tag, cmd_sn: sent.serials.cmd_sn };
     assert_eq!((abort.function, abort.delivery), (function, Delivery::Immediate));
     assert_eq!(abort.lun, sent.lun);
-    (id, abort.task_tag, sent.task_tag)
+    (id, abort, sent.task_tag)
 }
 
 fn impatient() -> SessionConfig {
@@ -44,7 +58,7 @@ fn a_command_that_takes_too_long_is_aborted() {
     let mut peer = Peer::up(impatient(), KEYS);
     let (id, abort, _) = timed_out(&mut peer);
     assert_eq!(peer.events(), []);
-    say_managed(&mut peer, abort, TaskResult::Complete);
+    say_managed(&mut peer, abort.task_tag, TaskResult::Complete);
     assert_eq!(peer.events(), [SessionEvent::Done(id)]);
     assert_eq!(peer.result(id), Some(Err(TaskError::TimedOut)));
 }
@@ -56,7 +70,7 @@ fn a_command_that_ends_before_its_abort_has_ended_well() {
     peer.say_status(tag, 0, &[]);
     assert_eq!(peer.events(), [SessionEvent::Done(id)]);
     assert!(matches!(peer.result(id), Some(Ok(Answer::Scsi(_)))));
-    say_managed(&mut peer, abort, TaskResult::NoSuchTask);
+    say_managed(&mut peer, abort.task_tag, TaskResult::NoSuchTask);
     assert_eq!(peer.events(), []);
 }
 
@@ -71,6 +85,22 @@ fn an_abort_without_an_answer_ends_the_connection() {
     let down = SessionEvent::Down(SessionError::TimedOut(Awaited::TaskManagement));
     assert_eq!(peer.events(), [SessionEvent::Done(id), down]);
     assert_eq!(peer.result(id), Some(Err(TaskError::TimedOut)));
+}
+
+#[test]
+fn an_abort_that_is_rejected_ends_the_connection() {
+    let mut peer = Peer::up(impatient(), KEYS);
+    let (id, abort, _) = timed_out(&mut peer);
+    say_rejected(&mut peer, &abort.to_bhs(), RejectReason::CommandNotSupported);
+    let down = SessionEvent::Down(SessionError::TimedOut(Awaited::TaskManagement));
+    assert_eq!(peer.events(), [SessionEvent::Done(id), down]);
+    assert_eq!(peer.result(id), Some(Err(TaskError::TimedOut)));
+    // It is of no importance where the command has ended meanwhile.
+    let mut peer = Peer::up(impatient(), KEYS);
+    let (id, abort, tag) = timed_out(&mut peer);
+    peer.say_status(tag, 0, &[]);
+    say_rejected(&mut peer, &abort.to_bhs(), RejectReason::CommandNotSupported);
+    assert_eq!(peer.events(), [SessionEvent::Done(id)]);
 }
 
 #[test]
@@ -102,6 +132,67 @@ fn a_reset_ends_the_tasks_of_its_unit() {
     assert_eq!(peer.result(reset), Some(Ok(Answer::Reset)));
     peer.say_status(tag, 0, &[]);
     assert!(matches!(peer.result(there), Some(Ok(Answer::Scsi(_)))));
+}
+
+fn start_reset(peer: &mut Peer) -> (TaskId, TaskManagementRequest) {
+    let lun = Lun::from_number(5).unwrap();
+    let id = peer.session.submit_reset(lun, peer.now).unwrap();
+    let (Request::TaskManagement(request), _) = peer.hear() else { panic!("no reset") };
+    (id, request)
+}
+
+/// The target may run them after the reset, so the reset's answer must not end them.
+#[test]
+fn commands_wait_for_the_answer_to_a_reset() {
+    let mut peer = Peer::up(config(), KEYS);
+    let before = peer.submit(write(&pattern(6144)));
+    let (sent, _) = peer.hear_command();
+    let (first, first_request) = start_reset(&mut peer);
+    let behind = peer.submit(write(&pattern(512)));
+    peer.hear_nothing();
+    let (second, second_request) = start_reset(&mut peer);
+    peer.hear_nothing();
+    // Data that is asked for is still sent.
+    peer.ask(sent.task_tag, 0, 1024, 1024);
+    assert!(matches!(peer.hear(), (Request::DataOut(_), _)));
+    say_managed(&mut peer, first_request.task_tag, TaskResult::Complete);
+    assert_eq!(peer.result(before), Some(Err(TaskError::Aborted)));
+    assert_eq!(peer.result(first), Some(Ok(Answer::Reset)));
+    peer.hear_nothing();
+    say_managed(&mut peer, second_request.task_tag, TaskResult::Complete);
+    assert_eq!(peer.result(second), Some(Ok(Answer::Reset)));
+    assert_eq!(peer.result(behind), None);
+    let tag = peer.hear_command().0.task_tag;
+    peer.say_status(tag, 0, &[]);
+    assert!(matches!(peer.result(behind), Some(Ok(Answer::Scsi(_)))));
+}
+
+#[test]
+fn a_reset_that_is_not_carried_out_holds_nothing_back() {
+    let refuse = |peer: &mut Peer, request: &TaskManagementRequest| {
+        say_managed(peer, request.task_tag, TaskResult::NotSupported);
+    };
+    let reject = |peer: &mut Peer, request: &TaskManagementRequest| {
+        say_rejected(peer, &request.to_bhs(), RejectReason::CommandNotSupported);
+    };
+    let say_nothing = |peer: &mut Peer, _: &TaskManagementRequest| {
+        peer.wait(SECOND);
+        peer.reconnect();
+        peer.log_in(KEYS);
+    };
+    let endings: [fn(&mut Peer, &TaskManagementRequest); 3] = [refuse, reject, say_nothing];
+    for ending in endings {
+        let mut peer = Peer::up(impatient(), KEYS);
+        let (reset, request) = start_reset(&mut peer);
+        peer.now += SECOND / 2;
+        let behind = peer.submit(write(&pattern(512)));
+        peer.hear_nothing();
+        ending(&mut peer, &request);
+        assert!(matches!(peer.result(reset), Some(Err(_))));
+        let tag = peer.hear_command().0.task_tag;
+        peer.say_status(tag, 0, &[]);
+        assert!(matches!(peer.result(behind), Some(Ok(Answer::Scsi(_)))));
+    }
 }
 
 /// In three parts, the second of which ends within a key.
@@ -158,14 +249,7 @@ fn a_rejected_command_fails_alone() {
     let ids = [peer.submit(read(&buf)), peer.submit(write(&pattern(512)))];
     let (first, _) = peer.hear_command();
     let (second, _) = peer.hear_command();
-    let refused = first.to_bhs().to_bytes();
-    let reject = Reject {
-        reason: RejectReason::InvalidField,
-        serials: peer.next_status(),
-        data_sn: Serial::new(0),
-        data_len: DataLen::of(&refused).unwrap(),
-    };
-    peer.say(reject, &refused);
+    say_rejected(&mut peer, &first.to_bhs(), RejectReason::InvalidField);
     let reason = RejectReason::InvalidField;
     assert_eq!(peer.result(ids[0]), Some(Err(TaskError::Rejected { reason })));
     peer.say_status(second.task_tag, 0, &[]);

@@ -29,6 +29,7 @@ use crate::geometry::{DataLocation, Geometry, GeometryCell};
 use crate::header_store::HeaderStore;
 use crate::map::Kind;
 use crate::mapping::Slice;
+use crate::reload::from_below;
 use crate::snapshot::Selector;
 use crate::spec::Fault;
 use crate::spec::bitmap::Bitmap;
@@ -270,11 +271,11 @@ impl BlockDriver for Qcow2Driver {
         match self.one_kind(range)? {
             Kind::Data(host) => {
                 let (node, range) = inside(&self.data, host.bytes(), range.len())?;
-                node.read_now(range, iov)
+                node.read_now(range, iov).map(from_below)
             }
             Kind::Unallocated(_) if self.backing.is_some() => {
                 let (node, range) = inside(&self.backing, range.offset(), range.len())?;
-                node.read_now(range, iov)
+                node.read_now(range, iov).map(from_below)
             }
             Kind::Zero(_) | Kind::Unallocated(_) => {
                 iov.fill(0, iov.len(), 0);
@@ -296,7 +297,7 @@ impl BlockDriver for Qcow2Driver {
         };
         // Damage is told by the long way.
         writer.overlap.check_data(host).ok()?;
-        node.write_now(host, iov)
+        node.write_now(host, iov).map(from_below)
     }
 
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
@@ -306,13 +307,13 @@ impl BlockDriver for Qcow2Driver {
             Some(Kind::Data(host)) => {
                 if let Some((node, range)) = inside(&self.data, host.bytes(), range.len()) {
                     self.event("read_aio");
-                    return node.read(range, iov).await;
+                    return from_below(node.read(range, iov).await);
                 }
             }
             Some(Kind::Unallocated(_)) => {
                 if let Some((node, range)) = inside(&self.backing, range.offset(), range.len()) {
                     self.event("read_backing_aio");
-                    return node.read(range, iov).await;
+                    return from_below(node.read(range, iov).await);
                 }
             }
             _ => {}
@@ -345,7 +346,7 @@ impl BlockDriver for Qcow2Driver {
             return match writer.overlap.check_data(host) {
                 Ok(()) => {
                     self.event("write_aio");
-                    node.write(host, iov, RequestFlags::empty()).await
+                    from_below(node.write(host, iov, RequestFlags::empty()).await)
                 }
                 Err(fault) => self.after(Err(fault.into())).await,
             };

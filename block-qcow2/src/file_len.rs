@@ -10,6 +10,7 @@ use block_core::{Alignment, Result, Support};
 use crate::alloc::Meta;
 use crate::driver::Qcow2Driver;
 use crate::geometry::DataLocation;
+use crate::reload::from_below;
 
 /// Least growth in bytes.
 const MIN_STEP: u64 = 1 << 20;
@@ -55,7 +56,8 @@ impl Qcow2Driver {
         if self.geometry().data_location() == DataLocation::DataFile
             && let Some(data) = self.data.as_ref().filter(|data| data.len() > self.disk_len())
         {
-            data.truncate(self.disk_len(), Exactness::AtLeast, Prealloc::Off).await?;
+            let cut = data.truncate(self.disk_len(), Exactness::AtLeast, Prealloc::Off);
+            from_below(cut.await)?;
         }
         Ok(())
     }

@@ -18,11 +18,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use block_core::budget::{MemoryBudget, Reservation};
-use block_core::metadata::bytes::read_bytes;
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Error, Node, Result};
 
 use crate::geometry::Geometry;
+use crate::metadata_io::read_bytes;
 use crate::overlap::{OverlapMap, Section};
 use crate::spec::Fault;
 use crate::spec::refcount::{max_refcount, refcount, set_refcount, table_entry};

@@ -11,13 +11,13 @@
 use std::sync::atomic::Ordering;
 
 use block_core::Result;
-use block_core::metadata::bytes::read_bytes;
 use block_core::range::{to_u64, to_usize};
 
 use crate::alloc::{Meta, Reason, run_of};
 use crate::driver::Qcow2Driver;
 use crate::geometry::{Geometry, Version};
 use crate::mapping::words;
+use crate::metadata_io::read_bytes;
 use crate::overlap::Section;
 use crate::plan::{Dropped, dropped_by};
 use crate::refcounts::{Run, Step};

@@ -17,6 +17,7 @@ use crate::map::Kind;
 use crate::metadata_io::{encode_words, write_bytes};
 use crate::overlap::Section;
 use crate::plan::{Allocation, dropped_by, set_words, words_at};
+use crate::reload::from_below;
 use crate::snapshot::NotReplaced;
 use crate::spec::entry::{l1_entry, l2_entry};
 use crate::spec::header::{MAX_L1_BYTES, Table};
@@ -53,7 +54,7 @@ impl Qcow2Driver {
             // It is as long as the disk.
             let data = self.data.as_ref().ok_or(Error::Unsupported)?;
             if data.len() < len {
-                data.truncate(len, Exactness::AtLeast, Prealloc::Off).await?;
+                from_below(data.truncate(len, Exactness::AtLeast, Prealloc::Off).await)?;
             }
         }
         Ok(())
@@ -229,7 +230,7 @@ impl Qcow2Driver {
         }
         let data = self.data.as_ref().ok_or(Error::Unsupported)?;
         if data.len() < end {
-            data.truncate(end, Exactness::AtLeast, Prealloc::Off).await?;
+            from_below(data.truncate(end, Exactness::AtLeast, Prealloc::Off).await)?;
         }
         Ok(())
     }
@@ -270,7 +271,7 @@ impl Qcow2Driver {
             if let Some(host) = host {
                 let data = self.data.as_ref().ok_or(Error::Unsupported)?;
                 let host = ByteRange::new(host.bytes(), here.len())?;
-                data.write_zeroes(host, RequestFlags::empty()).await?;
+                from_below(data.write_zeroes(host, RequestFlags::empty()).await)?;
             }
             tail = after;
         }
@@ -294,10 +295,10 @@ impl Qcow2Driver {
         let data = self.data.as_ref().ok_or(Error::Unsupported)?;
         let (inside, beyond) = host.split_at(data.len().saturating_sub(host.offset()));
         if !inside.is_empty() && (takes_space(prealloc) || !place.fresh) {
-            data.write_zeroes(inside, RequestFlags::empty()).await?;
+            from_below(data.write_zeroes(inside, RequestFlags::empty()).await)?;
         }
         if !beyond.is_empty() && takes_space(prealloc) {
-            data.truncate(host.end(), Exactness::AtLeast, prealloc).await?;
+            from_below(data.truncate(host.end(), Exactness::AtLeast, prealloc).await)?;
         }
         Ok(())
     }

@@ -27,6 +27,7 @@ use crate::mapping::Slice;
 use crate::metadata_io::{encode_words, write_bytes};
 use crate::overlap::Section;
 use crate::refcounts::{DirtyPart, Place, Run, Step};
+use crate::reload::from_below;
 use crate::tables::L1_SECTOR_WORDS;
 use crate::units::HostOffset;
 use crate::writer::{LazyRefcounts, Writer};
@@ -121,9 +122,9 @@ impl Qcow2Driver {
     pub(crate) async fn barrier(&self) -> Result<()> {
         self.event("flush_to_disk");
         if let Some(data) = self.data.as_ref().filter(|data| !data.same(&self.file)) {
-            data.flush().await?;
+            from_below(data.flush().await)?;
         }
-        self.file.flush().await
+        from_below(self.file.flush().await)
     }
 
     fn take_batch(&self, meta: &mut Meta, lazy: bool) -> Batch {

@@ -17,6 +17,7 @@ use crate::driver::Qcow2Driver;
 use crate::geometry::{DataLocation, Geometry, Version};
 use crate::map::Kind;
 use crate::plan::{Dropped, dropped_by, mask, set_words, subcluster, words_at};
+use crate::reload::from_below;
 use crate::spec::Fault;
 use crate::spec::entry::{Cluster, Copied, encode_plain, is_copied, l2_entry};
 use crate::tables::OwnSlice;
@@ -174,7 +175,7 @@ impl Qcow2Driver {
     ) -> Result<()> {
         if self.has_raw_data_file() {
             let data = self.data.as_ref().ok_or(Error::Unsupported)?;
-            data.write_zeroes(range, RequestFlags::MAY_UNMAP).await?;
+            from_below(data.write_zeroes(range, RequestFlags::MAY_UNMAP).await)?;
         }
         self.retarget(meta, slice, aligned, target).await.map(drop)
     }
@@ -256,9 +257,9 @@ impl Qcow2Driver {
             if there.is_empty() {
                 // The data file ends before it.
             } else if self.has_raw_data_file() {
-                data.write_zeroes(there, RequestFlags::MAY_UNMAP).await?;
+                from_below(data.write_zeroes(there, RequestFlags::MAY_UNMAP).await)?;
             } else if self.writer()?.discards.passes(Reason::Request) {
-                data.discard(there).await?;
+                from_below(data.discard(there).await)?;
             }
         }
         Ok(Ok(within.len()))
@@ -273,7 +274,7 @@ impl Qcow2Driver {
         for host in kept {
             let range = ByteRange::new(host.bytes(), self.geometry().cluster_size())?;
             let range = range.intersect(ByteRange::up_to(self.file.len()));
-            self.file.discard(range).await?;
+            from_below(self.file.discard(range).await)?;
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use crate::map::Kind;
 use crate::plan::{Dropped, dropped_by, mask, set_words, subcluster, words_at};
 use crate::reload::from_below;
 use crate::spec::Fault;
-use crate::spec::entry::{Cluster, Copied, encode_plain, is_copied, l2_entry};
+use crate::spec::entry::{Cluster, Copied, encode_plain, is_copied, mapping_entry};
 use crate::tables::OwnSlice;
 use crate::units::{GuestOffset, HostOffset};
 use crate::writer::Freeing;
@@ -340,7 +340,7 @@ fn retarget(
     let mut start = geometry.cluster_alignment().round_down(range.offset());
     while start < range.end() {
         let old = words_at(geometry, words, first_entry, GuestOffset::new(start))?;
-        let cluster = l2_entry(geometry, old.0, old.1)?;
+        let cluster = mapping_entry(geometry, old.0, old.1, GuestOffset::new(start))?;
         let from = range.offset().max(start) - start;
         let to = range.end().min(start + cluster_size) - start;
         let touched = mask(subcluster(geometry, from), subcluster(geometry, to - 1));

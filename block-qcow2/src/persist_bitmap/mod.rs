@@ -126,10 +126,7 @@ impl Qcow2Driver {
                 self.write_directory(offset, len, &bitmaps).await?;
                 self.file.flush().await?;
             }
-            if self.header.with(|parts| parts.header.unknown_autoclear != 0) {
-                self.header.update(|header| header.unknown_autoclear = 0).await?;
-                self.file.flush().await?;
-            }
+            self.clear_unknown().await?;
             self.lists.write().bitmaps = bitmaps;
             guard.marked.store(true, Ordering::Release);
             guard.trusted.store(false, Ordering::Release);
@@ -139,6 +136,16 @@ impl Qcow2Driver {
 
     /// Where the directory is, if it is up to date.
     fn bitmaps_extension(&self) -> Option<BitmapsExtension> {
+    /// Clears the autoclear bits that are not known here, and returns once that is stable. To be called
+    /// before anything is written: what they vouch for may not be true afterwards.
+    pub(crate) async fn clear_unknown(&self) -> Result<()> {
+        if self.header.with(|parts| parts.header.unknown_autoclear == 0) {
+            return Ok(());
+        }
+        self.header.update(|header| header.unknown_autoclear = 0).await?;
+        self.file.flush().await
+    }
+
         let extension = |parts: &crate::header_store::Parts| {
             parts.extensions.bitmaps.filter(|_| parts.header.features.bitmaps)
         };

@@ -61,6 +61,7 @@ impl Qcow2Driver {
         }
         if !(wanted.is_empty() && old.is_empty()) {
             let planned = self.plan_bitmaps(from, &wanted, &old)?;
+            self.clear_unknown().await?;
             self.replace_bitmaps(writer, from, planned, old).await?;
         }
         *guard.known.lock() = Some(revision);

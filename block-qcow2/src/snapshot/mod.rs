@@ -105,6 +105,7 @@ impl Qcow2Driver {
     }
 
     /// Writes the rest back, and marks the image as clean again.
+        self.clear_unknown().await?;
     async fn finish(&self, done: Result<()>) -> Result<()> {
         let settled = match done {
             // Refused before anything was begun.

@@ -216,12 +216,19 @@ impl Refcounts {
         Ok((1..max_refcount(self.geometry)).contains(&count))
     }
 
-    async fn step_one(&mut self, cluster: u64, step: Step) -> Result<()> {
-        let old = self.get(cluster).await?;
-        let offset = cluster << self.geometry.cluster_bits();
-        if old == 0 {
-            return Err(Fault::new("refcount 0 of a cluster in use at", offset).into());
+    /// The refcount of a cluster that is referred to.
+    pub(crate) async fn check_in_use(&mut self, cluster: u64) -> Result<u64> {
+        match self.get(cluster).await? {
+            0 => {
+                let offset = cluster << self.geometry.cluster_bits();
+                Err(Fault::new("refcount 0 of a cluster in use at", offset).into())
+            }
+            count => Ok(count),
         }
+    }
+
+    async fn step_one(&mut self, cluster: u64, step: Step) -> Result<()> {
+        let old = self.check_in_use(cluster).await?;
         let new = match step {
             Step::Up if old >= max_refcount(self.geometry) => return Err(Error::Os(libc::EINVAL)),
             Step::Up => old + 1,

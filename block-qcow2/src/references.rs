@@ -94,10 +94,7 @@ impl Qcow2Driver {
             let all = entries.into_iter().chain([Dropped::Cluster(table)]);
             for run in all.map(|dropped| run_of(geometry, dropped)) {
                 for cluster in run.first..run.first + run.count {
-                    if meta.refcounts.get(cluster).await? == 0 {
-                        let offset = cluster << geometry.cluster_bits();
-                        return Err(Fault::new("refcount 0 of a cluster in use at", offset).into());
-                    }
+                    meta.refcounts.check_in_use(cluster).await?;
                 }
             }
         }

@@ -19,6 +19,7 @@ use crate::overlap::Section;
 use crate::plan::{Allocation, dropped_by, set_words, words_at};
 use crate::reload::from_below;
 use crate::snapshot::NotReplaced;
+use crate::spec::Fault;
 use crate::spec::entry::{l1_entry, l2_entry};
 use crate::spec::header::{MAX_L1_BYTES, Table};
 use crate::units::{GuestOffset, HostOffset};
@@ -128,6 +129,7 @@ impl Qcow2Driver {
     /// Moves the L1 table to where `count` entries have room.
     pub(crate) async fn move_l1(&self, count: u64) -> Result<()> {
         let geometry = self.geometry();
+        self.check_own_l1()?;
         // All that the old table says in memory must be there before a copy of it is made.
         self.write_back(Extent::Flush).await?;
         let bytes = geometry.cluster_alignment().round_up(count * 8);
@@ -157,6 +159,15 @@ impl Qcow2Driver {
             // The file may refer to either: both stay counted.
             Err(NotReplaced::Unsure(error)) => Err(error),
         }
+    }
+
+    /// Whether the active L1 table may be given back once it is not needed: no other metadata is there.
+    pub(crate) fn check_own_l1(&self) -> Result<(), Fault> {
+        let l1 = self.header.with(|parts| parts.header.l1);
+        let len = u64::from(l1.count) * 8;
+        self.writer.as_ref().map_or(Ok(()), |writer| {
+            writer.overlap.check_metadata(Section::ActiveL1, l1.offset, len)
+        })
     }
 
     /// Writes an L1 table to `offset` and makes the header point at it; the old one.

@@ -43,6 +43,8 @@ mod store;
 const PIECE: u64 = 256 << 10;
 /// Most bytes of the clusters of one bitmap.
 const MAX_DATA_BYTES: u64 = 512 << 20;
+/// Most bytes of bits that all bitmaps of an image have in the file: those that are held in memory at worst.
+const MAX_ALL_BYTES: u64 = 1 << 30;
 
 /// Reads the bitmap directory.
 pub(crate) async fn load(
@@ -134,8 +136,6 @@ impl Qcow2Driver {
         })
     }
 
-    /// Where the directory is, if it is up to date.
-    fn bitmaps_extension(&self) -> Option<BitmapsExtension> {
     /// Clears the autoclear bits that are not known here, and returns once that is stable. To be called
     /// before anything is written: what they vouch for may not be true afterwards.
     pub(crate) async fn clear_unknown(&self) -> Result<()> {
@@ -146,6 +146,8 @@ impl Qcow2Driver {
         self.file.flush().await
     }
 
+    /// Where the directory is, if it is up to date.
+    fn bitmaps_extension(&self) -> Option<BitmapsExtension> {
         let extension = |parts: &crate::header_store::Parts| {
             parts.extensions.bitmaps.filter(|_| parts.header.features.bitmaps)
         };

@@ -21,7 +21,7 @@ use crate::geometry::{DataLocation, Geometry};
 use crate::header_store::HeaderStore;
 use crate::overlap::{OverlapMap, Section};
 use crate::plan::Dropped;
-use crate::refcounts::{Refcounts, Run, Step, Want};
+use crate::refcounts::{Refcounts, Run, Step, TOO_FAR, Want};
 use crate::spec::Fault;
 use crate::spec::entry::Payload;
 use crate::units::{GuestOffset, HostOffset};
@@ -125,6 +125,8 @@ impl Meta {
     /// A place for a compressed cluster of `len` bytes, which is less than a cluster. What `cache`
     /// should know of it, it is told; there must be room in it.
     ///
+    /// [`TOO_FAR`] if the place would be behind what the entry of a compressed cluster can name.
+    ///
     /// Places follow one another, from the end of one host cluster into the next if that adjoins. No
     /// place is in a host cluster that was in use before.
     pub(crate) async fn allocate_compressed(
@@ -171,6 +173,10 @@ impl Meta {
             }
         };
         let stored = Stored { offset: stored, len };
+        if stored.offset.bytes() + len - 1 > self.geometry.max_payload_offset() {
+            self.give_back_compressed(stored);
+            return Err(TOO_FAR);
+        }
         let before = self.packing.replace(next).filter(|before| before.cluster != next.cluster);
         let expected = cache.map_or(Ok(()), |cache| {
             // One that the new place reaches the end of is full, which the cache sees.

@@ -365,7 +365,7 @@ impl Refcounts {
             return Err(zero.into());
         }
         let end = run.first.checked_add(run.count).filter(|end| *end <= MAX_HOST_BYTES >> bits);
-        let end = end.ok_or(Error::Os(libc::EFBIG))?;
+        let end = end.ok_or(TOO_FAR)?;
         if end > self.room() {
             return Err(Error::NO_SPACE);
         }
@@ -432,6 +432,9 @@ impl Refcounts {
         }
     }
 }
+
+/// The error of a place that entries cannot name.
+pub(crate) const TOO_FAR: Error = Error::Os(libc::EFBIG);
 
 /// An entry holds host offsets below this.
 const MAX_HOST_BYTES: u64 = 1 << 56;

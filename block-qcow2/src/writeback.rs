@@ -76,7 +76,12 @@ impl Qcow2Driver {
         self.event("flush_to_os");
         // Version 2, to which an image may have been changed meanwhile, has no dirty bit.
         let can_be_lazy = self.geometry().version() == Version::V3;
-        let lazy = writer.lazy == LazyRefcounts::On && extent != Extent::Everything && can_be_lazy;
+        // Lazy is what need not be in memory all the time.
+        let crowded = writer.meta.lock().await.refcounts.is_crowded();
+        let lazy = writer.lazy == LazyRefcounts::On
+            && extent != Extent::Everything
+            && can_be_lazy
+            && !crowded;
         while self.write_once(writer, lazy).await? == Place::Moved {}
         if extent != Extent::Flush {
             self.settle(writer).await?;

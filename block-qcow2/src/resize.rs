@@ -233,9 +233,15 @@ impl Qcow2Driver {
                 // It ends with the disk.
                 DataLocation::DataFile => host.intersect(ByteRange::up_to(range.end())),
             };
-            self.prepare_place(host, place, prealloc).await?;
             let allocation = Allocation { clusters, write: clusters, fill: clusters, keep: None };
-            self.link(&allocation, place).await?;
+            let linked = match self.prepare_place(host, place, prealloc).await {
+                Ok(()) => self.link(&allocation, place).await,
+                failed => failed,
+            };
+            if linked.is_err() {
+                self.writer()?.meta.lock().await.give_back(place);
+            }
+            linked?;
             end = end.max(host.end());
             rest = rest.split_at(clusters.len()).1;
         }

@@ -13,8 +13,8 @@
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
-use block_core::Result;
 use block_core::range::to_u64;
+use block_core::{Error, Result};
 
 use crate::compress::write_cache::{Stored, WriteCache};
 use crate::geometry::{DataLocation, Geometry};
@@ -217,7 +217,10 @@ impl Meta {
     }
 
     async fn allocate(&mut self, want: Want, header: &HeaderStore) -> Result<Run> {
-        let run = self.refcounts.allocate(want, header).await;
+        let mut run = self.refcounts.allocate(want, header).await;
+        if run == Err(Error::NO_SPACE) && self.refcounts.stop_keeping() {
+            run = self.refcounts.allocate(want, header).await;
+        }
         for run in std::mem::take(&mut self.refcounts.left) {
             self.push_dropped(Freed { run, reason: Reason::Other });
         }
@@ -290,6 +293,11 @@ impl Meta {
         let lists = to_u64(self.dropped.len() + self.written.len());
         lists > MAX_WAITING_RUNS
             || waiting.sum::<u64>() << self.geometry.cluster_bits() > MAX_WAITING_BYTES
+    }
+
+    /// Whether clusters are on their way back.
+    pub(crate) fn has_waiting(&self) -> bool {
+        !(self.dropped.is_empty() && self.written.is_empty() && self.limbo.is_empty())
     }
 
     /// Takes what is in limbo and used by nobody, merged where it adjoins.

@@ -335,14 +335,9 @@ impl BlockDriver for Qcow2Driver {
         if writer.bitmaps.are_trusted() {
             self.distrust_bitmaps().await?;
         }
-        let _pass = self.gate.enter().await;
-        if flags.contains(RequestFlags::COMPRESSED) {
-            let write: BoxFuture<'static, _> =
-                Box::pin(Arc::clone(&self).write_compressed(range, iov));
-            let written = write.await;
-            return self.after(written).await;
-        }
-        if let Some((host, node)) = self.in_place_at_once(range) {
+        let pass = self.gate.enter().await;
+        let compressed = flags.contains(RequestFlags::COMPRESSED);
+        if let Some((host, node)) = self.in_place_at_once(range).filter(|_| !compressed) {
             return match writer.overlap.check_data(host) {
                 Ok(()) => {
                     self.event("write_aio");
@@ -351,8 +346,12 @@ impl BlockDriver for Qcow2Driver {
                 Err(fault) => self.after(Err(fault.into())).await,
             };
         }
+        drop(pass);
         // Boxed, as for reads.
-        let write: BoxFuture<'static, _> = Box::pin(Arc::clone(&self).write(range, iov));
+        let write: BoxFuture<'_, _> = match compressed {
+            true => Box::pin(self.with_room(|this| this.write_compressed(range, iov.clone()))),
+            false => Box::pin(self.with_room(|this| this.write(range, iov.clone()))),
+        };
         let written = write.await;
         self.after(written).await
     }
@@ -360,24 +359,22 @@ impl BlockDriver for Qcow2Driver {
     async fn copy_from(self: Arc<Self>, range: ByteRange, source: CopySource) -> Result<()> {
         self.check_access()?;
         self.distrust_bitmaps().await?;
-        let _pass = self.gate.enter().await;
-        let copied = Arc::clone(&self).put(range, Payload::Copy(source)).await;
+        let put = |this: Arc<Self>| this.put(range, Payload::Copy(source.clone()));
+        let copied = self.with_room(put).await;
         self.after(copied).await
     }
 
     async fn pwrite_zeroes(self: Arc<Self>, range: ByteRange, flags: RequestFlags) -> Result<()> {
         self.check_access()?;
         self.distrust_bitmaps().await?;
-        let _pass = self.gate.enter().await;
-        let zeroed = Arc::clone(&self).zero(range, flags).await;
+        let zeroed = self.with_room(|this| this.zero(range, flags)).await;
         self.after(zeroed).await
     }
 
     async fn pdiscard(self: Arc<Self>, range: ByteRange) -> Result<()> {
         self.check_access()?;
         self.distrust_bitmaps().await?;
-        let _pass = self.gate.enter().await;
-        let discarded = Arc::clone(&self).discard(range).await;
+        let discarded = self.with_room(|this| this.discard(range)).await;
         self.after(discarded).await
     }
 

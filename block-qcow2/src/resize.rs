@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use block_core::driver::{Exactness, Prealloc};
-use block_core::range::{to_u64, to_usize};
+use block_core::range::to_usize;
 use block_core::{Alignment, ByteRange, Error, IoBuf, RequestFlags, Result};
 
 use crate::alloc::{Place, Reason};
@@ -415,8 +415,7 @@ impl Qcow2Driver {
         for _ in 0..MAX_ROUNDS {
             self.write_back(Extent::Everything).await?;
             let meta = self.writer()?.meta.lock().await;
-            let waiting = to_u64(meta.dropped.len() + meta.written.len() + meta.limbo.len());
-            if waiting == 0 && !meta.refcounts.is_dirty() && !self.slices.is_dirty() {
+            if !meta.has_waiting() && !meta.refcounts.is_dirty() && !self.slices.is_dirty() {
                 break;
             }
         }

@@ -64,7 +64,8 @@ struct Batch {
 impl Batch {
     /// Whether anything in it must wait until what comes before is stable.
     fn has_barrier(&self) -> bool {
-        !(self.linked.is_empty() && self.l1.is_empty() && self.table.is_empty())
+        let waits = !(self.linked.is_empty() && self.l1.is_empty() && self.table.is_empty());
+        waits || !self.written.is_empty()
     }
 }
 
@@ -232,11 +233,9 @@ impl Qcow2Driver {
                 for (at, words) in batch.unlinked.iter().chain(&batch.linked) {
                     self.slices.clean(*at, |now| Arc::ptr_eq(now, words));
                 }
-                if batch.has_barrier() && !batch.written.is_empty() {
+                if !batch.written.is_empty() {
                     let since = self.gate.now();
                     meta.limbo.push_back(Limbo { freed: batch.written, since });
-                } else {
-                    meta.written.extend(batch.written);
                 }
                 meta.written.extend(batch.dropped);
             }

@@ -656,7 +656,8 @@ fn entries_of_a_data_file_that_are_not_at_their_guest_offset() {
     let made = setup.make();
     let good = Bytes { all: made.file, setup: setup.clone() };
     assert_eq!(good.host(6), 6 * CLUSTER);
-    for wrong in [8 * CLUSTER | COPIED, 8 * CLUSTER | COPIED | 1, 8 * CLUSTER, COPIED] {
+    let other = 8 * CLUSTER;
+    for wrong in [other | COPIED, other | COPIED | 1, other, COPIED] {
         for act in [Act::Part(6), Act::Whole(6), Act::Unmap(6), Act::Discard(6)] {
             let bytes = good.clone().put(good.entry(6), wrong);
             let disk = MemConfig::file().holding(&bytes.all);

@@ -387,7 +387,9 @@ mod tests {
                     twin.set(range(0, 512 * 20));
                 }
                 by_bits.set_bits(first, &vec![byte; count]);
-                for bit in (0..u64::try_from(count).unwrap() * 8).filter(|n| byte >> (n % 8) & 1 == 1) {
+                for bit in
+                    (0..u64::try_from(count).unwrap() * 8).filter(|n| byte >> (n % 8) & 1 == 1)
+                {
                     by_ranges.set(range((first + bit) * 512, (first + bit + 1) * 512));
                 }
                 assert!(by_bits.areas().eq(by_ranges.areas()), "{first} {count} {byte:#x}");

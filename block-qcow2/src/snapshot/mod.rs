@@ -87,11 +87,8 @@ impl Snapshots for Qcow2Driver {
         let done = match self.begin().await {
             Ok(()) => {
                 let l1 = l1_of(&self.file, self.geometry(), &snapshot, snapshot.l1.count).await?;
-                match self.check_removable(&snapshot, &l1).await {
-                    Ok(()) => self.remove(&snapshot, &l1).await,
-                    // Nothing was changed, and the refcounts are not to be relied on.
-                    refused => return self.after(refused).await,
-                }
+                self.check_removable(&snapshot, &l1).await?;
+                self.remove(&snapshot, &l1).await
             }
             failed => failed,
         };

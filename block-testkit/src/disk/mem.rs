@@ -430,12 +430,7 @@ impl BlockDriver for MemDisk {
         Ok(())
     }
 
-    async fn truncate(
-        self: Arc<Self>,
-        len: u64,
-        exactness: Exactness,
-        _: Prealloc,
-    ) -> Result<()> {
+    async fn truncate(self: Arc<Self>, len: u64, exactness: Exactness, _: Prealloc) -> Result<()> {
         assert_eq!(self.config.capabilities.truncate, Support::Native, "truncate {len:#x}");
         yield_now().await;
         match self.config.resize {

@@ -13,15 +13,15 @@
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
-use block_core::Result;
 use block_core::range::to_u64;
+use block_core::{Error, Result};
 
 use crate::compress::write_cache::{Stored, WriteCache};
 use crate::geometry::{DataLocation, Geometry};
 use crate::header_store::HeaderStore;
 use crate::overlap::{OverlapMap, Section};
 use crate::plan::Dropped;
-use crate::refcounts::{Refcounts, Run, Step, Want};
+use crate::refcounts::{Refcounts, Run, Step, TOO_FAR, Want};
 use crate::spec::Fault;
 use crate::spec::entry::Payload;
 use crate::units::{GuestOffset, HostOffset};
@@ -125,6 +125,8 @@ impl Meta {
     /// A place for a compressed cluster of `len` bytes, which is less than a cluster. What `cache`
     /// should know of it, it is told; there must be room in it.
     ///
+    /// [`TOO_FAR`] if the place would be behind what the entry of a compressed cluster can name.
+    ///
     /// Places follow one another, from the end of one host cluster into the next if that adjoins. No
     /// place is in a host cluster that was in use before.
     pub(crate) async fn allocate_compressed(
@@ -171,6 +173,10 @@ impl Meta {
             }
         };
         let stored = Stored { offset: stored, len };
+        if stored.offset.bytes() + len - 1 > self.geometry.max_payload_offset() {
+            self.give_back_compressed(stored);
+            return Err(TOO_FAR);
+        }
         let before = self.packing.replace(next).filter(|before| before.cluster != next.cluster);
         let expected = cache.map_or(Ok(()), |cache| {
             // One that the new place reaches the end of is full, which the cache sees.
@@ -211,7 +217,10 @@ impl Meta {
     }
 
     async fn allocate(&mut self, want: Want, header: &HeaderStore) -> Result<Run> {
-        let run = self.refcounts.allocate(want, header).await;
+        let mut run = self.refcounts.allocate(want, header).await;
+        if run == Err(Error::NO_SPACE) && self.refcounts.stop_keeping() {
+            run = self.refcounts.allocate(want, header).await;
+        }
         for run in std::mem::take(&mut self.refcounts.left) {
             self.push_dropped(Freed { run, reason: Reason::Other });
         }
@@ -284,6 +293,11 @@ impl Meta {
         let lists = to_u64(self.dropped.len() + self.written.len());
         lists > MAX_WAITING_RUNS
             || waiting.sum::<u64>() << self.geometry.cluster_bits() > MAX_WAITING_BYTES
+    }
+
+    /// Whether clusters are on their way back.
+    pub(crate) fn has_waiting(&self) -> bool {
+        !(self.dropped.is_empty() && self.written.is_empty() && self.limbo.is_empty())
     }
 
     /// Takes what is in limbo and used by nobody, merged where it adjoins.

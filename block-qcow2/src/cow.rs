@@ -13,6 +13,7 @@ use crate::alloc::Place;
 use crate::driver::Qcow2Driver;
 use crate::map::Kind;
 use crate::plan::Allocation;
+use crate::reload::from_below;
 use crate::units::GuestOffset;
 use crate::write::Payload;
 
@@ -46,7 +47,7 @@ impl Qcow2Driver {
             }
             let iov = joined(zeroes(head)?, data.in_memory()?, zeroes(tail)?);
             self.event("write_aio");
-            return node.write(whole, iov, RequestFlags::empty()).await;
+            return from_below(node.write(whole, iov, RequestFlags::empty()).await);
         }
         let data = data.in_memory()?;
         self.event("cow_read");
@@ -59,13 +60,14 @@ impl Qcow2Driver {
         first.and(second)?;
         self.event("cow_write");
         self.event("write_aio");
-        node.write(whole, joined(before, data, after), RequestFlags::empty()).await
+        let all = joined(before, data, after);
+        from_below(node.write(whole, all, RequestFlags::empty()).await)
     }
 
     /// Zeroes `range` if that is quicker than writing zeroes; says whether it was.
     async fn zeroed_at_once(&self, node: &Node, range: ByteRange) -> Result<bool> {
         self.event("cluster_alloc_space");
-        match node.write_zeroes(range, RequestFlags::NO_FALLBACK).await {
+        match from_below(node.write_zeroes(range, RequestFlags::NO_FALLBACK).await) {
             Ok(()) => Ok(true),
             Err(Error::Unsupported) => Ok(false),
             Err(error) => Err(error),
@@ -108,7 +110,8 @@ impl Qcow2Driver {
         let Some(backing) = &self.backing else { return Ok(true) };
         let mut rest = range.intersect(ByteRange::up_to(backing.len()));
         while !rest.is_empty() {
-            let status = backing.block_status_above(None, rest, StatusDetail::Zeroes).await?;
+            let status = backing.block_status_above(None, rest, StatusDetail::Zeroes);
+            let status = from_below(status.await)?;
             if !status.is_zero() || status.len == 0 {
                 return Ok(false);
             }

@@ -29,6 +29,7 @@ use crate::geometry::{DataLocation, Geometry, GeometryCell};
 use crate::header_store::HeaderStore;
 use crate::map::Kind;
 use crate::mapping::Slice;
+use crate::reload::from_below;
 use crate::snapshot::Selector;
 use crate::spec::Fault;
 use crate::spec::bitmap::Bitmap;
@@ -270,11 +271,11 @@ impl BlockDriver for Qcow2Driver {
         match self.one_kind(range)? {
             Kind::Data(host) => {
                 let (node, range) = inside(&self.data, host.bytes(), range.len())?;
-                node.read_now(range, iov)
+                node.read_now(range, iov).map(from_below)
             }
             Kind::Unallocated(_) if self.backing.is_some() => {
                 let (node, range) = inside(&self.backing, range.offset(), range.len())?;
-                node.read_now(range, iov)
+                node.read_now(range, iov).map(from_below)
             }
             Kind::Zero(_) | Kind::Unallocated(_) => {
                 iov.fill(0, iov.len(), 0);
@@ -296,7 +297,7 @@ impl BlockDriver for Qcow2Driver {
         };
         // Damage is told by the long way.
         writer.overlap.check_data(host).ok()?;
-        node.write_now(host, iov)
+        node.write_now(host, iov).map(from_below)
     }
 
     async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
@@ -306,13 +307,13 @@ impl BlockDriver for Qcow2Driver {
             Some(Kind::Data(host)) => {
                 if let Some((node, range)) = inside(&self.data, host.bytes(), range.len()) {
                     self.event("read_aio");
-                    return node.read(range, iov).await;
+                    return from_below(node.read(range, iov).await);
                 }
             }
             Some(Kind::Unallocated(_)) => {
                 if let Some((node, range)) = inside(&self.backing, range.offset(), range.len()) {
                     self.event("read_backing_aio");
-                    return node.read(range, iov).await;
+                    return from_below(node.read(range, iov).await);
                 }
             }
             _ => {}
@@ -334,24 +335,23 @@ impl BlockDriver for Qcow2Driver {
         if writer.bitmaps.are_trusted() {
             self.distrust_bitmaps().await?;
         }
-        let _pass = self.gate.enter().await;
-        if flags.contains(RequestFlags::COMPRESSED) {
-            let write: BoxFuture<'static, _> =
-                Box::pin(Arc::clone(&self).write_compressed(range, iov));
-            let written = write.await;
-            return self.after(written).await;
-        }
-        if let Some((host, node)) = self.in_place_at_once(range) {
+        let pass = self.gate.enter().await;
+        let compressed = flags.contains(RequestFlags::COMPRESSED);
+        if let Some((host, node)) = self.in_place_at_once(range).filter(|_| !compressed) {
             return match writer.overlap.check_data(host) {
                 Ok(()) => {
                     self.event("write_aio");
-                    node.write(host, iov, RequestFlags::empty()).await
+                    from_below(node.write(host, iov, RequestFlags::empty()).await)
                 }
                 Err(fault) => self.after(Err(fault.into())).await,
             };
         }
+        drop(pass);
         // Boxed, as for reads.
-        let write: BoxFuture<'static, _> = Box::pin(Arc::clone(&self).write(range, iov));
+        let write: BoxFuture<'_, _> = match compressed {
+            true => Box::pin(self.with_room(|this| this.write_compressed(range, iov.clone()))),
+            false => Box::pin(self.with_room(|this| this.write(range, iov.clone()))),
+        };
         let written = write.await;
         self.after(written).await
     }
@@ -359,24 +359,22 @@ impl BlockDriver for Qcow2Driver {
     async fn copy_from(self: Arc<Self>, range: ByteRange, source: CopySource) -> Result<()> {
         self.check_access()?;
         self.distrust_bitmaps().await?;
-        let _pass = self.gate.enter().await;
-        let copied = Arc::clone(&self).put(range, Payload::Copy(source)).await;
+        let put = |this: Arc<Self>| this.put(range, Payload::Copy(source.clone()));
+        let copied = self.with_room(put).await;
         self.after(copied).await
     }
 
     async fn pwrite_zeroes(self: Arc<Self>, range: ByteRange, flags: RequestFlags) -> Result<()> {
         self.check_access()?;
         self.distrust_bitmaps().await?;
-        let _pass = self.gate.enter().await;
-        let zeroed = Arc::clone(&self).zero(range, flags).await;
+        let zeroed = self.with_room(|this| this.zero(range, flags)).await;
         self.after(zeroed).await
     }
 
     async fn pdiscard(self: Arc<Self>, range: ByteRange) -> Result<()> {
         self.check_access()?;
         self.distrust_bitmaps().await?;
-        let _pass = self.gate.enter().await;
-        let discarded = Arc::clone(&self).discard(range).await;
+        let discarded = self.with_room(|this| this.discard(range)).await;
         self.after(discarded).await
     }
 

@@ -10,6 +10,7 @@ use block_core::{Alignment, Result, Support};
 use crate::alloc::Meta;
 use crate::driver::Qcow2Driver;
 use crate::geometry::DataLocation;
+use crate::reload::from_below;
 
 /// Least growth in bytes.
 const MIN_STEP: u64 = 1 << 20;
@@ -44,18 +45,23 @@ impl Qcow2Driver {
         if grown_to == Some(self.file.len()) { self.trim_file().await } else { Ok(()) }
     }
 
-    /// Cuts the file behind the last cluster in use.
+    /// Cuts the file behind the last cluster in use. A device keeps its length, and what is behind that
+    /// cluster is as it was.
     pub(crate) async fn trim_file(&self) -> Result<()> {
         let mut meta = self.writer()?.meta.lock().await;
-        let end = meta.refcounts.end().await? << self.geometry().cluster_bits();
-        if end < self.file.len() && end > 0 {
+        let end = meta.refcounts.end().await?.checked_mul(self.geometry().cluster_size());
+        // What cannot be told in bytes is beyond the end of every file.
+        if let Some(end) = end.filter(|end| *end < self.file.len() && *end > 0) {
             self.file.truncate(end, Exactness::AtLeast, Prealloc::Off).await?;
-            meta.fresh_from = meta.fresh_from.min(end);
+            if self.file.capabilities().has_zero_init && self.file.len() <= end {
+                meta.fresh_from = meta.fresh_from.min(end);
+            }
         }
         if self.geometry().data_location() == DataLocation::DataFile
             && let Some(data) = self.data.as_ref().filter(|data| data.len() > self.disk_len())
         {
-            data.truncate(self.disk_len(), Exactness::AtLeast, Prealloc::Off).await?;
+            let cut = data.truncate(self.disk_len(), Exactness::AtLeast, Prealloc::Off);
+            from_below(cut.await)?;
         }
         Ok(())
     }

@@ -4,12 +4,11 @@
 //! the fixed fields is one write of one sector, so that a crash leaves the old or the new header.
 
 use block_core::error::Problem;
-use block_core::metadata::bytes::read_bytes;
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Node, OpenError, Result};
 use parking_lot::RwLock;
 
-use crate::metadata_io::write_bytes;
+use crate::metadata_io::{read_bytes, write_bytes};
 use crate::spec::bad_field;
 use crate::spec::extension::Extensions;
 use crate::spec::header::{Header, Part};

@@ -92,6 +92,7 @@ mod refcounts;
 mod references;
 mod reload;
 mod resize;
+mod room;
 mod snapshot;
 pub mod spec;
 mod status;

@@ -7,7 +7,7 @@
 
 use crate::geometry::Geometry;
 use crate::spec::Fault;
-use crate::spec::entry::{Cluster, Payload, l2_entry};
+use crate::spec::entry::{Cluster, Payload, mapping_entry};
 use crate::units::{GuestOffset, HostOffset};
 
 /// How an extent is stored.
@@ -76,6 +76,7 @@ pub fn first_extent(
         .ok_or(outside)?;
     let mut entries = slice.chunks_exact(geometry.l2_entry_words()).skip(skip_entries);
     let mut within = geometry.offset_in_cluster(offset.bytes());
+    let mut cluster_start = offset.bytes() - within;
     let mut extent: Option<Extent> = None;
     loop {
         let done = extent.map_or(0, |e| e.len);
@@ -86,7 +87,8 @@ pub fn first_extent(
             break;
         };
         let (&raw, bitmap) = (words.first().ok_or(outside)?, words.get(1));
-        let cluster = match l2_entry(geometry, raw, bitmap.copied().unwrap_or(0)) {
+        let guest = GuestOffset::new(cluster_start);
+        let cluster = match mapping_entry(geometry, raw, bitmap.copied().unwrap_or(0), guest) {
             Ok(cluster) => cluster,
             Err(_) if extent.is_some() => break,
             Err(fault) => return Err(fault),
@@ -97,6 +99,7 @@ pub fn first_extent(
             break;
         }
         within = 0;
+        cluster_start = cluster_start.saturating_add(geometry.cluster_size());
     }
     extent.ok_or(outside)
 }

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use block_core::metadata::bytes::read_bytes;
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Node, Result};
 use futures::FutureExt;
@@ -15,6 +14,7 @@ use zerocopy::byteorder::big_endian::U64;
 
 use crate::driver::Qcow2Driver;
 use crate::map::{Extent, Kind, first_extent};
+use crate::metadata_io::read_bytes;
 use crate::spec::Fault;
 use crate::spec::entry::l1_entry;
 use crate::units::{GuestOffset, HostOffset};

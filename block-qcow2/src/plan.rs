@@ -15,7 +15,7 @@ use crate::compress::write_cache::Stored;
 use crate::geometry::{DataLocation, Geometry};
 use crate::spec::Fault;
 use crate::spec::entry::{
-    Cluster, Copied, Payload, encode_compressed, encode_plain, is_copied, l2_entry,
+    Cluster, Copied, Payload, encode_compressed, encode_plain, is_copied, l2_entry, mapping_entry,
 };
 use crate::units::{GuestOffset, HostOffset};
 
@@ -131,8 +131,8 @@ fn touched(
     offset: u64,
 ) -> Result<Touched, Fault> {
     let (raw, bitmap) = words_at(geometry, slice, first_entry, GuestOffset::new(offset))?;
-    let cluster = l2_entry(geometry, raw, bitmap)?;
     let start = geometry.cluster_alignment().round_down(offset);
+    let cluster = mapping_entry(geometry, raw, bitmap, GuestOffset::new(start))?;
     let end = range.end().min(start + geometry.cluster_size());
     let first = subcluster(geometry, offset.max(range.offset()) - start);
     let last = subcluster(geometry, end - 1 - start);
@@ -188,7 +188,7 @@ pub(crate) fn link(
     while offset < allocation.clusters.end() {
         let guest = GuestOffset::new(offset);
         let (raw, bitmap) = words_at(geometry, slice, first_entry, guest)?;
-        let old = l2_entry(geometry, raw, bitmap)?;
+        let old = mapping_entry(geometry, raw, bitmap, guest)?;
         let end = allocation.fill.end().min(offset + geometry.cluster_size());
         let start = allocation.fill.offset().max(offset);
         let filled =

@@ -15,6 +15,7 @@ use futures::{FutureExt, StreamExt, future, stream};
 use crate::compress::inflate::{Group, Wanted};
 use crate::driver::Qcow2Driver;
 use crate::map::Kind;
+use crate::reload::from_below;
 use crate::spec::entry::Payload;
 use crate::units::GuestOffset;
 
@@ -90,7 +91,7 @@ impl Qcow2Driver {
         match piece {
             Piece::Node { node, event, range, iov } => {
                 self.event(event);
-                node.read(range, iov).await
+                from_below(node.read(range, iov).await)
             }
             Piece::Clusters(group) => {
                 let filled = self.inflater.fill(group).await;

@@ -26,6 +26,7 @@ impl Rebase for Qcow2Driver {
             return Err(bad_field("backing file", 1, problem));
         }
         let _exclusive = self.gate.exclusive().await;
+        self.clear_unknown().await.map_err(failed)?;
         let rewritten = self.header.rewrite(|parts| {
             parts.backing_name = name.map(|name| name.as_bytes().to_vec());
             parts.extensions.backing_format = name.and(format).map(str::to_owned);

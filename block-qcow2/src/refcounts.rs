@@ -18,11 +18,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use block_core::budget::{MemoryBudget, Reservation};
-use block_core::metadata::bytes::read_bytes;
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Error, Node, Result};
 
 use crate::geometry::Geometry;
+use crate::metadata_io::read_bytes;
 use crate::overlap::{OverlapMap, Section};
 use crate::spec::Fault;
 use crate::spec::refcount::{max_refcount, refcount, set_refcount, table_entry};
@@ -216,12 +216,19 @@ impl Refcounts {
         Ok((1..max_refcount(self.geometry)).contains(&count))
     }
 
-    async fn step_one(&mut self, cluster: u64, step: Step) -> Result<()> {
-        let old = self.get(cluster).await?;
-        let offset = cluster << self.geometry.cluster_bits();
-        if old == 0 {
-            return Err(Fault::new("refcount 0 of a cluster in use at", offset).into());
+    /// The refcount of a cluster that is referred to.
+    pub(crate) async fn check_in_use(&mut self, cluster: u64) -> Result<u64> {
+        match self.get(cluster).await? {
+            0 => {
+                let offset = cluster << self.geometry.cluster_bits();
+                Err(Fault::new("refcount 0 of a cluster in use at", offset).into())
+            }
+            count => Ok(count),
         }
+    }
+
+    async fn step_one(&mut self, cluster: u64, step: Step) -> Result<()> {
+        let old = self.check_in_use(cluster).await?;
         let new = match step {
             Step::Up if old >= max_refcount(self.geometry) => return Err(Error::Os(libc::EINVAL)),
             Step::Up => old + 1,
@@ -358,7 +365,7 @@ impl Refcounts {
             return Err(zero.into());
         }
         let end = run.first.checked_add(run.count).filter(|end| *end <= MAX_HOST_BYTES >> bits);
-        let end = end.ok_or(Error::Os(libc::EFBIG))?;
+        let end = end.ok_or(TOO_FAR)?;
         if end > self.room() {
             return Err(Error::NO_SPACE);
         }
@@ -425,6 +432,9 @@ impl Refcounts {
         }
     }
 }
+
+/// The error of a place that entries cannot name.
+pub(crate) const TOO_FAR: Error = Error::Os(libc::EFBIG);
 
 /// An entry holds host offsets below this.
 const MAX_HOST_BYTES: u64 = 1 << 56;

@@ -11,13 +11,13 @@
 use std::sync::atomic::Ordering;
 
 use block_core::Result;
-use block_core::metadata::bytes::read_bytes;
 use block_core::range::{to_u64, to_usize};
 
 use crate::alloc::{Meta, Reason, run_of};
 use crate::driver::Qcow2Driver;
 use crate::geometry::{Geometry, Version};
 use crate::mapping::words;
+use crate::metadata_io::read_bytes;
 use crate::overlap::Section;
 use crate::plan::{Dropped, dropped_by};
 use crate::refcounts::{Run, Step};
@@ -94,10 +94,7 @@ impl Qcow2Driver {
             let all = entries.into_iter().chain([Dropped::Cluster(table)]);
             for run in all.map(|dropped| run_of(geometry, dropped)) {
                 for cluster in run.first..run.first + run.count {
-                    if meta.refcounts.get(cluster).await? == 0 {
-                        let offset = cluster << geometry.cluster_bits();
-                        return Err(Fault::new("refcount 0 of a cluster in use at", offset).into());
-                    }
+                    meta.refcounts.check_in_use(cluster).await?;
                 }
             }
         }

@@ -75,6 +75,15 @@ impl Qcow2Driver {
     }
 }
 
+/// An answer of a node below, as this image passes it on. Damage there is none of this image, which must
+/// not be marked for it.
+pub(crate) fn from_below<T>(answer: Result<T>) -> Result<T> {
+    answer.map_err(|error| match error {
+        Error::Corrupt { .. } => Error::IO,
+        other => other,
+    })
+}
+
 /// What a request says that had to open something.
 pub(crate) fn request_error(error: OpenError) -> Error {
     match error {

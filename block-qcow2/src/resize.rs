@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use block_core::driver::{Exactness, Prealloc};
-use block_core::range::{to_u64, to_usize};
+use block_core::range::to_usize;
 use block_core::{Alignment, ByteRange, Error, IoBuf, RequestFlags, Result};
 
 use crate::alloc::{Place, Reason};
@@ -17,7 +17,9 @@ use crate::map::Kind;
 use crate::metadata_io::{encode_words, write_bytes};
 use crate::overlap::Section;
 use crate::plan::{Allocation, dropped_by, set_words, words_at};
+use crate::reload::from_below;
 use crate::snapshot::NotReplaced;
+use crate::spec::Fault;
 use crate::spec::entry::{l1_entry, l2_entry};
 use crate::spec::header::{MAX_L1_BYTES, Table};
 use crate::units::{GuestOffset, HostOffset};
@@ -53,7 +55,7 @@ impl Qcow2Driver {
             // It is as long as the disk.
             let data = self.data.as_ref().ok_or(Error::Unsupported)?;
             if data.len() < len {
-                data.truncate(len, Exactness::AtLeast, Prealloc::Off).await?;
+                from_below(data.truncate(len, Exactness::AtLeast, Prealloc::Off).await)?;
             }
         }
         Ok(())
@@ -127,6 +129,7 @@ impl Qcow2Driver {
     /// Moves the L1 table to where `count` entries have room.
     pub(crate) async fn move_l1(&self, count: u64) -> Result<()> {
         let geometry = self.geometry();
+        self.check_own_l1()?;
         // All that the old table says in memory must be there before a copy of it is made.
         self.write_back(Extent::Flush).await?;
         let bytes = geometry.cluster_alignment().round_up(count * 8);
@@ -156,6 +159,15 @@ impl Qcow2Driver {
             // The file may refer to either: both stay counted.
             Err(NotReplaced::Unsure(error)) => Err(error),
         }
+    }
+
+    /// Whether the active L1 table may be given back once it is not needed: no other metadata is there.
+    pub(crate) fn check_own_l1(&self) -> Result<(), Fault> {
+        let l1 = self.header.with(|parts| parts.header.l1);
+        let len = u64::from(l1.count) * 8;
+        self.writer.as_ref().map_or(Ok(()), |writer| {
+            writer.overlap.check_metadata(Section::ActiveL1, l1.offset, len)
+        })
     }
 
     /// Writes an L1 table to `offset` and makes the header point at it; the old one.
@@ -221,15 +233,21 @@ impl Qcow2Driver {
                 // It ends with the disk.
                 DataLocation::DataFile => host.intersect(ByteRange::up_to(range.end())),
             };
-            self.prepare_place(host, place, prealloc).await?;
             let allocation = Allocation { clusters, write: clusters, fill: clusters, keep: None };
-            self.link(&allocation, place).await?;
+            let linked = match self.prepare_place(host, place, prealloc).await {
+                Ok(()) => self.link(&allocation, place).await,
+                failed => failed,
+            };
+            if linked.is_err() {
+                self.writer()?.meta.lock().await.give_back(place);
+            }
+            linked?;
             end = end.max(host.end());
             rest = rest.split_at(clusters.len()).1;
         }
         let data = self.data.as_ref().ok_or(Error::Unsupported)?;
         if data.len() < end {
-            data.truncate(end, Exactness::AtLeast, Prealloc::Off).await?;
+            from_below(data.truncate(end, Exactness::AtLeast, Prealloc::Off).await)?;
         }
         Ok(())
     }
@@ -270,7 +288,7 @@ impl Qcow2Driver {
             if let Some(host) = host {
                 let data = self.data.as_ref().ok_or(Error::Unsupported)?;
                 let host = ByteRange::new(host.bytes(), here.len())?;
-                data.write_zeroes(host, RequestFlags::empty()).await?;
+                from_below(data.write_zeroes(host, RequestFlags::empty()).await)?;
             }
             tail = after;
         }
@@ -294,10 +312,10 @@ impl Qcow2Driver {
         let data = self.data.as_ref().ok_or(Error::Unsupported)?;
         let (inside, beyond) = host.split_at(data.len().saturating_sub(host.offset()));
         if !inside.is_empty() && (takes_space(prealloc) || !place.fresh) {
-            data.write_zeroes(inside, RequestFlags::empty()).await?;
+            from_below(data.write_zeroes(inside, RequestFlags::empty()).await)?;
         }
         if !beyond.is_empty() && takes_space(prealloc) {
-            data.truncate(host.end(), Exactness::AtLeast, prealloc).await?;
+            from_below(data.truncate(host.end(), Exactness::AtLeast, prealloc).await)?;
         }
         Ok(())
     }
@@ -397,8 +415,7 @@ impl Qcow2Driver {
         for _ in 0..MAX_ROUNDS {
             self.write_back(Extent::Everything).await?;
             let meta = self.writer()?.meta.lock().await;
-            let waiting = to_u64(meta.dropped.len() + meta.written.len() + meta.limbo.len());
-            if waiting == 0 && !meta.refcounts.is_dirty() && !self.slices.is_dirty() {
+            if !meta.has_waiting() && !meta.refcounts.is_dirty() && !self.slices.is_dirty() {
                 break;
             }
         }

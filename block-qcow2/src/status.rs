@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 
-use block_core::metadata::bytes::read_bytes;
 use block_core::request::status::{DriverStatus, StatusDetail, StatusFlags};
 use block_core::{ByteRange, Node, Result};
 
 use crate::driver::Qcow2Driver;
 use crate::map::Kind;
 use crate::mapping::words;
+use crate::metadata_io::read_bytes;
 use crate::spec::refcount::{refcount, table_entry};
 use crate::units::{GuestOffset, HostOffset};
 

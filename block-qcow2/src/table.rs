@@ -1,10 +1,10 @@
 //! Reading tables while an image is opened: bounded, and with errors that name the table.
 
 use block_core::error::Problem;
-use block_core::metadata::bytes::read_bytes;
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Error, Node, OpenError};
 
+use crate::metadata_io::read_bytes;
 use crate::spec::bad_field;
 use crate::units::HostOffset;
 

@@ -7,14 +7,13 @@
 
 use std::sync::Arc;
 
-use block_core::metadata::bytes::read_bytes;
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, RequestFlags, Result};
 
 use crate::alloc::{Meta, Reason};
 use crate::driver::Qcow2Driver;
 use crate::mapping::Slice;
-use crate::metadata_io::write_bytes;
+use crate::metadata_io::{read_bytes, write_bytes};
 use crate::overlap::Section;
 use crate::spec::Fault;
 use crate::spec::entry::{Copied, encode_l1, is_copied, l1_entry};

@@ -19,6 +19,7 @@ use crate::alloc::{Meta, Place, Reason};
 use crate::driver::Qcow2Driver;
 use crate::mapping::Slice;
 use crate::plan::{Allocation, WriteStep, link, plan};
+use crate::reload::from_below;
 use crate::spec::Fault;
 use crate::tables::OwnSlice;
 use crate::units::{GuestOffset, HostOffset};
@@ -52,8 +53,8 @@ impl Payload {
     /// Puts it to `range` of `node`.
     pub(crate) async fn put(self, node: &Node, range: ByteRange) -> Result<()> {
         match self {
-            Self::Memory(iov) => node.write(range, iov, RequestFlags::empty()).await,
-            Self::Copy(source) => node.copy_from(range, source).await,
+            Self::Memory(iov) => from_below(node.write(range, iov, RequestFlags::empty()).await),
+            Self::Copy(source) => from_below(node.copy_from(range, source).await),
         }
     }
 

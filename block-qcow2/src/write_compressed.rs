@@ -5,7 +5,8 @@
 //! clusters at once; a cluster is linked once its data is in the write cache or in the file. So the same
 //! writes make the same image, whatever the number of threads.
 //!
-//! A cluster that does not shrink is written plain, in its turn like the others.
+//! A cluster that does not shrink is written plain, in its turn like the others; so is one whose place the
+//! entry of a compressed cluster cannot name.
 //!
 //! **Invariants.** Whoever waits for a turn holds no running allocation and no place. Most bytes that
 //! one write holds compressed are those of [`ahead`] clusters and of [`AT_ONCE`] steps. An entry in
@@ -31,6 +32,7 @@ use crate::geometry::{DataLocation, Geometry};
 use crate::open::bad_option;
 use crate::overlap::OverlapMap;
 use crate::plan::link_compressed;
+use crate::refcounts::TOO_FAR;
 use crate::spec::header::Compression;
 use crate::units::GuestOffset;
 use crate::write::{Payload, Work};
@@ -113,7 +115,7 @@ impl CompressedOptions {
 enum Step {
     /// The compressed bytes of a cluster.
     Packed { guest: GuestOffset, stored: Stored, bytes: Vec<u8>, running: Running },
-    /// A part of a cluster that did not shrink.
+    /// A part of a cluster that is not compressed.
     Plain { work: Work, data: IoVec },
 }
 
@@ -200,8 +202,16 @@ impl Qcow2Driver {
         };
         turn.served().await;
         let Chunk { guest, data, compressed } = chunk;
-        let (step, done) = match compressed {
-            Some(bytes) => (self.pack(guest, bytes).await?, guest.end()),
+        let packed = match compressed {
+            Some(bytes) => match self.pack(guest, bytes).await {
+                // Entries of plain clusters reach farther.
+                Err(TOO_FAR) => None,
+                packed => Some(packed?),
+            },
+            None => None,
+        };
+        let (step, done) = match packed {
+            Some(step) => (step, guest.end()),
             None => {
                 let work = self.next_work(guest).await?;
                 let (now, later) = guest.split_at(work.guest().len());

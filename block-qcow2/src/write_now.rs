@@ -17,6 +17,7 @@ use block_core::{ByteRange, IoVec, Result};
 use crate::driver::Qcow2Driver;
 use crate::map::{Kind, first_extent};
 use crate::plan::{WriteStep, plan};
+use crate::reload::from_below;
 use crate::units::GuestOffset;
 
 /// Most bytes that are written under the metadata lock.
@@ -67,7 +68,8 @@ impl Qcow2Driver {
             return None;
         }
         // The place is no metadata: it was looked at when it was told.
-        let written = node.write_now(self.host_range(&allocation, place, range).ok()?, iov)?;
+        let host = self.host_range(&allocation, place, range).ok()?;
+        let written = from_below(node.write_now(host, iov)?);
         if let Err(fault) = meta.take_fresh(place) {
             return Some(Err(fault.into()));
         }

@@ -27,6 +27,7 @@ use crate::mapping::Slice;
 use crate::metadata_io::{encode_words, write_bytes};
 use crate::overlap::Section;
 use crate::refcounts::{DirtyPart, Place, Run, Step};
+use crate::reload::from_below;
 use crate::tables::L1_SECTOR_WORDS;
 use crate::units::HostOffset;
 use crate::writer::{LazyRefcounts, Writer};
@@ -63,7 +64,8 @@ struct Batch {
 impl Batch {
     /// Whether anything in it must wait until what comes before is stable.
     fn has_barrier(&self) -> bool {
-        !(self.linked.is_empty() && self.l1.is_empty() && self.table.is_empty())
+        let waits = !(self.linked.is_empty() && self.l1.is_empty() && self.table.is_empty());
+        waits || !self.written.is_empty()
     }
 }
 
@@ -75,7 +77,12 @@ impl Qcow2Driver {
         self.event("flush_to_os");
         // Version 2, to which an image may have been changed meanwhile, has no dirty bit.
         let can_be_lazy = self.geometry().version() == Version::V3;
-        let lazy = writer.lazy == LazyRefcounts::On && extent != Extent::Everything && can_be_lazy;
+        // Lazy is what need not be in memory all the time.
+        let crowded = writer.meta.lock().await.refcounts.is_crowded();
+        let lazy = writer.lazy == LazyRefcounts::On
+            && extent != Extent::Everything
+            && can_be_lazy
+            && !crowded;
         while self.write_once(writer, lazy).await? == Place::Moved {}
         if extent != Extent::Flush {
             self.settle(writer).await?;
@@ -121,9 +128,9 @@ impl Qcow2Driver {
     pub(crate) async fn barrier(&self) -> Result<()> {
         self.event("flush_to_disk");
         if let Some(data) = self.data.as_ref().filter(|data| !data.same(&self.file)) {
-            data.flush().await?;
+            from_below(data.flush().await)?;
         }
-        self.file.flush().await
+        from_below(self.file.flush().await)
     }
 
     fn take_batch(&self, meta: &mut Meta, lazy: bool) -> Batch {
@@ -226,11 +233,9 @@ impl Qcow2Driver {
                 for (at, words) in batch.unlinked.iter().chain(&batch.linked) {
                     self.slices.clean(*at, |now| Arc::ptr_eq(now, words));
                 }
-                if batch.has_barrier() && !batch.written.is_empty() {
+                if !batch.written.is_empty() {
                     let since = self.gate.now();
                     meta.limbo.push_back(Limbo { freed: batch.written, since });
-                } else {
-                    meta.written.extend(batch.written);
                 }
                 meta.written.extend(batch.dropped);
             }

@@ -17,8 +17,9 @@ use crate::driver::Qcow2Driver;
 use crate::geometry::{DataLocation, Geometry, Version};
 use crate::map::Kind;
 use crate::plan::{Dropped, dropped_by, mask, set_words, subcluster, words_at};
+use crate::reload::from_below;
 use crate::spec::Fault;
-use crate::spec::entry::{Cluster, Copied, encode_plain, is_copied, l2_entry};
+use crate::spec::entry::{Cluster, Copied, encode_plain, is_copied, mapping_entry};
 use crate::tables::OwnSlice;
 use crate::units::{GuestOffset, HostOffset};
 use crate::writer::Freeing;
@@ -174,7 +175,7 @@ impl Qcow2Driver {
     ) -> Result<()> {
         if self.has_raw_data_file() {
             let data = self.data.as_ref().ok_or(Error::Unsupported)?;
-            data.write_zeroes(range, RequestFlags::MAY_UNMAP).await?;
+            from_below(data.write_zeroes(range, RequestFlags::MAY_UNMAP).await)?;
         }
         self.retarget(meta, slice, aligned, target).await.map(drop)
     }
@@ -256,9 +257,9 @@ impl Qcow2Driver {
             if there.is_empty() {
                 // The data file ends before it.
             } else if self.has_raw_data_file() {
-                data.write_zeroes(there, RequestFlags::MAY_UNMAP).await?;
+                from_below(data.write_zeroes(there, RequestFlags::MAY_UNMAP).await)?;
             } else if self.writer()?.discards.passes(Reason::Request) {
-                data.discard(there).await?;
+                from_below(data.discard(there).await)?;
             }
         }
         Ok(Ok(within.len()))
@@ -273,7 +274,7 @@ impl Qcow2Driver {
         for host in kept {
             let range = ByteRange::new(host.bytes(), self.geometry().cluster_size())?;
             let range = range.intersect(ByteRange::up_to(self.file.len()));
-            self.file.discard(range).await?;
+            from_below(self.file.discard(range).await)?;
         }
         Ok(())
     }
@@ -339,7 +340,7 @@ fn retarget(
     let mut start = geometry.cluster_alignment().round_down(range.offset());
     while start < range.end() {
         let old = words_at(geometry, words, first_entry, GuestOffset::new(start))?;
-        let cluster = l2_entry(geometry, old.0, old.1)?;
+        let cluster = mapping_entry(geometry, old.0, old.1, GuestOffset::new(start))?;
         let from = range.offset().max(start) - start;
         let to = range.end().min(start + cluster_size) - start;
         let touched = mask(subcluster(geometry, from), subcluster(geometry, to - 1));

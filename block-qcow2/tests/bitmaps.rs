@@ -504,6 +504,8 @@ fn hostile_directories_are_named() {
         let entry = twice[at..at + 32].to_vec();
         twice.resize(twice.len().max(at + 64), 0);
         twice[at + 32..at + 64].copy_from_slice(&entry);
+        // In use, so that nothing else of it is looked at.
+        twice[at + 47] |= 1;
         twice[extension + 11] = 2;
         twice[extension + 23] = 64;
         twice
@@ -511,6 +513,36 @@ fn hostile_directories_are_named() {
     let Err(OpenError::Field { problem: Problem::Contradicts(_), value: 1, .. }) = error else {
         panic!("{error:?}");
     };
+}
+
+#[test]
+fn clusters_that_two_bitmaps_claim_are_named() {
+    let dir = ImageDir::new().unwrap();
+    created(&dir, "cluster_size=64k", "4M");
+    for name in ["b", "c"] {
+        dir.qemu_img(&["bitmap", "--add", "-g", "512", "new.qcow2", name]).unwrap();
+    }
+    dir.qemu_io("new.qcow2", &["write 0 512"]).unwrap();
+    let good = dir.bytes("new.qcow2").unwrap();
+    read_only(&good).unwrap();
+    let (at, _) = directory_at(&good);
+    let word = |at: usize| u64::from_be_bytes(good[at..at + 8].try_into().unwrap());
+    // The entries are of one length.
+    let (first, second) = (word(at), word(at + 32));
+    let bits = word(to_index(first));
+    for (place, value, field) in [
+        (at + 32, first, "bitmap table offset"),
+        (to_index(second), bits, "bitmap table entry"),
+        (to_index(second), first, "bitmap table entry"),
+    ] {
+        let mut bad = good.clone();
+        bad[place..place + 8].copy_from_slice(&value.to_be_bytes());
+        let Err(OpenError::Field { field: named, problem: Problem::Overlap, .. }) = read_only(&bad)
+        else {
+            panic!("{field} at {place:#x}");
+        };
+        assert_eq!(named, field);
+    }
 }
 
 #[test]

@@ -21,6 +21,7 @@ use block_testkit::naive::qcow2::{Image, Place};
 use block_testkit::op::{contents, io_vec};
 use block_testkit::race::Taps;
 use futures::StreamExt;
+use futures::executor::block_on;
 use futures::future::join_all;
 use futures::stream::FuturesOrdered;
 use kit::setups::{Filled, Setup, setup};
@@ -518,4 +519,34 @@ fn a_flush_waits_for_host_clusters_that_others_write() {
             judge(&scene.setup, &scene.file()).unwrap().clean().unwrap();
         });
     }
+}
+
+/// The entry of a compressed cluster has fewer bits for the offset than that of a plain one.
+#[test]
+fn a_place_too_far_for_a_compressed_cluster_holds_a_plain_one() {
+    let mut setup = empty(UNCACHED);
+    setup.shape.cluster_bits = 21;
+    setup.shape.refcount_order = 6;
+    setup.shape.size = 8 << 20;
+    let cluster = setup.shape.cluster_size();
+    let mut file = setup.make().file;
+    let word = |file: &[u8], at: usize| u64::from_be_bytes(file[at..at + 8].try_into().unwrap());
+    let table = kit::index(word(&file, 48));
+    let block = kit::index(word(&file, table));
+    // All that the first block counts is in use, and the next block counts what is behind 512 TiB.
+    file[block..block + kit::index(cluster)].copy_from_slice(&1u64.to_be_bytes().repeat(1 << 18));
+    let far = (file.len() as u64).to_be_bytes();
+    file.resize(file.len() + kit::index(cluster), 0);
+    file[table + 1100 * 8..table + 1101 * 8].copy_from_slice(&far);
+    let node = block_on(World::new(&setup, kit::memory(&file), None).open()).unwrap();
+    for (at, byte) in [(0, 7), (cluster, 8)] {
+        let range = ByteRange::new(at, cluster).unwrap();
+        let bytes = vec![byte; kit::index(cluster)];
+        let iov = io_vec(&bytes, Alignment::PAGE, 1);
+        block_on(node.write(range, iov, RequestFlags::COMPRESSED)).unwrap();
+        let buf = IoBuf::zeroed(kit::index(cluster), Alignment::PAGE).unwrap();
+        block_on(node.read(range, buf.clone().into())).unwrap();
+        assert!(buf.to_vec() == bytes, "cluster at {at:#x}");
+    }
+    block_on(graph::close(&node)).unwrap();
 }

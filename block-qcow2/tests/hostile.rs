@@ -11,12 +11,16 @@ mod kit;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use block_core::ability::Repair;
-use block_core::driver::NodeEvent;
+use block_core::ability::{NewSnapshot, Repair};
+use block_core::driver::{BlockDriver, NodeEvent};
 use block_core::error::Problem;
-use block_core::{Alignment, ByteRange, Error, IoBuf, Node, OpenError, OpenFlags, RequestFlags};
+use block_core::{
+    Alignment, ByteRange, Error, IoBuf, Node, OpenError, OpenFlags, Options, RequestFlags,
+};
 use block_core::{Result, graph};
+use block_testkit::disk::fault::{Fault, Rule};
 use block_testkit::disk::mem::{MemConfig, MemDisk};
+use block_testkit::disk::tap::{Kind, Tapped};
 use block_testkit::naive::qcow2::Image;
 use block_testkit::naive::qcow2::make::{Cluster, Made};
 use block_testkit::op::{contents, io_vec};
@@ -574,4 +578,202 @@ fn sizes_that_no_image_has() {
     damaged.all[entry + 8..entry + 12].copy_from_slice(&(4u32 << 20).to_be_bytes());
     let Err(error) = damaged.try_open().map(|_| ()) else { panic!("opened") };
     assert!(matches!(error, OpenError::Field { .. }), "{error}");
+}
+
+/// What a damaged image answers whose entry of cluster 3 no image has.
+fn damaged_below() -> Arc<dyn BlockDriver> {
+    let bytes = good();
+    let entry = bytes.entry(3);
+    let damaged = bytes.put(entry, 0x200 | COPIED).open();
+    assert!(matches!(damaged.read(3), Err(Error::Corrupt { .. })));
+    Arc::clone(damaged.node.driver())
+}
+
+/// Opens an image above or beside this one.
+fn open_on(setup: &Setup, disk: &Arc<MemDisk>, world: World) -> Opened {
+    let node = block_on(world.open()).unwrap();
+    let events: Arc<Mutex<Vec<NodeEvent>>> = Arc::default();
+    let sink = Arc::clone(&events);
+    node.on_event(move |event| sink.lock().push(event));
+    assert_eq!(setup.shape.cluster_size(), CLUSTER);
+    Opened { node, disk: disk.clone(), world, events, before: disk.to_vec() }
+}
+
+#[test]
+fn damage_of_the_backing_file_is_not_that_of_the_overlay() {
+    let mut setup = plain();
+    setup.backing = Some(setup.shape.size);
+    setup.shape.backing = Some(("base".to_owned(), "qcow2".to_owned()));
+    let disk = MemConfig::file().holding(&setup.shape.empty().file);
+    let mut world = World::new(&setup, disk.clone(), None);
+    world.backing = Some(damaged_below());
+    let opened = open_on(&setup, &disk, world);
+    let range = ByteRange::new(0, 8 * CLUSTER).unwrap();
+    let all = IoBuf::zeroed(kit::index(range.len()), Alignment::ONE).unwrap();
+    let results = [
+        opened.read(3).map(drop),
+        block_on(opened.node.read(range, all.into())),
+        opened.act(Act::Part(3)),
+        block_on(
+            opened
+                .node
+                .write_zeroes(ByteRange::new(3 * CLUSTER, 512).unwrap(), RequestFlags::NO_FALLBACK),
+        ),
+    ];
+    assert_eq!(results, [Err(Error::IO); 4]);
+    assert_eq!(*opened.events.lock(), []);
+    opened.act(Act::Whole(3)).unwrap();
+    opened.flush().unwrap();
+    block_on(graph::close(&opened.node)).unwrap();
+    assert_eq!(opened.disk.to_vec()[79] & 2, 0, "the corrupt bit");
+}
+
+#[test]
+fn damage_below_a_data_file_is_not_that_of_the_image() {
+    let setup = setup("data file");
+    let made = setup.make();
+    let disk = MemConfig::file().holding(&made.file);
+    let fault = Fault::new();
+    let data = Tapped::new(MemConfig::file().holding(&made.data), Arc::clone(&fault));
+    let opened = open_on(&setup, &disk, World::new(&setup, disk.clone(), Some(data)));
+    for kind in [Kind::Read, Kind::Write, Kind::Zero, Kind::Discard, Kind::FlushToDisk] {
+        fault.add(Rule::new(kind).error(Error::Corrupt { what: "something", value: 1 }));
+    }
+    assert_eq!(opened.read(0), Err(Error::IO));
+    assert_eq!(opened.act(Act::Part(0)), Err(Error::IO));
+    assert_eq!(opened.act(Act::Whole(7)), Err(Error::IO));
+    assert!(opened.flush().is_err());
+    fault.clear();
+    assert_eq!(*opened.events.lock(), []);
+    opened.act(Act::Part(0)).unwrap();
+    block_on(graph::close(&opened.node)).unwrap();
+    assert_eq!(opened.disk.to_vec()[79] & 2, 0, "the corrupt bit");
+}
+
+#[test]
+fn entries_of_a_data_file_that_are_not_at_their_guest_offset() {
+    let setup = setup("data file");
+    let made = setup.make();
+    let good = Bytes { all: made.file, setup: setup.clone() };
+    assert_eq!(good.host(6), 6 * CLUSTER);
+    let other = 8 * CLUSTER;
+    for wrong in [other | COPIED, other | COPIED | 1, other, COPIED] {
+        for act in [Act::Part(6), Act::Whole(6), Act::Unmap(6), Act::Discard(6)] {
+            let bytes = good.clone().put(good.entry(6), wrong);
+            let disk = MemConfig::file().holding(&bytes.all);
+            let data = MemConfig::file().holding(&made.data);
+            let world = World::new(&setup, disk.clone(), Some(data.clone()));
+            let opened = open_on(&setup, &disk, world);
+            assert!(opened.read(0).is_ok());
+            let error = Err(Error::Corrupt { what: "data file offset of L2 entry", value: wrong });
+            assert_eq!(opened.read(6).map(drop), error);
+            assert!(matches!(opened.act(act), Err(Error::Corrupt { .. } | Error::ReadOnly)));
+            let opened = opened.closed();
+            assert_eq!(data.to_vec(), made.data, "{act:?} of {wrong:#x}");
+            assert_eq!(opened.disk.to_vec()[79] & 2, 2, "the corrupt bit");
+        }
+    }
+}
+
+/// Deletes the snapshot, which must be refused, with nothing changed but the marks of damage.
+fn deletion_is_refused(opened: Opened, which: &str, what: &'static str, value: u64) {
+    let deleted = block_on(opened.node.driver().as_snapshots().unwrap().delete(which));
+    assert_eq!(deleted, Err(Error::Corrupt { what, value }));
+    opened.unchanged();
+}
+
+#[test]
+fn a_snapshot_whose_l1_table_is_not_its_own_is_not_deleted() {
+    let (bytes, _) = with_snapshot();
+    let (l1, snapshots) = (bytes.l1(), bytes.word(64));
+    let own = bytes.word(snapshots);
+    let what = "write into the active L1 table at";
+    let opened = bytes.clone().put(snapshots, l1).count(l1, 2).open();
+    deletion_is_refused(opened, SNAPSHOT, what, l1);
+    let opened = bytes.clone().count(own, 0).open();
+    deletion_is_refused(opened, SNAPSHOT, "refcount 0 of a cluster in use at", own);
+}
+
+#[test]
+fn snapshots_of_one_l1_table_are_not_deleted() {
+    let opened = with_snapshot().0.open();
+    let driver = Arc::clone(opened.node.driver());
+    let second = NewSnapshot { name: "second".to_owned(), date_seconds: 1, date_nanoseconds: 0 };
+    block_on(driver.as_snapshots().unwrap().create(&second)).unwrap();
+    let bytes = Bytes { all: opened.closed().disk.to_vec(), setup: plain() };
+    let snapshots = bytes.word(64);
+    let first = bytes.word(snapshots);
+    // The second entry follows the first, whose parts have their lengths in its fixed part.
+    let extra = bytes.word(snapshots + 32) & 0xffff_ffff;
+    let names = bytes.word(snapshots + 8);
+    let second = (40 + extra + (names >> 16 & 0xffff) + (names & 0xffff)).next_multiple_of(8);
+    let opened = bytes.clone().put(snapshots + second, first).open();
+    deletion_is_refused(opened, SNAPSHOT, "L1 table of two snapshots at", first);
+}
+
+#[test]
+fn a_stray_refcount_does_not_cut_the_file() {
+    let mut setup = setup("2m");
+    setup.filled = Filled::Empty;
+    setup.shape.refcount_order = 0;
+    setup.shape.size = 16 << 20;
+    let cluster = setup.shape.cluster_size();
+    let per_block = cluster * 8;
+    let mut bytes = Bytes { all: setup.make().file, setup: setup.clone() };
+    // A table of three clusters, and a block behind it that says 1 of one cluster which no file reaches.
+    let (block, table) = (bytes.refcount_block(), bytes.all.len() as u64);
+    bytes.all.resize(kit::index(table + 4 * cluster), 0);
+    let used = bytes.all.len() as u64 / cluster;
+    bytes.all[kit::index(block)..kit::index(block + 2)]
+        .copy_from_slice(&((1u16 << used) - 1).to_le_bytes());
+    let stray = (1 << 43) + 3;
+    let far = table + 3 * cluster;
+    bytes.all[kit::index(far)] = 1 << (stray % per_block);
+    bytes.all[56..60].copy_from_slice(&3u32.to_be_bytes());
+    let bytes = bytes.put(48, table).put(table, block).put(table + stray / per_block * 8, far);
+    let disk = MemConfig { step: None, ..MemConfig::file() }.holding(&bytes.all);
+    let node = block_on(World::new(&setup, disk.clone(), None).open()).unwrap();
+    let range = ByteRange::new(0, 8 << 20).unwrap();
+    let data = contents(7, range);
+    let iov = io_vec(&data, Alignment::ONE, 1);
+    block_on(node.write(range, iov, RequestFlags::empty())).unwrap();
+    block_on(graph::close(&node)).unwrap();
+    assert!(disk.to_vec().len() >= bytes.all.len() + data.len(), "the file was cut");
+}
+
+/// Autoclear bits vouch for what a writer may not know; a reader leaves them alone.
+#[test]
+fn autoclear_bits_that_are_not_known_go_before_a_write() {
+    const UNKNOWN: u64 = 1 << 40;
+    type Change = fn(&Node);
+    let changes: [(&str, Change); 6] = [
+        ("snapshot", |node| {
+            let new = NewSnapshot { name: "new".to_owned(), date_seconds: 1, date_nanoseconds: 0 };
+            block_on(node.driver().as_snapshots().unwrap().create(&new)).unwrap();
+        }),
+        ("apply", |node| {
+            block_on(node.driver().as_snapshots().unwrap().apply(SNAPSHOT)).unwrap();
+        }),
+        ("delete", |node| {
+            block_on(node.driver().as_snapshots().unwrap().delete(SNAPSHOT)).unwrap();
+        }),
+        ("amend", |node| {
+            let options = Options::new().with("lazy_refcounts", "on");
+            block_on(node.driver().as_amend().unwrap().amend(options, &|_, _| ())).unwrap();
+        }),
+        ("rebase", |node| {
+            let driver = Arc::clone(node.driver());
+            let changed = driver.as_rebase().unwrap().change_backing(Some("b"), Some("raw"));
+            block_on(changed).unwrap();
+        }),
+        ("nothing", |_| ()),
+    ];
+    let bytes = with_snapshot().0.put(88, UNKNOWN);
+    for (name, change) in changes {
+        let opened = bytes.open();
+        change(&opened.node);
+        let opened = opened.closed();
+        let after = Bytes { all: opened.disk.to_vec(), setup: plain() };
+        assert_eq!(after.word(88), if name == "nothing" { UNKNOWN } else { 0 }, "{name}");
+    }
 }

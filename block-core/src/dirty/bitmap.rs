@@ -194,6 +194,13 @@ impl DirtyBitmap {
         Ok(())
     }
 
+    /// Makes the granules dirty whose bits are set in `bytes`, as [`Granules::set_bits`] does.
+    pub fn set_bits(&mut self, first: u64, bytes: &[u8]) -> Result<(), BitmapError> {
+        self.check_changeable()?;
+        self.granules.set_bits(first, bytes);
+        Ok(())
+    }
+
     /// Makes the granules clean that `range` covers wholly, also in a frozen or disabled bitmap.
     pub fn reset(&mut self, range: ByteRange) -> Result<(), BitmapError> {
         self.check_changeable()?;

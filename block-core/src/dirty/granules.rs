@@ -6,13 +6,15 @@
 
 use std::ops::RangeInclusive;
 
-use roaring::RoaringTreemap;
+use roaring::{RoaringBitmap, RoaringTreemap};
 
 use super::error::BitmapError;
-use crate::range::ByteRange;
+use crate::range::{ByteRange, to_u64, to_usize};
 
 /// Most granules of one bitmap: 4 PiB at the default granularity.
 pub const MAX_GRANULES: u64 = 1 << 36;
+/// Bytes of bits that are set at once.
+const BITS_CHUNK: usize = 1 << 20;
 
 /// Size of a granule: a power of two of at least 512 bytes and at most 2 GiB.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -137,6 +139,28 @@ impl Granules {
                 self.bits.insert_range(first..=last);
             }
         }
+    }
+
+    /// Makes the granules dirty whose bits are set in `bytes`: bit `n % 8` of byte `n / 8` stands for the
+    /// granule of number `first + n`, and `first` is a multiple of 8. Beyond the end nothing happens. The
+    /// time it takes depends on the length of `bytes`, not on what is in them.
+    pub fn set_bits(&mut self, first: u64, bytes: &[u8]) {
+        debug_assert!(first.is_multiple_of(8), "bits from {first} on");
+        let mut at = first;
+        for chunk in bytes.chunks(BITS_CHUNK) {
+            // Granules of one inner bitmap, which end at a multiple of 8.
+            let room = to_usize((join(high(at), u32::MAX) - at) / 8 + 1);
+            let (here, next) = chunk.split_at(room.min(chunk.len()));
+            for part in [here, next] {
+                let mut bits = RoaringBitmap::from_lsb0_bytes(low(at), part);
+                bits.optimize();
+                if !bits.is_empty() {
+                    self.bits |= RoaringTreemap::from_bitmaps([(high(at), bits)]);
+                }
+                at = at.saturating_add(to_u64(part.len()) * 8);
+            }
+        }
+        self.bits.remove_range(self.len.div_ceil(self.granularity.bytes())..);
     }
 
     /// Makes every granule clean that `range` covers wholly; a partial last granule is covered by a
@@ -273,6 +297,11 @@ fn join(high: u32, low: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+/// The high half; the highest one for what is beyond all granules.
+fn high(bit: u64) -> u32 {
+    u32::try_from(bit >> 32).unwrap_or(u32::MAX)
+}
+
 /// The low half. Masked, so that it always fits.
 fn low(bit: u64) -> u32 {
     u32::try_from(bit & u64::from(u32::MAX)).unwrap_or(u32::MAX)
@@ -345,6 +374,27 @@ mod tests {
         let error = BitmapError::TooManyGranules { len: most + 1, granularity: 512 };
         assert_eq!(g.truncate(most + 1), Err(error));
         assert_eq!((g.len(), g.next_dirty(0)), (most, Some(most - 512)));
+    }
+
+    #[test]
+    fn bits_are_set_as_their_granules_are() {
+        let border = 512u64 << 32;
+        let len = border + 70_000 * 512 + 100;
+        for (first, count) in [(0, 3), (8, 9000), ((1 << 32) - 64, 40), ((1 << 32) + 69_984, 90)] {
+            for byte in [0u8, 1, 0x5a, 0xff] {
+                let (mut by_bits, mut by_ranges) = (granules(512, len), granules(512, len));
+                for twin in [&mut by_bits, &mut by_ranges] {
+                    twin.set(range(0, 512 * 20));
+                }
+                by_bits.set_bits(first, &vec![byte; count]);
+                for bit in
+                    (0..u64::try_from(count).unwrap() * 8).filter(|n| byte >> (n % 8) & 1 == 1)
+                {
+                    by_ranges.set(range((first + bit) * 512, (first + bit + 1) * 512));
+                }
+                assert!(by_bits.areas().eq(by_ranges.areas()), "{first} {count} {byte:#x}");
+            }
+        }
     }
 
     #[test]

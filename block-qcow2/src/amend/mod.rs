@@ -191,6 +191,7 @@ impl Qcow2Driver {
         progress: ProgressSink<'_>,
     ) -> Result<(), OpenError> {
         let _exclusive = self.gate.exclusive().await;
+        self.clear_unknown().await.map_err(failed("header"))?;
         self.settle_all().await.map_err(failed("write-back"))?;
         if changes.version == Some(Version::V3) && self.geometry().version() == Version::V2 {
             self.upgrade().await?;

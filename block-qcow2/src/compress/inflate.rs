@@ -7,7 +7,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use block_core::metadata::bytes::read_bytes;
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Error, IoVec, Node, OwnedBuf, Result};
 use futures::future::join_all;
@@ -15,6 +14,7 @@ use smallvec::SmallVec;
 
 use crate::compress::codec;
 use crate::compress::write_cache::WriteCache;
+use crate::metadata_io::read_bytes;
 use crate::spec::entry::Payload;
 use crate::spec::header::Compression;
 

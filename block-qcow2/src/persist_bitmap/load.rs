@@ -6,26 +6,75 @@ use block_core::dirty::{BitmapError, DirtyBitmap, DirtyBitmaps, Granularity};
 use block_core::error::Problem;
 use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Error, OpenError};
+use roaring::RoaringTreemap;
 
-use super::bits::{Cluster, covered, parse_entry, runs, table_entries};
-use super::{MAX_DATA_BYTES, PIECE};
+use super::bits::{Cluster, covered, parse_entry, table_entries};
+use super::{MAX_ALL_BYTES, MAX_DATA_BYTES, PIECE};
 use crate::driver::Qcow2Driver;
+use crate::geometry::Geometry;
 use crate::spec::bad_field;
 use crate::spec::bitmap::Bitmap;
 use crate::spec::header::check_place;
 use crate::table::{read_table, read_words};
+use crate::units::HostOffset;
+
+/// The clusters of the file that bitmaps claim for their tables and bits. None is claimed twice, so that
+/// what a small file makes of itself in memory is bounded by its length.
+#[derive(Default)]
+struct Claimed {
+    clusters: RoaringTreemap,
+    /// Bytes of bits.
+    bits: u64,
+}
+
+impl Claimed {
+    /// Claims the clusters of `len` bytes.
+    fn claim(
+        &mut self,
+        geometry: Geometry,
+        field: &'static str,
+        offset: HostOffset,
+        len: u64,
+    ) -> Result<(), OpenError> {
+        let first = offset.bytes() >> geometry.cluster_bits();
+        let count = len.div_ceil(geometry.cluster_size());
+        match self.clusters.insert_range(first..first.saturating_add(count)) == count {
+            true => Ok(()),
+            false => Err(bad_field(field, offset.bytes(), Problem::Overlap)),
+        }
+    }
+
+    /// Claims the clusters of `len` bytes of bits.
+    fn claim_bits(
+        &mut self,
+        geometry: Geometry,
+        offset: HostOffset,
+        len: u64,
+    ) -> Result<(), OpenError> {
+        self.claim(geometry, "bitmap table entry", offset, len)?;
+        self.bits = self.bits.saturating_add(len);
+        match self.bits <= MAX_ALL_BYTES {
+            true => Ok(()),
+            false => {
+                let problem = Problem::Above(MAX_ALL_BYTES);
+                Err(bad_field("size of the data of all bitmaps", self.bits, problem))
+            }
+        }
+    }
+}
 
 impl Qcow2Driver {
     /// Puts the image's bitmaps into `into`.
     pub(super) async fn load_bitmaps(&self, into: &DirtyBitmaps) -> Result<(), OpenError> {
         let bitmaps = self.lists.read().bitmaps.clone();
+        let mut claimed = Claimed::default();
         for (index, bitmap) in (0u64..).zip(&bitmaps) {
             let mut loaded = if bitmap.in_use {
                 let granularity = granularity(bitmap)?;
                 DirtyBitmap::new_inconsistent(&bitmap.name, granularity, self.disk_len())
                     .map_err(|error| unfit(bitmap, &error))?
             } else {
-                self.load_bitmap(bitmap).await?
+                self.load_bitmap(bitmap, &mut claimed).await?
             };
             if self.writer().is_err() {
                 loaded.make_read_only();
@@ -45,7 +94,11 @@ impl Qcow2Driver {
         Ok(())
     }
 
-    async fn load_bitmap(&self, bitmap: &Bitmap) -> Result<DirtyBitmap, OpenError> {
+    async fn load_bitmap(
+        &self,
+        bitmap: &Bitmap,
+        claimed: &mut Claimed,
+    ) -> Result<DirtyBitmap, OpenError> {
         let geometry = self.geometry();
         let (size, len) = (u64::from(bitmap.table_size), self.disk_len());
         let bytes = size.saturating_mul(geometry.cluster_size());
@@ -58,6 +111,7 @@ impl Qcow2Driver {
             return Err(bad_field("bitmap table size", size, problem));
         }
         self.check_table_place(bitmap)?;
+        claimed.claim(geometry, "bitmap table offset", bitmap.table_offset, size * 8)?;
         let mut loaded = DirtyBitmap::new(Some(&bitmap.name), granularity(bitmap)?, len)
             .map_err(|error| unfit(bitmap, &error))?;
         let table = read_words(&self.file, "bitmap table", bitmap.table_offset, size).await?;
@@ -79,6 +133,9 @@ impl Qcow2Driver {
                 to_u64(same) << geometry.cluster_bits(),
             );
             let place = place.map_err(|e| request(e.into()))?;
+            if let Cluster::At(offset) = cluster {
+                claimed.claim_bits(geometry, offset, place.len())?;
+            }
             self.load_bits(&mut loaded, bitmap, cluster, place).await?;
             rest = rest.get(same..).unwrap_or_default();
         }
@@ -105,15 +162,14 @@ impl Qcow2Driver {
         let granularity = bitmap.granularity;
         let used = len.div_ceil(granularity).div_ceil(8);
         let mut rest = bytes.intersect(ByteRange::up_to(used));
-        let mut set = |start: u64, end: u64| {
-            let area = ByteRange::from_bounds(start.min(len), end.min(len));
-            let area = area.map_err(|e| request(e.into()))?;
-            into.set(area).map_err(|error| unfit(bitmap, &error))
-        };
-        let start_of = |byte: u64| covered(byte, granularity);
         let offset = match cluster {
             Cluster::Zeroes => return Ok(()),
-            Cluster::Ones => return set(start_of(rest.offset()), start_of(rest.end())),
+            Cluster::Ones => {
+                let [start, end] = [rest.offset(), rest.end()].map(|at| covered(at, granularity));
+                let area = ByteRange::from_bounds(start.min(len), end.min(len));
+                let area = area.map_err(|e| request(e.into()))?;
+                return into.set(area).map_err(|error| unfit(bitmap, &error));
+            }
             Cluster::At(offset) => offset,
         };
         while !rest.is_empty() {
@@ -125,9 +181,8 @@ impl Qcow2Driver {
                 let problem = Problem::Truncated(self.file.len());
                 return Err(bad_field("bitmap table entry", offset.bytes(), problem));
             }
-            for (start, end) in runs(&read, start_of(piece.offset()), granularity) {
-                set(start, end)?;
-            }
+            let bits = into.set_bits(piece.offset() * 8, &read);
+            bits.map_err(|error| unfit(bitmap, &error))?;
             rest = rest.split_at(piece.len()).1;
         }
         Ok(())
@@ -162,4 +217,22 @@ fn unfit(bitmap: &Bitmap, error: &BitmapError) -> OpenError {
 fn request(error: Error) -> OpenError {
     let what = "dirty bitmap";
     OpenError::Request { what, error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::{DataLocation, L2Format, Version};
+
+    #[test]
+    fn bits_of_all_bitmaps_are_bounded() {
+        let location = DataLocation::Image;
+        let geometry = Geometry::new(Version::V3, 16, 4, L2Format::Standard, location).unwrap();
+        let mut claimed = Claimed::default();
+        let mut claim = |at: u64, len| claimed.claim_bits(geometry, HostOffset::new(at), len);
+        claim(1 << 40, MAX_ALL_BYTES / 2).unwrap();
+        claim(2 << 40, MAX_ALL_BYTES / 2).unwrap();
+        let error = claim(3 << 40, 1).unwrap_err().to_string();
+        assert!(error.contains("size of the data of all bitmaps"), "{error}");
+    }
 }

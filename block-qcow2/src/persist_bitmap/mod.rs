@@ -43,6 +43,8 @@ mod store;
 const PIECE: u64 = 256 << 10;
 /// Most bytes of the clusters of one bitmap.
 const MAX_DATA_BYTES: u64 = 512 << 20;
+/// Most bytes of bits that all bitmaps of an image have in the file: those that are held in memory at worst.
+const MAX_ALL_BYTES: u64 = 1 << 30;
 
 /// Reads the bitmap directory.
 pub(crate) async fn load(
@@ -126,15 +128,22 @@ impl Qcow2Driver {
                 self.write_directory(offset, len, &bitmaps).await?;
                 self.file.flush().await?;
             }
-            if self.header.with(|parts| parts.header.unknown_autoclear != 0) {
-                self.header.update(|header| header.unknown_autoclear = 0).await?;
-                self.file.flush().await?;
-            }
+            self.clear_unknown().await?;
             self.lists.write().bitmaps = bitmaps;
             guard.marked.store(true, Ordering::Release);
             guard.trusted.store(false, Ordering::Release);
             Ok(())
         })
+    }
+
+    /// Clears the autoclear bits that are not known here, and returns once that is stable. To be called
+    /// before anything is written: what they vouch for may not be true afterwards.
+    pub(crate) async fn clear_unknown(&self) -> Result<()> {
+        if self.header.with(|parts| parts.header.unknown_autoclear == 0) {
+            return Ok(());
+        }
+        self.header.update(|header| header.unknown_autoclear = 0).await?;
+        self.file.flush().await
     }
 
     /// Where the directory is, if it is up to date.

@@ -18,7 +18,7 @@ use block_core::{ByteRange, Error, Result};
 use roaring::RoaringTreemap;
 
 use super::bits::{ALL_ONES, Cluster, append, covered, parse_entry};
-use super::{PIECE, any_trusted, check_storable, table_size};
+use super::{MAX_ALL_BYTES, PIECE, any_trusted, check_storable, table_size};
 use crate::alloc::{Meta, Place, Reason};
 use crate::driver::Qcow2Driver;
 use crate::metadata_io::{encode_words, write_bytes};
@@ -61,6 +61,7 @@ impl Qcow2Driver {
         }
         if !(wanted.is_empty() && old.is_empty()) {
             let planned = self.plan_bitmaps(from, &wanted, &old)?;
+            self.clear_unknown().await?;
             self.replace_bitmaps(writer, from, planned, old).await?;
         }
         *guard.known.lock() = Some(revision);
@@ -257,6 +258,10 @@ impl Qcow2Driver {
     }
 
     async fn allocate_bitmap(&self, want: Want, taken: &mut Taken) -> Result<Place> {
+        if taken.0.iter().map(|(_, len)| len).sum::<u64>() > MAX_ALL_BYTES {
+            // They could not be loaded again.
+            return Err(Error::Os(libc::EFBIG));
+        }
         let place = self.writer()?.meta.lock().await.allocate_bitmap(want, &self.header).await?;
         taken.0.push((place.host, place.count << self.geometry().cluster_bits()));
         Ok(place)

@@ -6,7 +6,7 @@
 use block_core::range::{to_u64, to_usize};
 use block_core::{Error, Result};
 
-use super::{Block, Refcounts, Run, SECTOR_WORDS, Span, Want};
+use super::{Block, Refcounts, Run, SECTOR_WORDS, Span, TOO_FAR, Want};
 use crate::header_store::HeaderStore;
 use crate::metadata_io::write_bytes;
 use crate::overlap::Section;
@@ -79,7 +79,14 @@ impl Refcounts {
         self.kept = cluster;
     }
 
-    /// Takes this cluster, if it is free and there is a block for it.
+    /// Keeps no cluster for anybody any more; says whether one was kept.
+    pub(crate) fn stop_keeping(&mut self) -> bool {
+        let kept = self.kept.is_some();
+        self.keep(None);
+        kept
+    }
+
+    /// Takes this cluster, if it is free, the file has room for it, and there is a block for it.
     pub(crate) async fn allocate_at(&mut self, cluster: u64) -> Result<Option<Run>> {
         let (index, within) = self.place(cluster);
         let geometry = self.geometry;
@@ -88,7 +95,10 @@ impl Refcounts {
             return Ok(None);
         }
         let run = Run { first: cluster, count: 1 };
-        self.check_free(run)?;
+        match self.check_free(run) {
+            Err(Error::NO_SPACE | TOO_FAR) => return Ok(None),
+            checked => checked?,
+        }
         self.set(cluster, 1).await?;
         Ok(Some(run))
     }

@@ -31,6 +31,7 @@ use crate::driver::Qcow2Driver;
 use crate::geometry::{DataLocation, Version};
 use crate::metadata_io::{encode_words, write_bytes};
 use crate::overlap::Section;
+use crate::spec::Fault;
 use crate::spec::entry::{Copied, with_copied};
 use crate::spec::header::{MAX_SNAPSHOTS, Table};
 use crate::spec::snapshot::Snapshot;
@@ -86,7 +87,7 @@ impl Snapshots for Qcow2Driver {
         let done = match self.begin().await {
             Ok(()) => {
                 let l1 = l1_of(&self.file, self.geometry(), &snapshot, snapshot.l1.count).await?;
-                self.check_references(&l1).await?;
+                self.check_removable(&snapshot, &l1).await?;
                 self.remove(&snapshot, &l1).await
             }
             failed => failed,
@@ -101,6 +102,7 @@ impl Qcow2Driver {
         if self.geometry().data_location() == DataLocation::DataFile {
             return Err(Error::Unsupported);
         }
+        self.clear_unknown().await?;
         self.settle_all().await
     }
 
@@ -207,6 +209,7 @@ impl Qcow2Driver {
             return Err(Error::Unsupported);
         }
         check_l1(&self.file, self.geometry(), snapshot, len)?;
+        self.check_own_l1()?;
         let l1 = l1_of(&self.file, self.geometry(), snapshot, snapshot.l1.count).await?;
         Ok((len, shared(&l1)))
     }
@@ -260,6 +263,32 @@ impl Qcow2Driver {
             return Err(error);
         }
         Ok(place)
+    }
+
+    /// Whether all that a snapshot refers to, and its L1 table `l1` itself, can be given back.
+    async fn check_removable(&self, snapshot: &Snapshot, l1: &[u64]) -> Result<()> {
+        let (offset, len) = (snapshot.l1.offset, u64::from(snapshot.l1.count) * 8);
+        let bits = self.geometry().cluster_bits();
+        let clusters = |l1: Table| {
+            let start = l1.offset.bytes() >> bits;
+            start..start.saturating_add((u64::from(l1.count) * 8).div_ceil(1 << bits))
+        };
+        let own = clusters(snapshot.l1);
+        let shared = self.lists.read().snapshots.iter().any(|other| {
+            let there = clusters(other.l1);
+            other.id != snapshot.id && there.start < own.end && own.start < there.end
+        });
+        if shared {
+            return Err(Fault::new("L1 table of two snapshots at", offset.bytes()).into());
+        }
+        {
+            let mut meta = self.writer()?.meta.lock().await;
+            meta.overlap.check_metadata(Section::InactiveL1, offset, len)?;
+            for cluster in own {
+                meta.refcounts.check_in_use(cluster).await?;
+            }
+        }
+        self.check_references(l1).await
     }
 
     /// Takes a snapshot, whose L1 table this is, out of the image.

@@ -6,7 +6,7 @@
 
 use crate::geometry::{DataLocation, Geometry, L2Format, Version};
 use crate::spec::Fault;
-use crate::units::HostOffset;
+use crate::units::{GuestOffset, HostOffset};
 
 /// Bits of an entry that hold a host offset.
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
@@ -98,6 +98,26 @@ pub fn l2_entry(geometry: Geometry, raw: u64, bitmap: u64) -> Result<Cluster, Fa
         (u32::from(host.is_some()), 0)
     };
     Ok(Cluster::Plain { host, alloc, zero })
+}
+
+/// Parses the L2 entry that maps the cluster at `guest`. In a data file a cluster stands at its guest offset
+/// and nowhere else.
+pub fn mapping_entry(
+    geometry: Geometry,
+    raw: u64,
+    bitmap: u64,
+    guest: GuestOffset,
+) -> Result<Cluster, Fault> {
+    let cluster = l2_entry(geometry, raw, bitmap)?;
+    match cluster {
+        Cluster::Plain { host: Some(host), .. }
+            if geometry.data_location() == DataLocation::DataFile
+                && host.bytes() != guest.bytes() =>
+        {
+            Err(Fault::new("data file offset of L2 entry", raw))
+        }
+        _ => Ok(cluster),
+    }
 }
 
 /// Whether an L1 or L2 entry says that what it points at is referenced exactly once.

@@ -38,6 +38,15 @@ pub enum UnalignedZeroes {
     Refuse,
 }
 
+/// What a change of the length does.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Resize {
+    /// The disk has the new length.
+    Works,
+    /// The length stays what it is, as that of a device.
+    Fixed,
+}
+
 /// What a disk is like.
 #[derive(Clone, Debug)]
 pub struct MemConfig {
@@ -54,6 +63,8 @@ pub struct MemConfig {
     pub discarded: Discarded,
     /// What to do with zero writes that are not multiples of the zero alignment.
     pub unaligned_zeroes: UnalignedZeroes,
+    /// What a change of the length does.
+    pub resize: Resize,
     /// Whether a reopen fails.
     pub reopen: Reopen,
 }
@@ -79,6 +90,7 @@ impl MemConfig {
             step: Some(512),
             discarded: Discarded::Junk,
             unaligned_zeroes: UnalignedZeroes::Accept,
+            resize: Resize::Works,
             reopen: Reopen::Works,
         }
     }
@@ -87,6 +99,12 @@ impl MemConfig {
     pub fn file() -> Self {
         let capabilities = Capabilities { grows_on_write: true, ..all_capabilities() };
         Self { capabilities, ..Self::new(0) }
+    }
+
+    /// A disk without limits whose length is fixed and which may hold anything at first, as a device.
+    pub fn device(len: u64) -> Self {
+        let capabilities = Capabilities { has_zero_init: false, ..all_capabilities() };
+        Self { capabilities, resize: Resize::Fixed, ..Self::new(len) }
     }
 
     /// The disk, which holds `bytes` and ends with them.
@@ -424,10 +442,17 @@ impl BlockDriver for MemDisk {
         Ok(())
     }
 
-    async fn truncate(self: Arc<Self>, len: u64, _: Exactness, _: Prealloc) -> Result<()> {
+    async fn truncate(self: Arc<Self>, len: u64, exactness: Exactness, _: Prealloc) -> Result<()> {
         assert_eq!(self.config.capabilities.truncate, Support::Native, "truncate {len:#x}");
         yield_now().await;
-        self.state.lock().bytes.resize(index(len), 0);
+        match self.config.resize {
+            Resize::Works => self.state.lock().bytes.resize(index(len), 0),
+            Resize::Fixed if len > self.len() => return Err(Error::Invalid),
+            Resize::Fixed if len < self.len() && exactness == Exactness::Exact => {
+                return Err(Error::Unsupported);
+            }
+            Resize::Fixed => {}
+        }
         Ok(())
     }
 

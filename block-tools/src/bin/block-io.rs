@@ -14,8 +14,8 @@ use block_tools::io_cmd::{BufferPlace, MAX_LINE_BYTES, Outcome, Session};
 use block_tools::open::{
     AioMode, BackingReads, CacheMode, DiscardMode, ImageSpec, Writes, block_on,
 };
-use block_tools::program;
 use block_tools::spec::objects::Secrets;
+use block_tools::{program, signals};
 use clap::Parser;
 use futures::channel::oneshot;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -132,6 +132,7 @@ fn mode<T>(what: &str, name: &str, parse: impl FnOnce(&str) -> Option<T>) -> Res
 }
 
 fn main() -> ExitCode {
+    signals::survive();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

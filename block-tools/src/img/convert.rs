@@ -20,7 +20,7 @@ use super::bitmaps::{self, Broken};
 use super::common::{SECTOR, cache_mode, cannot_open, open_image, sector_len, size_argument};
 use super::compression;
 use super::create::format_of;
-use super::interrupt::{INTERRUPTED, cancel_on_signal};
+use super::interrupt::{self, cancel_on_signal};
 use super::pipe_source::is_pipe;
 use super::progress::{Outcome, Progress};
 use super::source_snapshot;
@@ -441,7 +441,7 @@ async fn finish(
         Ok(_) => {}
         Err(CopyError::Cancelled { done }) => {
             let text = format_args!("interrupted after {done} of {total} bytes");
-            return Err(Failure::new(text).with_status(INTERRUPTED));
+            return Err(Failure::new(text).with_status(interrupt::status()));
         }
         Err(error) => return Err(Failure::new(error)),
     }

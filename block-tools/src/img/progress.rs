@@ -1,8 +1,17 @@
-//! How far a command is: a bar for people, a line that is overwritten for programs and logs.
+//! How far a command is: a bar for people, a line that is overwritten for programs and logs. Who sends
+//! SIGUSR1 gets a line on standard error, at once and whatever was asked for.
 
+use std::fmt;
 use std::io::{self, Write};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::consts::SIGUSR1;
+use signal_hook::iterator::Signals;
+
+use crate::surroundings;
 
 use super::Output;
 
@@ -28,9 +37,26 @@ const STEP: u64 = 100;
 /// Least bytes between two plain lines.
 const STEP_BYTES: u64 = 1 << 20;
 
+/// Hundredths of a percent that were reached last, for who asks by a signal.
+static REACHED: AtomicU64 = AtomicU64::new(0);
+
+/// What answers SIGUSR1. A command that gets no such thread is none the worse.
+static ANSWERING: LazyLock<io::Result<()>> = LazyLock::new(|| {
+    let mut signals = Signals::new([SIGUSR1])?;
+    thread::Builder::new().name("progress".to_owned()).spawn(move || {
+        for _ in signals.forever() {
+            let _ = writeln!(io::stderr(), "    ({}/100%)", Percent(REACHED.load(Ordering::Relaxed)));
+        }
+    })?;
+    Ok(())
+});
+
 impl Progress {
     /// As asked for by `-p` and `-q`.
     pub(super) fn new(wanted: bool, out: &Output) -> Self {
+        if !surroundings::are_set() {
+            LazyLock::force(&ANSWERING);
+        }
         if !wanted {
             return Self::Off;
         }
@@ -47,6 +73,8 @@ impl Progress {
 
     /// `done` of `total` bytes are done.
     pub(super) fn show(&mut self, done: u64, total: u64, out: &mut Output) {
+        let part = hundredths(done, total);
+        REACHED.store(part, Ordering::Relaxed);
         match self {
             Self::Off => {}
             Self::Bar(bar) => {
@@ -54,7 +82,6 @@ impl Progress {
                 bar.set_position(done);
             }
             Self::Plain { shown } => {
-                let part = hundredths(done, total);
                 let is_step = shown.is_none_or(|(last, bytes)| {
                     let is_far = part >= last + STEP && done >= bytes.saturating_add(STEP_BYTES);
                     is_far || (part == 10_000 && last < part)
@@ -107,8 +134,17 @@ fn hundredths(done: u64, total: u64) -> u64 {
     if total == 0 { 10_000 } else { u64::try_from(part).unwrap_or(10_000) }
 }
 
+/// Hundredths of a percent.
+struct Percent(u64);
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:02}", self.0 / 100, self.0 % 100)
+    }
+}
+
 fn print_plain(part: u64, out: &mut Output) -> io::Result<()> {
-    write!(out, "    ({}.{:02}/100%)\r", part / 100, part % 100)?;
+    write!(out, "    ({}/100%)\r", Percent(part))?;
     // Whoever reads a pipe for progress wants it now.
     out.flush()
 }

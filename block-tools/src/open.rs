@@ -269,6 +269,9 @@ pub async fn open(spec: &ImageSpec) -> Result<Node, SpecError> {
 /// [`open`] with a registry, budget and warnings of the caller's. The spec decides the flags.
 pub async fn open_in(mut context: OpenContext, spec: &ImageSpec) -> Result<Node, SpecError> {
     context.flags = spec.open_flags();
+    if context.flags.force_share && context.flags.writable && spec.writes == Writes::Image {
+        return Err(SpecError::SharedWriter);
+    }
     context.writable_backing_depth = spec.writable_backing_depth;
     context.default_aio = spec.aio.map(AioMode::name);
     if spec.backing_reads == BackingReads::Copy {

@@ -1,6 +1,9 @@
 //! What signals do to the programs: a question for the progress is answered, what was ignored when a
 //! program was started stays so, and the limit on the length of files is an error like others.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and these helpers run in tests only")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and these helpers run in tests only"
+)]
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

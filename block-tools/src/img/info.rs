@@ -104,7 +104,12 @@ async fn collect(args: &Args, name: &str) -> Result<Vec<Report>, Failure> {
         closed.map_err(Failure::new)?;
         let next = report.full_backing.clone();
         let format = report.info.backing_format.clone();
-        if !seen.insert(report.filename.clone()) || reports.len() >= MAX_CHAIN {
+        if reports.len() > MAX_CHAIN {
+            return Err(Failure::new(format_args!(
+                "The chain of backing files is longer than {MAX_CHAIN} images"
+            )));
+        }
+        if !seen.insert(report.filename.clone()) {
             return Err(Failure::new(format_args!(
                 "Backing file '{}' creates an infinite loop.",
                 report.filename

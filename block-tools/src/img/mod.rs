@@ -97,7 +97,10 @@ enum Command {
 /// Runs the command line `args` (program name first), writes to `out` and to standard error, and
 /// gives the exit status.
 pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
-    let args: Vec<_> = args.into_iter().collect();
+    let mut args: Vec<_> = args.into_iter().collect();
+    if command_of(&args) == "resize" {
+        resize::mark_size(&mut args);
+    }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error, command_of(&args)),

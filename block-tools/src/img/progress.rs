@@ -45,7 +45,8 @@ static ANSWERING: LazyLock<io::Result<()>> = LazyLock::new(|| {
     let mut signals = Signals::new([SIGUSR1])?;
     thread::Builder::new().name("progress".to_owned()).spawn(move || {
         for _ in signals.forever() {
-            let _ = writeln!(io::stderr(), "    ({}/100%)", Percent(REACHED.load(Ordering::Relaxed)));
+            let _ =
+                writeln!(io::stderr(), "    ({}/100%)", Percent(REACHED.load(Ordering::Relaxed)));
         }
     })?;
     Ok(())
@@ -106,10 +107,13 @@ impl Progress {
     pub(super) fn finish(&mut self, outcome: Outcome, out: &mut Output) {
         match self {
             Self::Off => {}
-            Self::Bar(bar) => match outcome {
-                Outcome::Done => bar.finish(),
-                Outcome::Stopped => bar.abandon(),
-            },
+            Self::Bar(bar) => {
+                match outcome {
+                    Outcome::Done => bar.finish(),
+                    Outcome::Stopped => bar.abandon(),
+                }
+                let _ = writeln!(out);
+            }
             Self::Plain { .. } => {
                 if outcome == Outcome::Done {
                     let _ = print_plain(10_000, out);
@@ -165,6 +169,15 @@ mod tests {
         let expect = "    (0.00/100%)\r    (1.00/100%)\r    (2.00/100%)\r    (3.00/100%)\r    \
                       (100.00/100%)\r    (100.00/100%)\r\n";
         assert_eq!(out.text(), expect);
+    }
+
+    #[test]
+    fn what_follows_a_bar_is_on_a_new_line() {
+        for outcome in [Outcome::Done, Outcome::Stopped] {
+            let mut out = Output::buffer();
+            Progress::Bar(ProgressBar::hidden()).finish(outcome, &mut out);
+            assert_eq!(out.text(), "\n");
+        }
     }
 
     #[test]

@@ -177,7 +177,9 @@ async fn rebase_safely(
     progress.finish(outcome, out);
     match result {
         Ok(_) => Ok(()),
-        Err(RebaseError::Cancelled) => Err(Failure::new("interrupted").with_status(interrupt::status())),
+        Err(RebaseError::Cancelled) => {
+            Err(Failure::new("interrupted").with_status(interrupt::status()))
+        }
         Err(error) => Err(Failure::new(error)),
     }
 }

@@ -144,6 +144,16 @@ fn the_limit_on_the_length_of_files_is_an_error() {
     let limit = "ulimit -f 2048;";
     let args = ["convert", "-f", "raw", "-O", "qcow2", "source", "target"];
     failed(shell(&dir, limit, BLOCK_IMG, &args).output().unwrap());
+    for args in [
+        &["create", "-f", "raw", "image", "8M"][..],
+        &["create", "-f", "qcow2", "-o", "data_file=data", "image", "8M"],
+        &["create", "-f", "vmdk", "-o", "subformat=monolithicFlat", "image", "8M"],
+    ] {
+        failed(shell(&dir, limit, BLOCK_IMG, args).output().unwrap());
+        let names = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let left = names.filter(|name| !matches!(name.to_str(), Some("source" | "target")));
+        assert_eq!(left.count(), 0, "{args:?}");
+    }
     let args = ["-f", "raw", "source", "-c", "write 7M 1M"];
     failed(shell(&dir, limit, BLOCK_IO, &args).output().unwrap());
 }

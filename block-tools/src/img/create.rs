@@ -213,7 +213,7 @@ impl NewImage {
     pub(super) async fn create(&self) -> Result<(), CreateError> {
         let context = OpenContext::new(registry(), OpenFlags::READ_WRITE);
         let options = self.options.clone().with("filename", &*self.name);
-        Ok(self.factory.create(options, context).await?)
+        Ok(context.create_image(self.factory.name(), options).await?)
     }
 
     /// The value of an option, if it was given.

@@ -247,3 +247,111 @@ fn the_part_of_a_map_has_short_options() {
     assert_eq!(images.succeed("map -f raw --output json -s 1M -l 1M @a"), long);
     assert!(long.contains("\"start\": 1048576, \"length\": 1048576"), "{long}");
 }
+
+#[test]
+fn secrets_and_trace_points_are_taken_by_every_command() {
+    let images = Images::new();
+    images.succeed("create -q -f raw @a 4M");
+    let named = "info --image-opts driver=null-co,password-secret=s";
+    images.fail(named, "there is no secret of the name 's'");
+    images.fail(&format!("{named} --object secret,id=s,data=x"), "'password'");
+    images.fail(&format!("--object secret,id=s,data=x {named}"), "'password'");
+    images.fail(named, "there is no secret of the name 's'");
+    images.fail("compare --object bogus,id=s @a @a", "no objects of the type 'bogus'");
+    images.succeed("-T trace info -f raw @a");
+    images.succeed("--trace trace resize -f raw --shrink @a -1M");
+}
+
+#[test]
+fn long_options_may_be_short() {
+    let images = Images::new();
+    images.succeed("create -q -f raw @a 4M");
+    images.succeed("info --form raw --backing --out json @a");
+    images.fail("convert --target-i @a @b", "unexpected argument '--target-i'");
+}
+
+/// The name that is shown opens the same disk, and no more of the file.
+#[test]
+fn the_name_of_a_part_of_a_file_says_which() {
+    let images = Images::new();
+    std::fs::write(images.path("a"), [[1; 512], [2; 512], [3; 512], [4; 512]].concat()).unwrap();
+    let part = "driver=raw,offset=512,size=1024,read-only=on,file.filename=@a";
+    let shown = images.succeed(&format!("info --image-opts {part}"));
+    let name = shown.lines().next().unwrap().strip_prefix("image: ").unwrap().to_owned();
+    assert!(name.starts_with("json:{") && !name.contains("read-only"), "{name}");
+    assert!(images.succeed(&format!("info {name}")).starts_with(&format!("image: {name}\n")));
+    images.succeed(&format!("convert -O raw {name} @part"));
+    assert_eq!(std::fs::read(images.path("part")).unwrap(), [[2; 512], [3; 512]].concat());
+    let json = images.succeed(&format!("info --output json --image-opts {part}"));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["filename"], name.as_str());
+    assert_eq!(json["children"][0]["info"]["filename"], images.path("a").as_str());
+    let whole = images.succeed("info --image-opts driver=raw,discard=unmap,file.filename=@a");
+    assert!(whole.starts_with(&format!("image: {}\n", images.path("a"))), "{whole}");
+}
+
+#[test]
+fn refusals_say_what_is_wrong() {
+    let images = Images::new();
+    let create = "create -q -f qcow2";
+    images.fail(
+        &format!("{create} -o preallocation=bogus @a 1M"),
+        "Parameter 'preallocation' does not accept value 'bogus'",
+    );
+    images.fail(
+        &format!("{create} -o compat=2 @a 1M"),
+        "Parameter 'compat' does not accept value '2'",
+    );
+    images.succeed(&format!("{create} -o compat=0.10 @old 1M"));
+    images.succeed("snapshot -c s @old");
+    images.fail("resize @old 2M", "version 2 (compat=0.10) that has snapshots");
+    images.succeed(&format!("{create} @marked 1M"));
+    images.succeed("snapshot -c s @marked");
+    images.succeed("bitmap --add @marked b");
+    images.fail("snapshot -a s @marked", "the image has persistent bitmaps");
+    images.fail("create -q -f raw /dev/null 1M", "Cannot grow device files");
+    images.fail("convert -f raw -O raw @old /dev/null", "Cannot grow device files");
+}
+
+#[test]
+fn a_backing_name_that_is_no_text_is_called_that() {
+    let images = Images::new();
+    images.succeed("create -q -f qcow2 -u -b b000 -F raw @a 1M");
+    let mut bytes = std::fs::read(images.path("a")).unwrap();
+    let at = bytes.windows(4).position(|bytes| bytes == b"b000").unwrap();
+    bytes[at + 1] = 0xff;
+    std::fs::write(images.path("a"), bytes).unwrap();
+    images.fail("map @a", "backing file name is not valid text (UTF-8)");
+}
+
+#[test]
+fn an_image_that_could_not_be_made_leaves_nothing() {
+    // What fails after a file was made, and a file that may be there before.
+    for (line, also) in [
+        ("create -q -f qcow2 -o data_file=missing/d @a 1M", "b"),
+        ("create -q -f qcow2 -o data_file=missing/d @a 1M", "a"),
+        ("create -q -f vmdk -o subformat=monolithicFlat @a.vmdk 1M", "a.vmdk"),
+        ("create -q -f vmdk -o subformat=twoGbMaxExtentFlat @a.vmdk 3G", "a-f001.vmdk"),
+    ] {
+        for before in [None, Some(also)] {
+            let images = Images::new();
+            std::fs::create_dir(images.path("a-flat.vmdk")).unwrap();
+            std::fs::create_dir(images.path("a-f002.vmdk")).unwrap();
+            if let Some(name) = before {
+                std::fs::write(images.path(name), [7; 4096]).unwrap();
+            }
+            images.fail(line, "");
+            for entry in std::fs::read_dir(images.0.path()).unwrap() {
+                let entry = entry.unwrap();
+                if entry.metadata().unwrap().is_dir() {
+                    continue;
+                }
+                let name = entry.file_name();
+                assert_eq!(name.to_str(), before, "{line}");
+                let untouched = name == "b";
+                let len = if untouched { 4096 } else { 0 };
+                assert_eq!(entry.metadata().unwrap().len(), len, "{line}");
+            }
+        }
+    }
+}

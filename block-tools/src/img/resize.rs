@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::io::Write;
 
 use block_core::driver::{Exactness, Prealloc};
+use block_core::info::InfoValue;
 use block_core::options::parse_size;
-use block_core::{Node, OpenFlags, graph};
+use block_core::{Error, Node, OpenFlags, graph};
 
 use crate::open::{ImageSpec, block_on};
 use crate::program;
@@ -126,9 +127,22 @@ async fn resize(args: &Args, node: &Node, new: NewLen, prealloc: Prealloc) -> Re
         )));
     }
     let resized = node.truncate(len, Exactness::Exact, prealloc).await;
-    resized.map_err(|error| Failure::new(format_args!("Could not resize the image: {error}")))?;
+    resized.map_err(|error| {
+        let refused = "Can't resize an image of version 2 (compat=0.10) that has snapshots";
+        match error {
+            Error::Unsupported if is_old_with_snapshots(node) => Failure::new(refused),
+            error => Failure::new(format_args!("Could not resize the image: {error}")),
+        }
+    })?;
     let flushed = node.flush().await;
     flushed.map_err(|error| Failure::new(format_args!("error while flushing: {error}")))
+}
+
+/// Whether the image has snapshots, and a format that does not say how long they are.
+fn is_old_with_snapshots(node: &Node) -> bool {
+    let old = InfoValue::Text("0.10".to_owned());
+    let is_old = node.driver().info().specific.iter().any(|(n, v)| *n == "compat" && *v == old);
+    is_old && node.driver().as_snapshots().is_some_and(|snapshots| !snapshots.list().is_empty())
 }
 
 #[cfg(test)]

@@ -118,7 +118,12 @@ async fn act(action: Action<'_>, node: &Node, out: &mut Output) -> Result<(), Fa
             snapshots.delete(&id).await
         }
     };
-    done.map_err(|error| action.failed(&error.errno_text()))?;
+    done.map_err(|error| match (action, error) {
+        (Action::Apply(_), Error::Busy) => action.failed(
+            &"the image has persistent bitmaps, which would not know what changes; remove them first",
+        ),
+        (_, error) => action.failed(&error.errno_text()),
+    })?;
     let flushed = node.flush().await;
     flushed.map_err(|error| Failure::new(format_args!("error while flushing: {error}")))
 }

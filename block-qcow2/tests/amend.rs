@@ -243,7 +243,7 @@ fn the_backing_file_is_another_only_by_a_rebase() {
     dir.write("theirs", &dir.bytes("backed").unwrap()).unwrap();
     dir.qemu_img(&["rebase", "-u", "-b", "other", "-F", "raw", "theirs"]).unwrap();
     let node = open(&dir, "backed");
-    for text in ["backing_file=other", "size=2M,backing_fmt=raw"] {
+    for text in ["backing_file=other", "size=2M,backing_fmt=qcow2"] {
         let error = amend_node(&node, text).unwrap_err().to_string();
         assert!(error.contains("only a rebase"), "{error}");
     }

@@ -79,6 +79,7 @@ impl Session {
         let parsed = sort("aio_read", words, "CiP:qrv")?;
         let (described, request) = self.prepare_readv(&parsed)?;
         if parsed.has('i') {
+            self.out.line(format_args!("injecting invalid read request"));
             return Ok(());
         }
         self.pending.start(&mut self.out, described, request).await;
@@ -167,6 +168,7 @@ impl Session {
         }
         let (offset, lens) = offset_and_lens(&parsed)?;
         if parsed.has('i') {
+            self.out.line(format_args!("injecting invalid write request"));
             return Ok(());
         }
         let len = lens.iter().sum();

@@ -299,6 +299,10 @@ fn refusals_say_what_is_wrong() {
         "Parameter 'preallocation' does not accept value 'bogus'",
     );
     images.fail(
+        "create -q -f raw -o preallocation=bogus @a 1M",
+        "Parameter 'preallocation' does not accept value 'bogus'",
+    );
+    images.fail(
         &format!("{create} -o compat=2 @a 1M"),
         "Parameter 'compat' does not accept value '2'",
     );

@@ -319,7 +319,7 @@ pub(super) fn option_list(texts: &[String], known: &[CreateOption]) -> Result<Op
 fn is_list(text: &str) -> bool {
     // Two commas stand for one that belongs to a value.
     let commas = text.len() - text.trim_end_matches(',').len();
-    !text.is_empty() && !text.starts_with(',') && commas % 2 == 0
+    !text.is_empty() && !text.starts_with(',') && commas.is_multiple_of(2)
 }
 
 /// Looks at options that have been read: numbers are written in one way afterwards.

@@ -182,10 +182,10 @@ fn name_with_options(spec: &ImageSpec, node: &Node) -> Option<String> {
         return None;
     }
     let is_manner = |name: &str| {
-        let ends = |manner: &&str| {
-            name.strip_suffix(*manner).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        let ends = |manner: &str| {
+            name.strip_suffix(manner).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
         };
-        MANNERS.iter().any(|manner| ends(&manner))
+        MANNERS.iter().any(|manner| ends(manner))
     };
     let mut tree = Value::Object(Map::new());
     for (name, value) in options.iter().filter(|(name, _)| !is_manner(name)) {

@@ -520,7 +520,7 @@ mod tests {
     #[test]
     fn the_fields_for_programs() {
         let text = report().to_json().to_pretty();
-        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["full-backing-filename"], "dir/b");
         assert_eq!(value["snapshots"][0]["vm-clock-nsec"], 500_000_000);
         assert_eq!(value["format-specific"]["data"]["bitmaps"][0]["flags"][0], "auto");

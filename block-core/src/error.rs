@@ -116,6 +116,14 @@ fn errno_text(errno: i32) -> String {
     }
 }
 
+/// What is wrong with a field. The value of one that holds text is its length, which says nothing.
+fn wrong_field(value: u64, problem: &Problem) -> String {
+    match problem {
+        Problem::NotText => format!("{problem} (UTF-8)"),
+        problem => format!("is {value:#x}: {problem}"),
+    }
+}
+
 /// The text for a feature that is not there, the same in requests and in opening.
 fn not_built(feature: &str) -> String {
     format!("needs the feature `{feature}`, which this program was built without")
@@ -167,7 +175,7 @@ pub enum OpenError {
         error: Error,
     },
     /// A field of the image holds a value that the format does not allow.
-    #[error("{format}: {field} is {value:#x}: {problem}")]
+    #[error("{format}: {field} {}", wrong_field(*value, problem))]
     Field {
         /// Name of the format.
         format: &'static str,

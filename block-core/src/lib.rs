@@ -52,6 +52,7 @@ pub mod info;
 pub mod io;
 pub mod job;
 pub mod limits;
+mod made;
 pub mod metadata;
 pub mod node;
 pub mod options;

@@ -13,6 +13,7 @@ use crate::buf::IoBuf;
 use crate::driver::{BlockDriver, ChildRole};
 use crate::error::{OpenError, Problem};
 use crate::graph;
+use crate::made::MadeFiles;
 use crate::node::{DetectZeroes, Node, NodeOptions};
 use crate::options::{OpenFlags, Options};
 use crate::range::{Alignment, ByteRange, to_usize};
@@ -132,6 +133,8 @@ pub struct OpenContext {
     pub warn: Arc<dyn Fn(&str) + Send + Sync>,
     /// The `file` child, where probing has already opened it.
     opened: Option<Node>,
+    /// The files that were made so far for a new image.
+    pub(crate) made: MadeFiles,
 }
 
 impl OpenContext {
@@ -147,6 +150,7 @@ impl OpenContext {
             default_aio: None,
             warn: Arc::new(|_| ()),
             opened: None,
+            made: MadeFiles::default(),
         }
     }
 
@@ -200,6 +204,18 @@ impl OpenContext {
             return Err(OpenError::Option { option, problem: Problem::Missing });
         }
         Self { opened: None, ..self.clone() }.open(sub).await
+    }
+
+    /// Makes an image with `driver` ([`DriverFactory::create`]). When that fails, files that it has made
+    /// are removed, and those that it has overwritten are empty: nobody takes half an image for a raw disk.
+    pub async fn create_image(&self, driver: &str, options: Options) -> Result<(), OpenError> {
+        let made = MadeFiles::default();
+        let context = Self { made: made.clone(), ..self.clone() };
+        let created = self.registry.get(driver)?.create(options, context).await;
+        if created.is_err() {
+            made.give_up().await;
+        }
+        created
     }
 
     /// Makes the storage of a new image and opens it for writing: `filename`, which its protocol makes

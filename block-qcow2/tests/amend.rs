@@ -236,18 +236,26 @@ fn flags_lengths_and_names_change() {
 }
 
 #[test]
-fn the_backing_file_changes() {
+fn the_backing_file_is_another_only_by_a_rebase() {
     let dir = ImageDir::new().unwrap();
     made(&dir, "backed", "cluster_size=4k", &[]);
     dir.write("other", &[7; 900 << 10]).unwrap();
     dir.write("theirs", &dir.bytes("backed").unwrap()).unwrap();
     dir.qemu_img(&["rebase", "-u", "-b", "other", "-F", "raw", "theirs"]).unwrap();
     let node = open(&dir, "backed");
+    for text in ["backing_file=other", "size=2M,backing_fmt=qcow2"] {
+        let error = amend_node(&node, text).unwrap_err().to_string();
+        assert!(error.contains("only a rebase"), "{error}");
+    }
+    block_on(node.driver().as_rebase().unwrap().change_backing(Some("other"), Some("raw")))
+        .unwrap();
     amend_node(&node, "backing_file=other,backing_fmt=raw").unwrap();
     close(&node);
     assert_eq!(info(&dir, "backed")["backing-filename"], info(&dir, "theirs")["backing-filename"]);
     assert!(dir.raw_contents("backed", &[]).unwrap() == dir.raw_contents("theirs", &[]).unwrap());
     let node = open(&dir, "backed");
+    assert!(amend_node(&node, "backing_file=").is_err());
+    block_on(node.driver().as_rebase().unwrap().change_backing(None, None)).unwrap();
     amend_node(&node, "backing_file=").unwrap();
     close(&node);
     assert_eq!(info(&dir, "backed").get("backing-filename"), None);
@@ -270,7 +278,7 @@ fn what_cannot_be_is_refused_and_nothing_changes() {
         ("cluster_size=4k", "data_file=x", "an image without a data file"),
         ("data_file=data", "data_file_raw=on", "'data_file_raw=on'"),
         ("cluster_size=4k", "size=1000", "'size=1000'"),
-        ("cluster_size=4k", "backing_fmt=raw", "'backing_file'"),
+        ("cluster_size=4k", "backing_fmt=raw", "'backing_fmt'"),
     ];
     for (number, (options, text, expect)) in cases.into_iter().enumerate() {
         let name = number.to_string();
@@ -298,8 +306,15 @@ fn what_cannot_be_is_refused_and_nothing_changes() {
     }
 }
 
-/// Crash images of an amendment, taken at every moment at which they may differ.
-fn shots(setup: &Setup, made: &Made, text: &'static str, seed: u64) -> Vec<Vec<u8>> {
+/// A change of the header.
+#[derive(Copy, Clone)]
+enum Change {
+    Amend(&'static str),
+    Backing(&'static str),
+}
+
+/// Crash images of a change, taken at every moment at which they may differ.
+fn shots(setup: &Setup, made: &Made, change: Change, seed: u64) -> Vec<Vec<u8>> {
     let disk = CrashDisk::new(made.file.clone());
     let shots = Arc::new(Mutex::new(Vec::new()));
     let rng = Mutex::new(ChaCha8Rng::seed_from_u64(seed));
@@ -312,8 +327,16 @@ fn shots(setup: &Setup, made: &Made, text: &'static str, seed: u64) -> Vec<Vec<u
     let world = World::new(setup, disk.clone(), None);
     Exec::run(seed, move |_| async move {
         let node = world.open().await.unwrap();
-        let amend = node.driver().as_amend().unwrap();
-        amend.amend(options(text), &|_, _| ()).await.unwrap();
+        let driver = node.driver();
+        match change {
+            Change::Amend(text) => {
+                driver.as_amend().unwrap().amend(options(text), &|_, _| ()).await.unwrap();
+            }
+            Change::Backing(name) => {
+                let rebase = driver.as_rebase().unwrap();
+                rebase.change_backing(Some(name), Some("raw")).await.unwrap();
+            }
+        }
         block_core::graph::close(&node).await.unwrap();
     });
     let all = std::mem::take(&mut *shots.lock());
@@ -336,7 +359,7 @@ fn a_crash_leaves_the_image_as_it_was_or_as_it_is_to_be() {
         let mut count = 0;
         for _ in 0..4 {
             seed += 1;
-            for bytes in shots(&setup, &made, text, seed) {
+            for bytes in shots(&setup, &made, Change::Amend(text), seed) {
                 count += 1;
                 let what = format!("seed {seed}, shot {count} of {text} of {name}");
                 let left = Made { file: bytes, data: Vec::new() };
@@ -357,12 +380,11 @@ fn a_crash_leaves_the_image_as_it_was_or_as_it_is_to_be() {
 fn a_crash_leaves_a_long_backing_name_whole_or_out() {
     let setup = setups().into_iter().find(|setup| setup.name == "4k shared").unwrap();
     let made = setup.make();
-    let name = "n".repeat(1000);
-    let text = String::leak(format!("backing_file={name},backing_fmt=raw"));
+    let name = String::leak("n".repeat(1000));
     let number = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all << 8 | usize::from(*byte));
     let mut seen = [0; 2];
     for seed in 0..20 {
-        for bytes in shots(&setup, &made, text, seed) {
+        for bytes in shots(&setup, &made, Change::Backing(name), seed) {
             let (start, len) = (number(&bytes[8..16]), number(&bytes[16..20]));
             seen[usize::from(start > 0)] += 1;
             if start > 0 {

@@ -9,6 +9,7 @@ pub mod img;
 pub mod io_cmd;
 pub mod open;
 pub mod program;
+pub mod signals;
 pub mod spec;
 pub mod surroundings;
 mod temporary;

@@ -152,7 +152,7 @@ pub struct ImageSpec {
     pub image_opts: bool,
     /// More options of the node, which win over those in the name.
     pub options: Options,
-    /// What the options name by `password-secret` (`--object`).
+    /// What the options name by `password-secret`: the secrets of the command line (`--object`).
     pub secrets: Secrets,
     /// Everything that no field below decides: `writable`, `no_io`, `no_backing`, `check`.
     pub flags: OpenFlags,
@@ -202,7 +202,7 @@ impl ImageSpec {
             format: None,
             image_opts: false,
             options: Options::new(),
-            secrets: Secrets::default(),
+            secrets: surroundings::secrets(),
             flags: OpenFlags::READ_ONLY,
             cache: CacheMode::WRITEBACK,
             aio: None,
@@ -269,6 +269,9 @@ pub async fn open(spec: &ImageSpec) -> Result<Node, SpecError> {
 /// [`open`] with a registry, budget and warnings of the caller's. The spec decides the flags.
 pub async fn open_in(mut context: OpenContext, spec: &ImageSpec) -> Result<Node, SpecError> {
     context.flags = spec.open_flags();
+    if context.flags.force_share && context.flags.writable && spec.writes == Writes::Image {
+        return Err(SpecError::SharedWriter);
+    }
     context.writable_backing_depth = spec.writable_backing_depth;
     context.default_aio = spec.aio.map(AioMode::name);
     if spec.backing_reads == BackingReads::Copy {

@@ -1,8 +1,16 @@
 //! The name that a program goes by in its messages: the one that it was called by, so that a link or
-//! a wrapper of another name speaks under that name.
+//! a wrapper of another name speaks under that name. And what every program takes, whatever it does.
 
 use std::path::Path;
 use std::sync::OnceLock;
+
+/// What programs take and have no use for.
+#[derive(clap::Args)]
+pub struct TraceArgs {
+    /// Accepted for scripts that give it: there are no trace points
+    #[arg(short = 'T', long = "trace", value_name = "POINTS", action = clap::ArgAction::Append)]
+    _points: Vec<String>,
+}
 
 /// Of `block-img`, where nothing else was said.
 const DEFAULT: &str = "block-img";

@@ -5,6 +5,8 @@
 //! harness) sets others for its thread with [`enter`], so that whole command lines work on files that are
 //! in memory, and nothing that they say is lost.
 //!
+//! Beside them, the secrets that a command line names (`--object`), for whatever it opens.
+//!
 //! Invariant: what is set counts for one thread, until the guard is dropped.
 
 use std::cell::RefCell;
@@ -14,6 +16,8 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use block_core::Registry;
+
+use crate::spec::objects::Secrets;
 
 /// Takes the messages, a line or several each, without a newline at the end.
 pub type Messages = Arc<dyn Fn(&str) + Send + Sync>;
@@ -29,6 +33,7 @@ pub struct Surroundings {
 
 thread_local! {
     static CURRENT: RefCell<Option<Surroundings>> = const { RefCell::new(None) };
+    static SECRETS: RefCell<Secrets> = RefCell::default();
 }
 
 /// Makes `surroundings` those of this thread until the guard is dropped.
@@ -49,6 +54,31 @@ impl Drop for Guard {
         let before = self.before.take();
         drop(CURRENT.with(|current| current.replace(before)));
     }
+}
+
+/// Makes `secrets` those of this thread's command until the guard is dropped.
+pub(crate) fn confide(secrets: Secrets) -> SecretsGuard {
+    let before = SECRETS.with(|current| current.replace(secrets));
+    SecretsGuard { before, _this_thread: PhantomData }
+}
+
+/// Puts back what was there before [`confide`].
+#[must_use = "the secrets count only while the guard lives"]
+pub(crate) struct SecretsGuard {
+    before: Secrets,
+    _this_thread: PhantomData<*const ()>,
+}
+
+impl Drop for SecretsGuard {
+    fn drop(&mut self) {
+        let before = std::mem::take(&mut self.before);
+        SECRETS.with(|current| current.replace(before));
+    }
+}
+
+/// The secrets of this thread's command.
+pub(crate) fn secrets() -> Secrets {
+    SECRETS.with(|current| current.borrow().clone())
 }
 
 /// Whether this thread has surroundings of its own.

@@ -440,7 +440,6 @@ fn create_says_and_does_what_qemu_img_does() {
         &["a.raw", "--", "-1"],
         &["-o", "size=1M", "a.raw", "1M"],
         &["-o", "bogus=1", "a.raw", "1M"],
-        &["-o", "preallocation=bogus", "a.raw", "1M"],
         &["-f", "bogus", "a.raw", "1M"],
         &["missing/a.raw", "1M"],
     ];

@@ -47,6 +47,7 @@ fn vectors_and_aio_report_alike() {
          readv -P 5 512 1k 2k\nreadv -P 6 512 1k\nreadv -C 0 1k 2k\nwritev -C 0 1k\n\
          writev -q 0 1k\nreadv 1M 512\nwritev 1M 512\nreadv 0 3G\nreadv 0 1G 1G 1G\n\
          aio_write -P 9 4k 4k 512\naio_flush\naio_read -P 9 4k 4k 512\naio_flush\n\
+         aio_read -i 0 4k\naio_write -i -P 8 4k 4k\naio_write -i -z 0 4k\nread -P 9 4k 4k\n\
          aio_read -v 4090 20\naio_flush\naio_read -P 8 4k 1k\naio_flush\naio_read -C 0 1k\n\
          aio_flush\naio_write -z -u 4k 4k\naio_flush\nread -P 0 4k 4k\naio_read 2M 512\naio_flush\n\
          aio_write 2M 512\naio_flush\naio_write -z 2M 512\naio_flush\naio_write -q 0 512\n\

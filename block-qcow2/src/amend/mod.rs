@@ -2,9 +2,10 @@
 //!
 //! Everything is refused before anything is changed, as far as it can be told without reading the
 //! tables. Each step leaves a whole image: the order is version up, refcounts, flags and names, length,
-//! version down, backing file.
+//! version down.
 //!
-//! Not here: the version ([`version`]), the width of refcounts ([`refcount_width`]).
+//! Not here: the version ([`version`]), the width of refcounts ([`refcount_width`]); another backing file,
+//! which is a rebase.
 
 mod refcount_width;
 mod version;
@@ -12,7 +13,7 @@ mod version;
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
-use block_core::ability::{Amend, ProgressSink, Rebase};
+use block_core::ability::{Amend, ProgressSink};
 use block_core::driver::Prealloc;
 use block_core::error::Problem;
 use block_core::range::to_u64;
@@ -105,11 +106,20 @@ impl Changes {
             let problem = Problem::Contradicts("an image without it");
             return Err(refuse("data_file_raw", "on", problem));
         }
-        if self.backing_format.is_some() && self.backing_file.is_none() {
-            let has_one = image.header.with(|parts| parts.backing_name.is_some());
-            if !has_one {
-                return Err(refuse_name("backing_file", Problem::Missing));
-            }
+        self.check_backing(image)
+    }
+
+    /// Refuses another backing file: what the disk reads there would change, and nothing here compares the two.
+    fn check_backing(&self, image: &Qcow2Driver) -> Result<(), OpenError> {
+        let (name, format) = image
+            .header
+            .with(|parts| (parts.backing_name.clone(), parts.extensions.backing_format.clone()));
+        let own = Problem::Contradicts("the image's own, which only a rebase changes");
+        if self.backing_file.as_ref().is_some_and(|n| n.as_bytes() != name.unwrap_or_default()) {
+            return Err(refuse_name("backing_file", own));
+        }
+        if self.backing_format.as_ref().is_some_and(|f| *f != format.unwrap_or_default()) {
+            return Err(refuse_name("backing_fmt", own));
         }
         Ok(())
     }
@@ -179,7 +189,7 @@ impl Amend for Qcow2Driver {
             let _exclusive = self.gate.exclusive().await;
             self.downgrade(progress).await?;
         }
-        self.amend_backing(&changes).await
+        Ok(())
     }
 }
 
@@ -212,18 +222,6 @@ impl Qcow2Driver {
         });
         flags.await.map_err(failed("header"))?;
         self.barrier().await.map_err(failed("header"))
-    }
-
-    async fn amend_backing(&self, changes: &Changes) -> Result<(), OpenError> {
-        let (name, format) = (changes.backing_file.clone(), changes.backing_format.as_deref());
-        let name = match (name, format) {
-            (None, None) => return Ok(()),
-            (Some(name), _) => Some(name).filter(|name| !name.is_empty()),
-            (None, Some(_)) => self.header.with(|parts| {
-                parts.backing_name.as_deref().map(|n| String::from_utf8_lossy(n).into_owned())
-            }),
-        };
-        self.change_backing(name.as_deref(), format).await
     }
 
     /// Takes over a header that changes how tables are read. If that fails, what is in memory is of no

@@ -14,21 +14,24 @@ use block_tools::io_cmd::{BufferPlace, MAX_LINE_BYTES, Outcome, Session};
 use block_tools::open::{
     AioMode, BackingReads, CacheMode, DiscardMode, ImageSpec, Writes, block_on,
 };
-use block_tools::program;
-use block_tools::spec::objects::Secrets;
+use block_tools::program::{self, TraceArgs};
+use block_tools::signals;
+use block_tools::spec::objects::{ObjectArgs, Secrets};
 use clap::Parser;
 use futures::channel::oneshot;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 /// Disk exerciser: reads, writes and asks about a disk image.
-#[derive(Parser, Debug)]
+#[derive(Parser)]
 #[command(name = "block-io", version, disable_version_flag = true, args_override_self = true)]
+#[command(infer_long_args = true)]
 #[command(after_help = "See 'block-io -c help' for the commands.")]
 struct Cli {
-    /// Secrets by name, for the option password-secret: secret,id=ID,data=TEXT or secret,id=ID,file=NAME
-    #[arg(long = "object", value_name = "OBJECT", action = clap::ArgAction::Append)]
-    objects: Vec<String>,
+    #[command(flatten)]
+    objects: ObjectArgs,
+    #[command(flatten)]
+    _trace: TraceArgs,
     /// Treat FILE as options: driver=...,file.filename=...
     #[arg(long)]
     image_opts: bool,
@@ -66,9 +69,6 @@ struct Cli {
     /// What becomes of discards: ignore or unmap
     #[arg(short, long, value_name = "MODE")]
     discard: Option<String>,
-    /// Accepted for scripts that give it: there are no trace points
-    #[arg(short = 'T', long = "trace", value_name = "POINTS", action = clap::ArgAction::Append)]
-    _trace: Vec<String>,
     /// Take no lock that keeps others out
     #[arg(short = 'U', long)]
     force_share: bool,
@@ -80,14 +80,6 @@ struct Cli {
 }
 
 impl Cli {
-    /// The secrets that were given.
-    fn secrets(&self) -> Result<Secrets, String> {
-        let mut secrets = Secrets::default();
-        let added = self.objects.iter().try_for_each(|object| secrets.add(object));
-        added.map_err(|error| error.to_string())?;
-        Ok(secrets)
-    }
-
     /// How to open the image, if one is named.
     fn spec(&self, secrets: &Secrets) -> Result<Option<ImageSpec>, String> {
         let Some(file) = &self.file else {
@@ -132,6 +124,7 @@ fn mode<T>(what: &str, name: &str, parse: impl FnOnce(&str) -> Option<T>) -> Res
 }
 
 fn main() -> ExitCode {
+    signals::survive();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -142,7 +135,8 @@ fn main() -> ExitCode {
         }
     };
     let name = program::name_from_command_line("block-io");
-    let found = cli.secrets().and_then(|secrets| Ok((cli.spec(&secrets)?, secrets)));
+    let secrets = cli.objects.secrets().map_err(|error| error.to_string());
+    let found = secrets.and_then(|secrets| Ok((cli.spec(&secrets)?, secrets)));
     let (spec, secrets) = match found {
         Ok(found) => found,
         Err(what) => {

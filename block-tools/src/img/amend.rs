@@ -1,13 +1,16 @@
 //! `amend`: changes the options that an image was made with.
 
+use std::io::Write;
 use std::sync::Mutex;
 
-use block_core::{OpenFlags, graph};
+use block_core::error::Problem;
+use block_core::{OpenError, OpenFlags, graph};
 
 use crate::open::{CacheMode, ImageSpec, block_on};
-use crate::spec::image_opts;
+use crate::program;
 
 use super::common::{cache_mode, one_image, open_image};
+use super::create::{format_of, list, option_list, wants_help};
 use super::progress::{Outcome, Progress};
 use super::{Failure, Output};
 
@@ -46,8 +49,10 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
     if args.options.is_empty() {
         return Err(Failure::usage("amend", "Must specify options (-o)"));
     }
+    if let (true, Some(format)) = (wants_help(&args.options), &args.format) {
+        return print_help(format, out);
+    }
     let name = one_image("amend", &args.files)?;
-    let options = image_opts::parse(&args.options.join(",")).map_err(Failure::new)?;
     let cache =
         cache_mode(args.cache.as_deref(), CacheMode::WRITEBACK, "Invalid cache option: {}")?;
     let spec = ImageSpec {
@@ -59,6 +64,13 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
     };
     block_on(async {
         let node = open_image(&spec, 1).await?;
+        let format = node.driver().name();
+        if wants_help(&args.options) {
+            graph::close(&node).await.map_err(Failure::new)?;
+            return print_help(format, out);
+        }
+        let factory = format_of(format).map_err(Failure::new)?;
+        let options = option_list(&args.options, factory.create_options()).map_err(Failure::new)?;
         let mut progress = Progress::new(args.progress && !args.quiet, out);
         progress.show(0, 1, out);
         let shown = Mutex::new((&mut progress, &mut *out));
@@ -70,11 +82,8 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
             }
         };
         let result = match node.driver().as_amend() {
-            Some(amend) => amend.amend(options, &show).await.map_err(Failure::new),
-            None => Err(Failure::new(format_args!(
-                "Format driver '{}' does not support option amendment",
-                node.driver().name()
-            ))),
+            Some(amend) => amend.amend(options, &show).await.map_err(refused),
+            None => Err(unsupported(format)),
         };
         let flushed = match result {
             Ok(()) => node.flush().await,
@@ -87,4 +96,47 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
         closed.map_err(|error| Failure::new(format_args!("error while closing: {error}")))?;
         Ok(0)
     })
+}
+
+/// Lists the options of a format that can be amended.
+fn print_help(format: &str, out: &mut Output) -> Result<u8, Failure> {
+    /// All formats here that amend anything.
+    const AMENDABLE: &[(&str, &[&str])] = &[(
+        "qcow2",
+        &[
+            "backing_file",
+            "backing_fmt",
+            "compat",
+            "data_file",
+            "data_file_raw",
+            "lazy_refcounts",
+            "refcount_bits",
+            "size",
+        ],
+    )];
+    let factory = format_of(format).map_err(Failure::new)?;
+    let amendable = AMENDABLE.iter().find(|(name, _)| *name == factory.name());
+    let (_, names) = amendable.ok_or_else(|| unsupported(factory.name()))?;
+    let options = factory.create_options().iter().filter(|option| names.contains(&option.name));
+    let title = format!("Amend options for '{}':", factory.name());
+    out.write_all(list(&title, options.copied().collect()).as_bytes())?;
+    Ok(0)
+}
+
+fn unsupported(format: &str) -> Failure {
+    Failure::new(format_args!("Format driver '{format}' does not support option amendment"))
+}
+
+fn refused(error: OpenError) -> Failure {
+    match error {
+        OpenError::Option { option, problem: Problem::Contradicts(_) }
+            if matches!(option.as_str(), "backing_file" | "backing_fmt") =>
+        {
+            let program = program::name();
+            Failure::new(format_args!(
+                "Cannot amend the backing file\nYou can use '{program} rebase' instead."
+            ))
+        }
+        error => Failure::new(error),
+    }
 }

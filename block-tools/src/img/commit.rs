@@ -12,7 +12,7 @@ use crate::open::{CacheMode, ImageSpec, block_on, open};
 use super::backing::{beside, chain, find_in_chain, spec_of_path};
 use super::common::{cache_mode, one_image, open_image};
 use super::info::storage_name;
-use super::interrupt::{INTERRUPTED, cancel_on_signal};
+use super::interrupt::{self, cancel_on_signal};
 use super::progress::{Outcome, Progress};
 use super::watch::{Rate, Watch};
 use super::{Failure, Output};
@@ -141,7 +141,7 @@ async fn commit_to(
     };
     let copied = result.map_err(|error| match error {
         CommitError::Copy(CopyError::Cancelled { .. }) => {
-            Failure::new("interrupted").with_status(INTERRUPTED)
+            Failure::new("interrupted").with_status(interrupt::status())
         }
         other => Failure::new(other),
     })?;

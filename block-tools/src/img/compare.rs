@@ -3,6 +3,8 @@
 //! Exit status: 0 the same, 1 different, 2 an image could not be opened, 3 a block status failed, 4 a
 //! read failed.
 
+use std::io::Write;
+
 use block_core::range::{Alignment, to_u64, to_usize};
 use block_core::request::status::{BlockStatus, StatusDetail, StatusFlags};
 use block_core::{ByteRange, Error, IoBuf, Node, OwnedBuf, graph};
@@ -82,12 +84,18 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
             out,
         };
         let result = comparison.run().await;
-        let outcome = if result == Ok(0) { Outcome::Done } else { Outcome::Stopped };
+        let outcome = match &result {
+            Ok(verdict) if verdict.status == 0 => Outcome::Done,
+            _ => Outcome::Stopped,
+        };
         progress.finish(outcome, out);
         let closed = graph::close(&a).await.and(graph::close(&b).await);
-        let status = result?;
+        let verdict = result?;
+        if !args.quiet {
+            writeln!(out, "{}", verdict.text)?;
+        }
         closed.map_err(|error| Failure::new(error).with_status(READ_FAILED))?;
-        Ok(status)
+        Ok(verdict.status)
     })
 }
 
@@ -153,6 +161,18 @@ impl Image {
     }
 }
 
+/// How a comparison ended.
+struct Verdict {
+    text: String,
+    status: u8,
+}
+
+impl Verdict {
+    fn different(text: impl Into<String>) -> Self {
+        Self { text: text.into(), status: DIFFERENT }
+    }
+}
+
 struct Comparison<'a> {
     images: [Image; 2],
     strict: bool,
@@ -162,11 +182,11 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    async fn run(&mut self) -> Result<u8, Failure> {
+    async fn run(&mut self) -> Result<Verdict, Failure> {
         let [a, b] = &self.images;
         let (short, long) = (a.len.min(b.len), a.len.max(b.len));
         if short != long && self.strict {
-            return self.different("Strict mode: Image size mismatch!");
+            return Ok(Verdict::different("Strict mode: Image size mismatch!"));
         }
         let mut offset = 0;
         if short == 0 && long > 0 {
@@ -176,15 +196,14 @@ impl Comparison<'_> {
             self.progress.show(offset, long, self.out);
             offset = match self.step(offset, if offset < short { short } else { long }).await? {
                 Step::Same(end) => end,
-                Step::Different(text) => return self.different(&text),
+                Step::Different(text) => return Ok(Verdict::different(text)),
             };
             if offset == short && short != long {
                 self.say("Warning: Image size mismatch!")?;
             }
         }
         self.progress.show(long, long, self.out);
-        self.say("Images are identical.")?;
-        Ok(0)
+        Ok(Verdict { text: "Images are identical.".to_owned(), status: 0 })
     }
 
     /// Compares a piece from `offset`, up to `end` at most.
@@ -217,11 +236,6 @@ impl Comparison<'_> {
             self.progress.line(text, self.out)?;
         }
         Ok(())
-    }
-
-    fn different(&mut self, text: &str) -> Result<u8, Failure> {
-        self.say(text)?;
-        Ok(DIFFERENT)
     }
 }
 

@@ -13,14 +13,13 @@ use block_core::{ByteRange, Cancel, Node, OpenFlags, Options, RequestFlags, grap
 use block_vmdk::stream::ReadInto;
 
 use crate::open::{CacheMode, ImageSpec, block_on, open};
-use crate::spec::image_opts;
 
 use super::backing::{beside, chain, find_in_chain};
 use super::bitmaps::{self, Broken};
 use super::common::{SECTOR, cache_mode, cannot_open, open_image, sector_len, size_argument};
 use super::compression;
-use super::create::format_of;
-use super::interrupt::{INTERRUPTED, cancel_on_signal};
+use super::create::{format_of, option_list, print_help, wants_help};
+use super::interrupt::{self, cancel_on_signal};
 use super::pipe_source::is_pipe;
 use super::progress::{Outcome, Progress};
 use super::source_snapshot;
@@ -112,6 +111,12 @@ pub(super) struct Args {
     files: Vec<String>,
 }
 
+impl Args {
+    fn target_format(&self) -> &str {
+        self.target_format.as_deref().unwrap_or("raw")
+    }
+}
+
 /// Bytes of all buffers of a conversion.
 const MEMORY_BYTES: u64 = 64 << 20;
 
@@ -133,6 +138,10 @@ struct Plan<'a> {
 
 /// Converts.
 pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
+    if wants_help(&args.target_options) {
+        let target = args.files.last().map(String::as_str);
+        return print_help(args.target_format(), target, out).map_err(Failure::new);
+    }
     let plan = plan(args)?;
     let cancel = Cancel::new();
     let rate = Rate::parse(args.rate.as_deref(), &cancel)?;
@@ -162,7 +171,10 @@ fn plan(args: &Args) -> Result<Plan<'_>, Failure> {
     };
     let (sparse, parallel) = (sparse_bytes(args)?, parallel(args)?);
     check_combinations(args, sources.len())?;
-    let mut options = image_opts::parse(&args.target_options.join(",")).map_err(Failure::new)?;
+    // A format that is not known is refused where it is needed.
+    let factory = format_of(args.target_format());
+    let known = factory.as_ref().map_or(&[][..], |factory| factory.create_options());
+    let mut options = option_list(&args.target_options, known).map_err(Failure::new)?;
     if let (false, Some(option)) = (args.compress, compression::option_in(&options)) {
         return Err(Failure::new(format_args!("-o {option} requires use of -c flag")));
     }
@@ -383,7 +395,7 @@ fn unfit_for_piped_sources(args: &Args, plan: &Plan<'_>) -> [(&'static str, bool
 
 /// The target, if it is one that is written from its first byte to its last.
 fn stream_target<'a>(args: &'a Args, plan: &Plan<'a>) -> Option<stream::Target<'a>> {
-    let format = args.target_format.as_deref().unwrap_or("raw");
+    let format = args.target_format();
     if plan.target != stream::STDOUT && !stream::is_forward(format, &plan.options) {
         return None;
     }
@@ -441,7 +453,7 @@ async fn finish(
         Ok(_) => {}
         Err(CopyError::Cancelled { done }) => {
             let text = format_args!("interrupted after {done} of {total} bytes");
-            return Err(Failure::new(text).with_status(INTERRUPTED));
+            return Err(Failure::new(text).with_status(interrupt::status()));
         }
         Err(error) => return Err(Failure::new(error)),
     }
@@ -496,7 +508,7 @@ async fn open_target(
     total: u64,
     nodes: &mut Vec<Node>,
 ) -> Result<(Node, TargetContents), Failure> {
-    let format = args.target_format.as_deref().unwrap_or("raw");
+    let format = args.target_format();
     if args.no_create {
         return open_existing(args, plan, total, nodes).await;
     }
@@ -540,7 +552,7 @@ async fn open_existing(
     total: u64,
     nodes: &mut Vec<Node>,
 ) -> Result<(Node, TargetContents), Failure> {
-    let format = args.target_format.as_deref().unwrap_or("raw");
+    let format = args.target_format();
     if !args.target_image_opts {
         format_of(format).map_err(Failure::new)?;
     }

@@ -123,8 +123,8 @@ pub(super) enum CreateError {
     #[error("Invalid parameter '{0}'")]
     UnknownOption(String),
     /// An option with a value that it cannot have.
-    #[error("invalid parameter value: {0}")]
-    OptionValue(String),
+    #[error("Parameter '{0}' does not accept value '{1}'")]
+    OptionValue(String, String),
     /// An option that takes numbers.
     #[error("Parameter '{0}' expects a number")]
     NotNumber(&'static str),
@@ -163,8 +163,8 @@ pub(super) enum CreateError {
 impl From<OpenError> for CreateError {
     fn from(error: OpenError) -> Self {
         match error {
-            OpenError::OptionValue { value, problem: Problem::Unknown, .. } => {
-                Self::OptionValue(value)
+            OpenError::OptionValue { option, value, problem: Problem::Unknown } => {
+                Self::OptionValue(option.to_owned(), value)
             }
             other => Self::Open(other.into()),
         }
@@ -189,7 +189,8 @@ impl NewImage {
     /// The image `name` of this format, with the options of all `-o`.
     pub(super) fn new(format: &str, name: &str, texts: &[String]) -> Result<Self, CreateError> {
         let factory = format_of(format)?;
-        Self::with_options(factory, name, &image_opts::parse(&texts.join(","))?)
+        let given = option_list(texts, &known_options(&*factory, Some(name))?)?;
+        Self::with_options(factory, name, &given)
     }
 
     /// [`NewImage::new`] with options that have been read.
@@ -212,7 +213,7 @@ impl NewImage {
     pub(super) async fn create(&self) -> Result<(), CreateError> {
         let context = OpenContext::new(registry(), OpenFlags::READ_WRITE);
         let options = self.options.clone().with("filename", &*self.name);
-        Ok(self.factory.create(options, context).await?)
+        Ok(context.create_image(self.factory.name(), options).await?)
     }
 
     /// The value of an option, if it was given.
@@ -252,9 +253,9 @@ impl NewImage {
             .resolve_beside(&self.name, file)
             .map_err(|error| CreateError::Backing(error.into()))?;
         let format = self.get("backing_fmt").map(str::to_owned);
-        let node = open(&ImageSpec { format, ..ImageSpec::new(path) })
-            .await
-            .map_err(CreateError::Backing)?;
+        // An overlay over the image of a machine that runs is no rarity, and its length is all that is asked.
+        let spec = ImageSpec { format, force_share: true, ..ImageSpec::new(path) };
+        let node = open(&spec).await.map_err(CreateError::Backing)?;
         let len = node.len();
         let closed = graph::close(&node).await;
         closed.map_err(|error| OpenError::Request { what: "closing the backing file", error })?;
@@ -303,7 +304,22 @@ pub(super) fn parse_options(
     known: &[CreateOption],
     texts: &[String],
 ) -> Result<Options, CreateError> {
-    check_options(known, &image_opts::parse(&texts.join(","))?)
+    check_options(known, &option_list(texts, known)?)
+}
+
+/// The options of all `-o`, of which a boolean one that is `known` may be switched off by `noNAME`.
+pub(super) fn option_list(texts: &[String], known: &[CreateOption]) -> Result<Options, SpecError> {
+    if let Some(text) = texts.iter().find(|text| !is_list(text)) {
+        return Err(SpecError::List(text.clone()));
+    }
+    image_opts::parse_known(&texts.join(","), |name| known.iter().any(|k| k.name == name))
+}
+
+/// Whether every option of a list has a name, as far as its ends tell: those of several `-o` are joined.
+fn is_list(text: &str) -> bool {
+    // Two commas stand for one that belongs to a value.
+    let commas = text.len() - text.trim_end_matches(',').len();
+    !text.is_empty() && !text.starts_with(',') && commas.is_multiple_of(2)
 }
 
 /// Looks at options that have been read: numbers are written in one way afterwards.
@@ -340,24 +356,22 @@ fn value_of(option: &CreateOption, text: &str) -> Result<String, CreateError> {
 }
 
 /// Whether one of the `-o` asks for a list of options.
-fn wants_help(texts: &[String]) -> bool {
+pub(super) fn wants_help(texts: &[String]) -> bool {
     texts.iter().flat_map(|text| text.split(',')).any(|item| matches!(item, "help" | "?"))
 }
 
 /// Lists the options of a format, with those of the protocol of `name`.
-fn print_help(format: &str, name: Option<&str>, out: &mut Output) -> Result<u8, CreateError> {
+pub(super) fn print_help(
+    format: &str,
+    name: Option<&str>,
+    out: &mut Output,
+) -> Result<u8, CreateError> {
     let factory = format_of(format)?;
-    let mut known = known_options(&*factory, name)?;
-    known.sort_by_key(|option| option.name);
+    let known = known_options(&*factory, name)?;
     let mut text = match name {
-        Some(_) => "Supported options:\n".to_owned(),
-        None => format!("Supported {format} options:\n"),
+        Some(_) => list("Supported options:", known),
+        None => list(&format!("Supported {format} options:"), known),
     };
-    for option in known {
-        let named = format!("{}={}", option.name, option.value);
-        // Writing to a text does not fail.
-        let _ = writeln!(text, "  {named:<22} - {}", option.help);
-    }
     if name.is_none() {
         text.push_str(
             "\nThe protocol level may support further options.\n\
@@ -369,4 +383,16 @@ fn print_help(format: &str, name: Option<&str>, out: &mut Output) -> Result<u8, 
         CreateError::from(OpenError::Request { what, error })
     })?;
     Ok(0)
+}
+
+/// Options below a `title`, by name.
+pub(super) fn list(title: &str, mut options: Vec<CreateOption>) -> String {
+    options.sort_by_key(|option| option.name);
+    let mut text = format!("{title}\n");
+    for option in options {
+        let named = format!("{}={}", option.name, option.value);
+        // Writing to a text does not fail.
+        let _ = writeln!(text, "  {named:<22} - {}", option.help);
+    }
+    text
 }

@@ -16,7 +16,7 @@ use crate::spec::shown;
 use crate::surroundings::complain;
 
 use super::common::{count_argument, open_image, size_argument};
-use super::interrupt::{INTERRUPTED, cancel_on_signal};
+use super::interrupt::{self, cancel_on_signal};
 use super::target::Target;
 use super::{Failure, Output};
 
@@ -137,7 +137,7 @@ async fn copy_part(
     let sources = vec![CopySource::new(part, len)];
     let copied = copy(sources, &target, options, cancel, |_: Progress| ()).await;
     copied.map_err(|error| match error {
-        CopyError::Cancelled { .. } => Failure::new("interrupted").with_status(INTERRUPTED),
+        CopyError::Cancelled { .. } => Failure::new("interrupted").with_status(interrupt::status()),
         error => Failure::new(error),
     })?;
     let flushed = target.flush().await;

@@ -12,9 +12,10 @@ use block_core::info::{DriverInfo, InfoValue, SnapshotInfo};
 use block_core::range::Alignment;
 use block_core::registry::{MAX_CHAIN, OpenContext};
 use block_core::{Node, OpenFlags, Options, graph};
+use serde_json::{Map, Value};
 
 use crate::open::{ImageSpec, block_on, open, registry};
-use crate::spec::{shown, shown_value};
+use crate::spec::{json, shown, shown_value};
 
 use super::common::{OutputFormat, cannot_open, one_image};
 use super::json::Json;
@@ -99,12 +100,18 @@ async fn collect(args: &Args, name: &str) -> Result<Vec<Report>, Failure> {
         let name = plain_name(&spec);
         let shown = name.as_ref().unwrap_or(&spec.name);
         let node = open(&spec).await.map_err(|error| cannot_open(shown, &error))?;
+        let name = name.or_else(|| name_with_options(&spec, &node));
         let report = Report::of(&node, name);
         let closed = graph::close(&node).await;
         closed.map_err(Failure::new)?;
         let next = report.full_backing.clone();
         let format = report.info.backing_format.clone();
-        if !seen.insert(report.filename.clone()) || reports.len() >= MAX_CHAIN {
+        if reports.len() > MAX_CHAIN {
+            return Err(Failure::new(format_args!(
+                "The chain of backing files is longer than {MAX_CHAIN} images"
+            )));
+        }
+        if !seen.insert(report.filename.clone()) {
             return Err(Failure::new(format_args!(
                 "Backing file '{}' creates an infinite loop.",
                 report.filename
@@ -145,6 +152,49 @@ fn plain_name(spec: &ImageSpec) -> Option<String> {
         "" => spec.options.peek("filename").map(str::to_owned),
         name => Some(name.to_owned()),
     }
+}
+
+/// A name that opens the same disk again, where options say which part of a file that is.
+fn name_with_options(spec: &ImageSpec, node: &Node) -> Option<String> {
+    /// How an image is opened, which says nothing of what is in it.
+    const MANNERS: &[&str] = &[
+        "aio",
+        "auto-read-only",
+        "cache.direct",
+        "cache.no-flush",
+        "detect-zeroes",
+        "discard",
+        "force-share",
+        "locking",
+        "read-only",
+    ];
+    let mut options = spec.node_options().ok()?;
+    if options.peek("driver").is_none() {
+        options.set("driver", node.driver().name());
+    }
+    let is_part = |name: &str| {
+        let (parent, last) =
+            name.rsplit_once('.').map_or(("", name), |(parent, last)| (parent, last));
+        let driver = if parent.is_empty() { "driver" } else { &format!("{parent}.driver") };
+        matches!(last, "offset" | "size") && options.peek(driver) == Some("raw")
+    };
+    if !options.iter().any(|(name, _)| is_part(name)) {
+        return None;
+    }
+    let is_manner = |name: &str| {
+        let ends = |manner: &str| {
+            name.strip_suffix(manner).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        MANNERS.iter().any(|manner| ends(manner))
+    };
+    let mut tree = Value::Object(Map::new());
+    for (name, value) in options.iter().filter(|(name, _)| !is_manner(name)) {
+        let place = name.split('.').try_fold(&mut tree, |tree, part| {
+            Some(tree.as_object_mut()?.entry(part).or_insert_with(|| Value::Object(Map::new())))
+        })?;
+        *place = Value::from(value);
+    }
+    Some(format!("{}{tree}", json::PREFIX))
 }
 
 impl Report {
@@ -470,7 +520,7 @@ mod tests {
     #[test]
     fn the_fields_for_programs() {
         let text = report().to_json().to_pretty();
-        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["full-backing-filename"], "dir/b");
         assert_eq!(value["snapshots"][0]["vm-clock-nsec"], 500_000_000);
         assert_eq!(value["format-specific"]["data"]["bitmaps"][0]["flags"][0], "auto");

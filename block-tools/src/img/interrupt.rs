@@ -1,20 +1,27 @@
 //! Ctrl-C: the first asks the running jobs to stop between two of their requests, the second ends the
-//! process at once.
+//! process at once. SIGTERM and SIGHUP do the same; what the program was started to ignore stays so.
 //!
 //! A process has one handler, from its first job on. What runs is on a list, so that several jobs of
 //! one process, one after the other or at a time, all hear of it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use block_core::Cancel;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
-use crate::surroundings;
+use crate::{signals, surroundings};
 
 use super::Failure;
 
-/// Exit status of a command that was interrupted.
-pub(super) const INTERRUPTED: u8 = 130;
+/// What asks the jobs to stop.
+const STOPPING: &[i32] = &[SIGINT, SIGTERM, SIGHUP];
+
+/// The signal that came last.
+static SIGNAL: AtomicI32 = AtomicI32::new(SIGINT);
 
 /// The jobs that run, by number.
 static RUNNING: Mutex<Vec<(u64, Cancel)>> = Mutex::new(Vec::new());
@@ -24,7 +31,7 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// The one handler; an error if the system refused it.
 static HANDLER: LazyLock<Result<(), String>> =
-    LazyLock::new(|| ctrlc::set_handler(interrupt).map_err(|error| error.to_string()));
+    LazyLock::new(|| listen().map_err(|error| error.to_string()));
 
 /// A job that hears of Ctrl-C, until this is dropped.
 #[must_use = "the job hears of Ctrl-C only while this is there"]
@@ -50,11 +57,25 @@ pub(super) fn cancel_on_signal(cancel: &Cancel) -> Result<Listening, Failure> {
     Ok(Listening(number))
 }
 
+/// Exit status of a command that was interrupted: as a shell gives it for the signal.
+pub(super) fn status() -> u8 {
+    u8::try_from(128 + SIGNAL.load(Ordering::Relaxed)).unwrap_or(u8::MAX)
+}
+
+fn listen() -> io::Result<()> {
+    let mut signals = Signals::new(signals::not_ignored(STOPPING))?;
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        signals.forever().for_each(interrupt);
+    })?;
+    Ok(())
+}
+
 /// Cancels what runs; ends the process if that was done before, or nothing runs.
-fn interrupt() {
+fn interrupt(signal: i32) {
+    SIGNAL.store(signal, Ordering::Relaxed);
     let running = running();
     if running.iter().all(|(_, cancel)| cancel.is_cancelled()) {
-        std::process::exit(i32::from(INTERRUPTED));
+        std::process::exit(i32::from(status()));
     }
     running.iter().for_each(|(_, cancel)| cancel.cancel());
 }
@@ -73,7 +94,7 @@ mod tests {
         let _first = cancel_on_signal(&first).unwrap();
         drop(cancel_on_signal(&over).unwrap());
         let _second = cancel_on_signal(&second).unwrap();
-        interrupt();
+        interrupt(SIGINT);
         assert!(first.is_cancelled() && second.is_cancelled());
         assert!(!over.is_cancelled());
     }

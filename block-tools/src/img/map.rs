@@ -22,10 +22,10 @@ pub(super) struct Args {
     #[arg(long)]
     image_opts: bool,
     /// First byte to show.
-    #[arg(long, value_name = "OFFSET", default_value = "0")]
+    #[arg(short, long, value_name = "OFFSET", default_value = "0")]
     start_offset: String,
     /// Bytes to show at most.
-    #[arg(long, value_name = "LENGTH")]
+    #[arg(short = 'l', long, value_name = "LENGTH")]
     max_length: Option<String>,
     /// Layout of the output.
     #[arg(long, value_enum, default_value_t)]

@@ -67,6 +67,9 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
         ([], None) => {
             return Err(Failure::new("Either --size N or one filename must be specified."));
         }
+        ([], Some(_)) if args.image_opts || args.format.is_some() || args.snapshot.is_some() => {
+            return Err(Failure::new("--image-opts, -f, and -l require a filename argument."));
+        }
         ([], Some(_)) => None,
         ([name], None) => Some(name),
     };

@@ -50,10 +50,18 @@ use std::ffi::OsString;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
+use crate::program::TraceArgs;
+use crate::spec::objects::ObjectArgs;
+use crate::surroundings;
+
 /// Disk image utility.
 #[derive(Parser)]
-#[command(name = "block-img", version, disable_help_subcommand = true)]
+#[command(name = "block-img", version, disable_help_subcommand = true, infer_long_args = true)]
 struct Cli {
+    #[command(flatten)]
+    objects: ObjectArgs,
+    #[command(flatten)]
+    _trace: TraceArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -97,11 +105,23 @@ enum Command {
 /// Runs the command line `args` (program name first), writes to `out` and to standard error, and
 /// gives the exit status.
 pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut Output) -> u8 {
-    let args: Vec<_> = args.into_iter().collect();
+    let mut args: Vec<_> = args.into_iter().collect();
+    if command_of(&args) == "resize" {
+        resize::mark_size(&mut args);
+    }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error, command_of(&args)),
     };
+    let secrets = match cli.objects.secrets() {
+        Ok(secrets) => secrets,
+        Err(error) => {
+            let failure = Failure::new(error);
+            failure.report();
+            return failure.status();
+        }
+    };
+    let _guard = surroundings::confide(secrets);
     let result = match cli.command {
         Command::Amend(args) => amend::run(&args, out),
         Command::Bitmap(args) => bitmap::run(&args, out),
@@ -138,8 +158,9 @@ fn command_of(args: &[OsString]) -> &'static str {
         "amend", "bench", "bitmap", "check", "commit", "compare", "convert", "create", "dd",
         "info", "iscsi", "map", "measure", "rebase", "resize", "snapshot",
     ];
-    let given = args.get(1).and_then(|arg| arg.to_str()).unwrap_or_default();
-    NAMES.iter().find(|name| **name == given).copied().unwrap_or_default()
+    let mut words = args.iter().skip(1).filter_map(|word| word.to_str());
+    // Before it stand options alone, and their values.
+    words.find_map(|word| NAMES.iter().find(|name| **name == word)).copied().unwrap_or_default()
 }
 
 /// Says what is wrong with the command line, or shows the help that it asked for.

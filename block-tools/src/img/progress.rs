@@ -1,8 +1,17 @@
-//! How far a command is: a bar for people, a line that is overwritten for programs and logs.
+//! How far a command is: a bar for people, a line that is overwritten for programs and logs. Who sends
+//! SIGUSR1 gets a line on standard error, at once and whatever was asked for.
 
+use std::fmt;
 use std::io::{self, Write};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::consts::SIGUSR1;
+use signal_hook::iterator::Signals;
+
+use crate::surroundings;
 
 use super::Output;
 
@@ -28,9 +37,27 @@ const STEP: u64 = 100;
 /// Least bytes between two plain lines.
 const STEP_BYTES: u64 = 1 << 20;
 
+/// Hundredths of a percent that were reached last, for who asks by a signal.
+static REACHED: AtomicU64 = AtomicU64::new(0);
+
+/// What answers SIGUSR1. A command that gets no such thread is none the worse.
+static ANSWERING: LazyLock<io::Result<()>> = LazyLock::new(|| {
+    let mut signals = Signals::new([SIGUSR1])?;
+    thread::Builder::new().name("progress".to_owned()).spawn(move || {
+        for _ in signals.forever() {
+            let _ =
+                writeln!(io::stderr(), "    ({}/100%)", Percent(REACHED.load(Ordering::Relaxed)));
+        }
+    })?;
+    Ok(())
+});
+
 impl Progress {
     /// As asked for by `-p` and `-q`.
     pub(super) fn new(wanted: bool, out: &Output) -> Self {
+        if !surroundings::are_set() {
+            LazyLock::force(&ANSWERING);
+        }
         if !wanted {
             return Self::Off;
         }
@@ -47,6 +74,8 @@ impl Progress {
 
     /// `done` of `total` bytes are done.
     pub(super) fn show(&mut self, done: u64, total: u64, out: &mut Output) {
+        let part = hundredths(done, total);
+        REACHED.store(part, Ordering::Relaxed);
         match self {
             Self::Off => {}
             Self::Bar(bar) => {
@@ -54,7 +83,6 @@ impl Progress {
                 bar.set_position(done);
             }
             Self::Plain { shown } => {
-                let part = hundredths(done, total);
                 let is_step = shown.is_none_or(|(last, bytes)| {
                     let is_far = part >= last + STEP && done >= bytes.saturating_add(STEP_BYTES);
                     is_far || (part == 10_000 && last < part)
@@ -79,10 +107,13 @@ impl Progress {
     pub(super) fn finish(&mut self, outcome: Outcome, out: &mut Output) {
         match self {
             Self::Off => {}
-            Self::Bar(bar) => match outcome {
-                Outcome::Done => bar.finish(),
-                Outcome::Stopped => bar.abandon(),
-            },
+            Self::Bar(bar) => {
+                match outcome {
+                    Outcome::Done => bar.finish(),
+                    Outcome::Stopped => bar.abandon(),
+                }
+                let _ = writeln!(out);
+            }
             Self::Plain { .. } => {
                 if outcome == Outcome::Done {
                     let _ = print_plain(10_000, out);
@@ -107,8 +138,17 @@ fn hundredths(done: u64, total: u64) -> u64 {
     if total == 0 { 10_000 } else { u64::try_from(part).unwrap_or(10_000) }
 }
 
+/// Hundredths of a percent.
+struct Percent(u64);
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:02}", self.0 / 100, self.0 % 100)
+    }
+}
+
 fn print_plain(part: u64, out: &mut Output) -> io::Result<()> {
-    write!(out, "    ({}.{:02}/100%)\r", part / 100, part % 100)?;
+    write!(out, "    ({}/100%)\r", Percent(part))?;
     // Whoever reads a pipe for progress wants it now.
     out.flush()
 }
@@ -129,6 +169,15 @@ mod tests {
         let expect = "    (0.00/100%)\r    (1.00/100%)\r    (2.00/100%)\r    (3.00/100%)\r    \
                       (100.00/100%)\r    (100.00/100%)\r\n";
         assert_eq!(out.text(), expect);
+    }
+
+    #[test]
+    fn what_follows_a_bar_is_on_a_new_line() {
+        for outcome in [Outcome::Done, Outcome::Stopped] {
+            let mut out = Output::buffer();
+            Progress::Bar(ProgressBar::hidden()).finish(outcome, &mut out);
+            assert_eq!(out.text(), "\n");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::open::{CacheMode, ImageSpec, block_on, open, registry};
 use super::backing::{find_in_chain, relative_to, spec_of_path};
 use super::common::{cache_mode, one_image, open_image};
 use super::compression;
-use super::interrupt::{INTERRUPTED, cancel_on_signal};
+use super::interrupt::{self, cancel_on_signal};
 use super::progress::{Outcome, Progress};
 use super::{Failure, Output};
 
@@ -177,7 +177,9 @@ async fn rebase_safely(
     progress.finish(outcome, out);
     match result {
         Ok(_) => Ok(()),
-        Err(RebaseError::Cancelled) => Err(Failure::new("interrupted").with_status(INTERRUPTED)),
+        Err(RebaseError::Cancelled) => {
+            Err(Failure::new("interrupted").with_status(interrupt::status()))
+        }
         Err(error) => Err(Failure::new(error)),
     }
 }

@@ -1,10 +1,12 @@
 //! `resize`: changes the length of a disk.
 
+use std::ffi::OsString;
 use std::io::Write;
 
 use block_core::driver::{Exactness, Prealloc};
+use block_core::info::InfoValue;
 use block_core::options::parse_size;
-use block_core::{Node, OpenFlags, graph};
+use block_core::{Error, Node, OpenFlags, graph};
 
 use crate::open::{ImageSpec, block_on};
 use crate::program;
@@ -33,7 +35,7 @@ pub(super) struct Args {
     preallocation: Option<String>,
     /// The image, and its new length or, with + or -, the change; with an optional suffix (b, k, M, G,
     /// T, P, E: multiples of 1024).
-    #[arg(value_name = "FILENAME [+-]SIZE", allow_hyphen_values = true)]
+    #[arg(value_name = "FILENAME [+-]SIZE")]
     files: Vec<String>,
 }
 
@@ -43,6 +45,17 @@ enum NewLen {
     Absolute(u64),
     More(u64),
     Less(u64),
+}
+
+/// Tells a length to take off, the last word of the command line `words`, from an option, as users write it.
+pub(super) fn mark_size(words: &mut Vec<OsString>) {
+    let is_less = |word: &OsString| {
+        let digits = word.to_str().and_then(|word| word.strip_prefix('-'));
+        digits.is_some_and(|digits| digits.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    if words.last().is_some_and(is_less) && !words.iter().any(|word| word == "--") {
+        words.insert(words.len() - 1, OsString::from("--"));
+    }
 }
 
 /// Resizes.
@@ -114,14 +127,44 @@ async fn resize(args: &Args, node: &Node, new: NewLen, prealloc: Prealloc) -> Re
         )));
     }
     let resized = node.truncate(len, Exactness::Exact, prealloc).await;
-    resized.map_err(|error| Failure::new(format_args!("Could not resize the image: {error}")))?;
+    resized.map_err(|error| {
+        let refused = "Can't resize an image of version 2 (compat=0.10) that has snapshots";
+        match error {
+            Error::Unsupported if is_old_with_snapshots(node) => Failure::new(refused),
+            error => Failure::new(format_args!("Could not resize the image: {error}")),
+        }
+    })?;
     let flushed = node.flush().await;
     flushed.map_err(|error| Failure::new(format_args!("error while flushing: {error}")))
+}
+
+/// Whether the image has snapshots, and a format that does not say how long they are.
+fn is_old_with_snapshots(node: &Node) -> bool {
+    let old = InfoValue::Text("0.10".to_owned());
+    let is_old = node.driver().info().specific.iter().any(|(n, v)| *n == "compat" && *v == old);
+    is_old && node.driver().as_snapshots().is_some_and(|snapshots| !snapshots.list().is_empty())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_length_to_take_off_is_no_option() {
+        for (words, expect) in [
+            ("a -1M", "a -- -1M"),
+            ("a --shrink -1M", "a --shrink -- -1M"),
+            ("a -- -1M", "a -- -1M"),
+            ("-- a -1M", "-- a -1M"),
+            ("a -1M -q", "a -1M -q"),
+            ("a -q", "a -q"),
+            ("a +1M", "a +1M"),
+        ] {
+            let mut given = words.split(' ').map(OsString::from).collect();
+            mark_size(&mut given);
+            assert_eq!(given.join(" ".as_ref()), expect);
+        }
+    }
 
     #[test]
     fn lengths_are_absolute_or_changes() {

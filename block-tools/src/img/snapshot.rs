@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use block_core::ability::{NewSnapshot, Snapshots};
 use block_core::{Error, Node, OpenFlags, graph};
+use clap::ArgAction;
 
 use crate::open::{ImageSpec, block_on};
 
@@ -28,17 +29,17 @@ pub(super) struct Args {
     #[arg(short = 'U', long)]
     force_share: bool,
     /// List the snapshots (the default).
-    #[arg(short, long)]
-    list: bool,
+    #[arg(short, long, action = ArgAction::Count)]
+    list: u8,
     /// Make the disk what it was when a snapshot was taken.
     #[arg(short, long, value_name = "SNAPSHOT")]
-    apply: Option<String>,
+    apply: Vec<String>,
     /// Take a snapshot.
     #[arg(short, long, value_name = "SNAPSHOT")]
-    create: Option<String>,
+    create: Vec<String>,
     /// Delete a snapshot.
     #[arg(short, long, value_name = "SNAPSHOT")]
-    delete: Option<String>,
+    delete: Vec<String>,
     /// The image.
     #[arg(value_name = "FILENAME")]
     files: Vec<String>,
@@ -92,13 +93,11 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
 }
 
 fn action(args: &Args) -> Result<Action<'_>, Failure> {
-    let given = [
-        args.list.then_some(Action::List),
-        args.apply.as_deref().map(Action::Apply),
-        args.create.as_deref().map(Action::Create),
-        args.delete.as_deref().map(Action::Delete),
-    ];
-    let mut given = given.into_iter().flatten();
+    let lists = (0..args.list).map(|_| Action::List);
+    let applied = args.apply.iter().map(|name| Action::Apply(name));
+    let created = args.create.iter().map(|name| Action::Create(name));
+    let deleted = args.delete.iter().map(|name| Action::Delete(name));
+    let mut given = lists.chain(applied).chain(created).chain(deleted);
     match (given.next(), given.next()) {
         (None, _) => Ok(Action::List),
         (Some(action), None) => Ok(action),
@@ -119,7 +118,12 @@ async fn act(action: Action<'_>, node: &Node, out: &mut Output) -> Result<(), Fa
             snapshots.delete(&id).await
         }
     };
-    done.map_err(|error| action.failed(&error.errno_text()))?;
+    done.map_err(|error| match (action, error) {
+        (Action::Apply(_), Error::Busy) => action.failed(
+            &"the image has persistent bitmaps, which would not know what changes; remove them first",
+        ),
+        (_, error) => action.failed(&error.errno_text()),
+    })?;
     let flushed = node.flush().await;
     flushed.map_err(|error| Failure::new(format_args!("error while flushing: {error}")))
 }

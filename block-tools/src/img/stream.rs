@@ -23,7 +23,7 @@ use futures::io::{AsyncWrite, AsyncWriteExt};
 use futures::stream::{self, StreamExt};
 
 use super::create::{CreateError, check_options, format_of, known_options};
-use super::interrupt::INTERRUPTED;
+use super::interrupt;
 use super::node_sink::NodeSink;
 use super::pipe::Pipe;
 use super::progress::{Outcome, Progress};
@@ -177,7 +177,7 @@ async fn end_file(file: &Node, len: u64) -> Result<(), Failure> {
 fn outcome_of(done: Result<(), Failure>, cancel: &Cancel) -> Result<(), Failure> {
     match done {
         Err(_) if cancel.is_cancelled() => {
-            Err(Failure::new("interrupted").with_status(INTERRUPTED))
+            Err(Failure::new("interrupted").with_status(interrupt::status()))
         }
         other => other,
     }

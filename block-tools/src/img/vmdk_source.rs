@@ -6,7 +6,7 @@ use block_core::{Cancel, Node};
 use block_vmdk::stream::{ReadError, ReadInto, StreamReader};
 
 use super::Failure;
-use super::interrupt::INTERRUPTED;
+use super::interrupt;
 use super::pipe_source::PipeSource;
 use super::watch::Watch;
 
@@ -58,7 +58,7 @@ impl VmdkSource {
 fn failure(name: &str, error: &ReadError, cancel: &Cancel) -> Failure {
     match error {
         // Whatever it broke off: the user knows why.
-        _ if cancel.is_cancelled() => Failure::new("interrupted").with_status(INTERRUPTED),
+        _ if cancel.is_cancelled() => Failure::new("interrupted").with_status(interrupt::status()),
         ReadError::Write { .. } | ReadError::Clusters { .. } => Failure::new(error),
         error => Failure::new(format_args!("{name}: {error}")),
     }

@@ -142,19 +142,27 @@ pub(super) static COMMANDS: [Command; 26] = [
     Command {
         min_words: 2,
         max_words: None,
-        usage: "[-Cqrv] [-P pattern] off len [len..]",
+        usage: "[-Ciqrv] [-P pattern] off len [len..]",
         summary: "starts a read and goes on while it runs",
-        options: READ_OPTIONS,
+        options: &[
+            "-C  report one line for programs",
+            INVALID,
+            "-P  the byte that must be read",
+            "-q  report nothing",
+            "-r  a hint that the buffers will be used again",
+            "-v  show the data",
+        ],
         ..command(Verb::AioRead, &["aio_read"], Needs::Image)
     },
     Command {
         min_words: 2,
         max_words: None,
-        usage: "[-Cfqruz] [-P pattern] off len [len..]",
+        usage: "[-Cfiqruz] [-P pattern] off len [len..]",
         summary: "starts a write and goes on while it runs",
         options: &[
             "-C  report one line for programs",
             "-f  stable when done (FUA)",
+            INVALID,
             "-P  the byte to write (205 if not given)",
             "-q  report nothing",
             "-r  a hint that the buffers will be used again",
@@ -349,6 +357,8 @@ pub(super) static COMMANDS: [Command; 26] = [
         ..command(Verb::Writev, &["writev"], Needs::WritableImage)
     },
 ];
+
+const INVALID: &str = "-i  make no request, as for one that is refused";
 
 const READ_OPTIONS: &[&str] = &[
     "-C  report one line for programs",

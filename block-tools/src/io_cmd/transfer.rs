@@ -76,8 +76,12 @@ impl Session {
     }
 
     pub(super) async fn aio_read(&mut self, words: &[&str]) -> Result<(), Failure> {
-        let parsed = sort("aio_read", words, "CP:qrv")?;
+        let parsed = sort("aio_read", words, "CiP:qrv")?;
         let (described, request) = self.prepare_readv(&parsed)?;
+        if parsed.has('i') {
+            self.out.line(format_args!("injecting invalid read request"));
+            return Ok(());
+        }
         self.pending.start(&mut self.out, described, request).await;
         Ok(())
     }
@@ -148,7 +152,7 @@ impl Session {
     }
 
     pub(super) async fn aio_write(&mut self, words: &[&str]) -> Result<(), Failure> {
-        let parsed = sort("aio_write", words, "CfP:qruz")?;
+        let parsed = sort("aio_write", words, "CfiP:qruz")?;
         let pattern = pattern(&parsed)?;
         if parsed.args.len() < 2 {
             return Err(Failure::Usage(None));
@@ -163,6 +167,10 @@ impl Session {
             return Err(Failure::Line(refused.to_owned()));
         }
         let (offset, lens) = offset_and_lens(&parsed)?;
+        if parsed.has('i') {
+            self.out.line(format_args!("injecting invalid write request"));
+            return Ok(());
+        }
         let len = lens.iter().sum();
         let described = describe("wrote", "aio_write", offset, len, &parsed);
         let (byte, flags) = (pattern.unwrap_or(WRITTEN), write_flags(&parsed));

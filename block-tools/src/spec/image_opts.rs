@@ -7,11 +7,24 @@ use super::{MAX_NAME_BYTES, MAX_TEXT_BYTES, SpecError};
 
 /// Reads `name=value,name=value`. An empty text is no options.
 pub fn parse(text: &str) -> Result<Options, SpecError> {
-    parse_with_implied(text, None)
+    parse_with(text, None, |_| false)
+}
+
+/// [`parse`], where `noNAME` alone is `NAME=off` for an option NAME that `is_option` knows.
+pub fn parse_known(text: &str, is_option: impl Fn(&str) -> bool) -> Result<Options, SpecError> {
+    parse_with(text, None, is_option)
 }
 
 /// [`parse`], where a first value without a name is that of `implied`: `raw,size=1k` for `driver`.
 pub fn parse_with_implied(text: &str, implied: Option<&str>) -> Result<Options, SpecError> {
+    parse_with(text, implied, |_| false)
+}
+
+fn parse_with(
+    text: &str,
+    implied: Option<&str>,
+    is_option: impl Fn(&str) -> bool,
+) -> Result<Options, SpecError> {
     if text.len() > MAX_TEXT_BYTES {
         return Err(SpecError::TooLong(text.len()));
     }
@@ -23,7 +36,12 @@ pub fn parse_with_implied(text: &str, implied: Option<&str>) -> Result<Options, 
         let (name, value) = match (item.split_once('='), implied) {
             (Some((name, value)), _) => (name.to_owned(), value.to_owned()),
             (None, Some(implied)) if first => (implied.to_owned(), item),
-            (None, _) => (item, "on".to_owned()),
+            (None, _) => match item.strip_prefix("no") {
+                Some(name) if is_option(name) && !is_option(&item) => {
+                    (name.to_owned(), "off".to_owned())
+                }
+                _ => (item, "on".to_owned()),
+            },
         };
         if name.is_empty() || name.len() > MAX_NAME_BYTES {
             return Err(SpecError::Name(name.chars().take(64).collect()));
@@ -71,6 +89,15 @@ mod tests {
         assert_eq!(options.peek("driver"), Some("raw"));
         assert_eq!(options.peek("file.filename"), Some("a,b,"));
         assert_eq!(options.peek("read-only"), Some("on"));
+    }
+
+    #[test]
+    fn a_known_name_is_off_behind_no() {
+        let is_option = |name: &str| matches!(name, "lazy" | "nocow");
+        let options = parse_known("nolazy,nocow,noother,no", is_option).unwrap();
+        let expect = [("lazy", "off"), ("no", "on"), ("nocow", "on"), ("noother", "on")];
+        assert_eq!(flat(&options), expect.map(|(n, v)| (n.to_owned(), v.to_owned())));
+        assert_eq!(parse("nolazy").unwrap().peek("nolazy"), Some("on"));
     }
 
     #[test]

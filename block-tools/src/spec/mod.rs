@@ -47,6 +47,12 @@ pub enum SpecError {
     /// What is read from a backing file is to be copied to an image that is opened for reading only.
     #[error("Can't use copy-on-read on read-only device")]
     CopyToReadOnly,
+    /// An image that is to be written, without the locks that would keep others from it.
+    #[error("force-share=on can only be used with read-only images")]
+    SharedWriter,
+    /// A list of options (`-o`) that is empty, or has an empty one at either end.
+    #[error("Invalid option list: {0}")]
+    List(String),
     /// An object of the command line.
     #[error("--object: {0}")]
     Object(#[from] objects::ObjectError),

@@ -15,6 +15,23 @@ use block_core::Options;
 
 use super::{SpecError, image_opts};
 
+/// The objects of a command line.
+#[derive(clap::Args)]
+pub struct ObjectArgs {
+    /// Secrets by name, for the option password-secret: secret,id=ID,data=TEXT or secret,id=ID,file=NAME
+    #[arg(long = "object", value_name = "OBJECT", action = clap::ArgAction::Append, global = true)]
+    objects: Vec<String>,
+}
+
+impl ObjectArgs {
+    /// The secrets among them.
+    pub fn secrets(&self) -> Result<Secrets, SpecError> {
+        let mut secrets = Secrets::default();
+        self.objects.iter().try_for_each(|object| secrets.add(object))?;
+        Ok(secrets)
+    }
+}
+
 /// Longest secret.
 pub const SECRET_BYTES_MAX: u64 = 64 << 10;
 

@@ -1,14 +1,16 @@
 //! Making raw files.
 
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use super::lock::{Claims, ImageLock, Locking};
 use super::source::{FileKind, Source, refused};
 use super::space;
-use crate::driver::{Exactness, Prealloc};
+use crate::driver::Prealloc;
 use crate::error::{Error, OpenError};
 use crate::io::pool;
+use crate::made::MadeFiles;
 use crate::range::{to_u64, to_usize};
 
 /// What a new file asks of its file system. One that knows nothing of it is not told.
@@ -35,8 +37,19 @@ pub async fn create_with(
     prealloc: Prealloc,
     hints: Hints,
 ) -> Result<(), OpenError> {
+    create_recorded(path, len, prealloc, hints, MadeFiles::default()).await
+}
+
+/// [`create_with`]; a file that it has made or emptied is among `made`, also when it fails.
+pub(super) async fn create_recorded(
+    path: &Path,
+    len: u64,
+    prealloc: Prealloc,
+    hints: Hints,
+    made: MadeFiles,
+) -> Result<(), OpenError> {
     let owned = path.to_owned();
-    let done = pool::run(move || Ok(create_blocking(&owned, len, prealloc, hints))).await;
+    let done = pool::run(move || Ok(create_blocking(&owned, len, prealloc, hints, &made))).await;
     done.unwrap_or_else(|error| Err(refused(path, error)))
 }
 
@@ -45,15 +58,19 @@ fn create_blocking(
     len: u64,
     prealloc: Prealloc,
     hints: Hints,
+    made: &MadeFiles,
 ) -> Result<(), OpenError> {
-    let source = Source::open_or_create(path)?;
+    let (source, before) = Source::open_or_create(path)?;
     let failed = |error| refused(path, error);
     let lock_fd = source.fd.try_clone().map_err(|err| failed(err.into()))?;
     let _lock = ImageLock::acquire(lock_fd, path, Locking::Auto, Claims::WRITER)?;
     if source.kind == FileKind::Device {
         let old = source.len().map_err(failed)?;
-        return space::truncate_device(old, len, Exactness::AtLeast).map_err(failed);
+        return check_device(old, len);
     }
+    let file = source.fd.try_clone().map(File::from);
+    let metadata = file.and_then(|file| file.metadata());
+    made.add(path, &metadata.map_err(|err| failed(err.into()))?, before);
     let fd = source.fd.as_fd();
     rustix::fs::ftruncate(fd, 0).map_err(|err| failed(err.into()))?;
     hints.tell(fd).map_err(failed)?;
@@ -62,6 +79,15 @@ fn create_blocking(
         allocate_first_block(fd, len).map_err(|err| failed(err.into()))?;
     }
     Ok(())
+}
+
+/// Refuses a device of `old` bytes for an image of `len`.
+fn check_device(old: u64, len: u64) -> Result<(), OpenError> {
+    if len <= old {
+        return Ok(());
+    }
+    let problem = format!("Cannot grow device files: it has {old} bytes, and {len} are needed");
+    Err(OpenError::Text { format: "host_device", what: "length", problem })
 }
 
 /// Writes zeroes to the first block: who opens the file with O_DIRECT learns its alignment by reading

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use super::create::create_recorded;
 use super::lock::{Claims, ImageLock, Locking};
 use super::reopen::claims_of;
 use super::source::{Access, FileKind, Source, refused};
@@ -12,6 +13,7 @@ use super::{FileDriver, Hints};
 use crate::driver::{BlockDriver, Prealloc};
 use crate::error::{OpenError, Problem};
 use crate::io::{Engine, pool};
+use crate::made::MadeFiles;
 use crate::options::Options;
 use crate::registry::{CreateOption, DriverFactory, OpenContext};
 
@@ -43,8 +45,8 @@ impl DriverFactory for FileFactory {
         CREATE_OPTIONS
     }
 
-    async fn create(&self, options: Options, _: OpenContext) -> Result<(), OpenError> {
-        create("file:", options).await
+    async fn create(&self, options: Options, context: OpenContext) -> Result<(), OpenError> {
+        create("file:", options, context.made).await
     }
 }
 
@@ -77,8 +79,8 @@ impl DriverFactory for HostDeviceFactory {
     /// Makes nothing: a device must be there, and long enough.
     async fn create(&self, options: Options, context: OpenContext) -> Result<(), OpenError> {
         let name = options.peek("filename").unwrap_or_default().to_owned();
-        self.open(Options::filename(name), context).await?;
-        create("host_device:", options).await
+        self.open(Options::filename(name), context.clone()).await?;
+        create("host_device:", options, context.made).await
     }
 }
 
@@ -104,7 +106,7 @@ const CREATE_OPTIONS: &[CreateOption] = &[
     },
 ];
 
-async fn create(scheme: &str, mut options: Options) -> Result<(), OpenError> {
+async fn create(scheme: &str, mut options: Options, made: MadeFiles) -> Result<(), OpenError> {
     let missing =
         |option: &str| OpenError::Option { option: option.to_owned(), problem: Problem::Missing };
     let filename = options.take("filename").ok_or_else(|| missing("filename"))?;
@@ -132,7 +134,7 @@ async fn create(scheme: &str, mut options: Options) -> Result<(), OpenError> {
     let hints = Hints { extent_size, no_cow: options.take_bool("nocow")?.unwrap_or(false) };
     options.finish()?;
     let path = filename.strip_prefix(scheme).unwrap_or(&filename);
-    super::create_with(Path::new(path), len, prealloc, hints).await
+    create_recorded(Path::new(path), len, prealloc, hints, made).await
 }
 
 async fn open(

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use crate::buf::OwnedBuf;
 use crate::error::{Error, OpenError, Result};
 use crate::io::Handle;
+use crate::made::Before;
 use crate::range::{Alignment, MAX_LEN, to_usize};
 
 /// What is behind a name.
@@ -57,9 +58,15 @@ impl Source {
     }
 
     /// [`Source::open`], which makes an empty file if there is none.
-    pub(super) fn open_or_create(path: &Path) -> Result<Self, OpenError> {
+    pub(super) fn open_or_create(path: &Path) -> Result<(Self, Before), OpenError> {
         let access = Access { writable: true, direct: false };
-        Self::open_flags(path, access, OFlags::CREATE).map_err(|error| refused(path, error))
+        let opened = match Self::open_flags(path, access, OFlags::CREATE | OFlags::EXCL) {
+            Err(Error::Os(libc::EEXIST)) => {
+                Self::open_flags(path, access, OFlags::CREATE).map(|source| (source, Before::There))
+            }
+            made => made.map(|source| (source, Before::Missing)),
+        };
+        opened.map_err(|error| refused(path, error))
     }
 
     /// Opens the same file again in another way, though its name may lead elsewhere by now.

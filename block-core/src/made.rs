@@ -8,7 +8,9 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::io::pool;
 
@@ -36,13 +38,13 @@ impl MadeFiles {
     /// Adds the file `path` with these `metadata`.
     pub(crate) fn add(&self, path: &Path, metadata: &Metadata, before: Before) {
         let file = MadeFile { path: path.to_owned(), identity: identity(metadata), before };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(file);
+        self.0.lock().push(file);
     }
 
     /// Removes what was not there before, and empties the rest. What cannot be given up stays: the
     /// failure that led here is the one to tell of.
     pub(crate) async fn give_up(self) {
-        let files = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let files = std::mem::take(&mut *self.0.lock());
         let given_up = pool::run(move || {
             files.iter().rev().for_each(|file| drop(file.give_up()));
             Ok(())

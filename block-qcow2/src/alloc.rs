@@ -36,6 +36,8 @@ pub(crate) enum Reason {
     Snapshot,
     /// Anything else: it was rewritten elsewhere, a table moved.
     Other,
+    /// It was given out, and what needed it failed.
+    Unused,
 }
 
 /// Clusters on their way back.
@@ -203,7 +205,7 @@ impl Meta {
     /// Gives back the place of a compressed cluster that was never linked.
     pub(crate) fn give_back_compressed(&mut self, stored: Stored) {
         let payload = Payload { offset: stored.offset, len: stored.len };
-        self.drop_data(Dropped::Payload(payload), Reason::Other);
+        self.drop_data(Dropped::Payload(payload), Reason::Unused);
     }
 
     /// Clusters for bitmaps: no data of the guest, and nothing that the overlap map knows.
@@ -272,7 +274,7 @@ impl Meta {
         if self.geometry.data_location() == DataLocation::Image {
             let first = place.host.bytes() >> self.geometry.cluster_bits();
             let run = Run { first, count: place.count };
-            self.push_dropped(Freed { run, reason: Reason::Other });
+            self.push_dropped(Freed { run, reason: Reason::Unused });
         }
     }
 
@@ -295,9 +297,12 @@ impl Meta {
             || waiting.sum::<u64>() << self.geometry.cluster_bits() > MAX_WAITING_BYTES
     }
 
-    /// Whether clusters are on their way back.
+    /// Whether clusters are on their way back that were in use: those of what failed for want of room make
+    /// none.
     pub(crate) fn has_waiting(&self) -> bool {
-        !(self.dropped.is_empty() && self.written.is_empty() && self.limbo.is_empty())
+        let limbo = self.limbo.iter().flat_map(|limbo| &limbo.freed);
+        let mut waiting = self.dropped.iter().chain(&self.written).chain(limbo);
+        waiting.any(|freed| freed.reason != Reason::Unused)
     }
 
     /// Takes what is in limbo and used by nobody, merged where it adjoins.

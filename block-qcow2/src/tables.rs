@@ -85,7 +85,7 @@ impl Qcow2Driver {
             Some(old) => self.copy_table(old, new).await,
         };
         if let Err(error) = filled {
-            meta.drop_metadata(new, bytes, Reason::Other);
+            meta.drop_metadata(new, bytes, Reason::Unused);
             return Err(error);
         }
         self.forget_slices(new);

@@ -61,7 +61,7 @@ impl PassDiscards {
         match reason {
             Reason::Request => self.request,
             Reason::Snapshot => self.snapshot,
-            Reason::Other => self.other,
+            Reason::Other | Reason::Unused => self.other,
         }
     }
 }

@@ -45,6 +45,8 @@ pub struct Patience {
     pub command: Option<Duration>,
     /// For the answer to an abort, before the connection is given up.
     pub abort: Duration,
+    /// For a reset, which holds back all commands, before the connection is given up.
+    pub reset: Duration,
     /// For the answer to a logout.
     pub logout: Duration,
     /// Before the second attempt to come back; the first is made at once. Doubled each time.
@@ -64,6 +66,7 @@ impl Default for Patience {
             ping: Duration::from_secs(10),
             command: None,
             abort: Duration::from_secs(5),
+            reset: Duration::from_secs(30),
             logout: Duration::from_secs(2),
             retry_first: Duration::from_millis(50),
             retry_most: Duration::from_millis(400),

@@ -238,7 +238,12 @@ impl Session {
         if self.closing || matches!(self.state, State::Ended) {
             return Err(TaskError::Ended);
         }
-        let deadline = self.config.patience.command.map(|patience| now + patience);
+        let Patience { command, reset, .. } = self.config.patience;
+        let patience = match kind {
+            Kind::Reset(_) => Some(command.map_or(reset, |command| command.min(reset))),
+            _ => command,
+        };
+        let deadline = patience.map(|patience| now + patience);
         let id = self.tasks.add(kind, deadline).ok_or(TaskError::TooMany { limit: TASKS_MAX })?;
         self.note_deadline(deadline);
         Ok(id)

@@ -267,6 +267,27 @@ fn a_task_that_nobody_waits_for_runs_to_its_end() {
     assert_eq!(peer.result(id), None);
 }
 
+#[test]
+fn a_reset_that_is_never_answered_ends_the_connection() {
+    let mut peer = Peer::up(config(), KEYS);
+    let (reset, _) = start_reset(&mut peer);
+    let held = peer.submit(write(&pattern(512)));
+    let end = peer.now + Patience::default().reset;
+    while peer.now + SECOND < end {
+        peer.wait(SECOND);
+        // The target is there all the time.
+        let serials = peer.serials();
+        let (lun, data_len) = ([0; 8], DataLen::ZERO);
+        peer.say(NopIn { lun, task_tag: None, target_tag: None, serials, data_len }, &[]);
+    }
+    assert_eq!(peer.events(), []);
+    peer.wait(SECOND);
+    let down = SessionError::TimedOut(Awaited::TaskManagement);
+    assert_eq!(peer.events(), [SessionEvent::Done(reset), SessionEvent::Down(down)]);
+    assert_eq!(peer.result(reset), Some(Err(TaskError::TimedOut)));
+    assert_eq!(peer.result(held), None, "it is sent over the next connection");
+}
+
 /// With as many commands under way as there may be, and more that wait.
 #[test]
 fn a_reset_waits_for_nothing() {

@@ -27,7 +27,7 @@ pub enum Wish {
     Stream,
     /// No connection for now.
     Nothing,
-    /// No connection ever again; what is to be sent is sent before the last one is closed.
+    /// No connection ever again, and nothing more over the last one.
     End,
 }
 
@@ -416,12 +416,7 @@ impl<I: Initiator> Pair<I> {
                     self.connecting = Some(Attempt { due, refused });
                 }
             }
-            Wish::Nothing => {
-                self.hang_up();
-                self.connecting = None;
-            }
-            Wish::End => {
-                self.exchange();
+            Wish::Nothing | Wish::End => {
                 self.hang_up();
                 self.connecting = None;
             }

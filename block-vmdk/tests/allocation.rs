@@ -269,6 +269,29 @@ fn a_device_is_used_to_its_end() {
     ]);
 }
 
+/// What was let go is punched out of the file by the second flush behind it, also where nothing else is changed.
+#[test]
+fn what_was_let_go_is_free_after_two_flushes() {
+    let shape = Shape { zeroed_grains: ZeroedGrains::Yes, ..Shape::new(16 << 20) };
+    let scene = Scene::open(setup(shape));
+    scene.write(1, 0, 4 * GRAIN).unwrap();
+    scene.zero(0, 2 * GRAIN, RequestFlags::MAY_UNMAP).unwrap();
+    scene.flush();
+    let count = |kind| scene.asked().iter().filter(|call| call.kind == kind).count();
+    assert_eq!(count(Kind::Discard), 0, "a crash may bring the old table back");
+    scene.flush();
+    assert_eq!(count(Kind::Discard), 1, "one run is punched out");
+    scene.flush();
+    let changes = |call: &Call| matches!(call.kind, Kind::Write | Kind::Discard);
+    assert_eq!(scene.asked().into_iter().find(changes), None, "nothing is left to be done");
+    scene.write(2, 8 * GRAIN, GRAIN).unwrap();
+    scene.finish(&[
+        (0, &[0; 131_072]),
+        (2 * GRAIN, &bytes(1, 2 * GRAIN, GRAIN)),
+        (8 * GRAIN, &bytes(2, 8 * GRAIN, GRAIN)),
+    ]);
+}
+
 /// A zero write that needs a place for a table gets that of a grain that was let go, as data does.
 #[test]
 fn zeroes_too_wait_for_room_on_a_full_device() {

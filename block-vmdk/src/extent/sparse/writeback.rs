@@ -138,7 +138,7 @@ impl SparseExtent {
     /// Writes what nothing in the file refers to yet, and makes it stable before anything does.
     async fn write_unlinked(&self, batch: &Batch) -> Result<()> {
         self.write_parts(&batch.unlinked).await?;
-        match batch.linked.is_empty() {
+        match batch.linked.is_empty() && batch.written.is_empty() {
             true => Ok(()),
             false => self.barrier().await,
         }
@@ -170,11 +170,9 @@ impl SparseExtent {
                     self.tables.clean(*number, |now| Table::ptr_eq(now, table));
                 }
                 meta.free_sector = batch.free_sector;
-                if !batch.linked.is_empty() && !batch.written.is_empty() {
+                if !batch.written.is_empty() {
                     let since = self.gate.now();
                     meta.limbo.push_back((batch.written, since));
-                } else {
-                    meta.written.extend(batch.written);
                 }
                 meta.written.extend(batch.dropped);
             }

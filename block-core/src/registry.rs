@@ -57,6 +57,8 @@ pub trait DriverFactory: Send + Sync + 'static {
 
     /// Makes an empty image: `filename` (for a format also `file.*`, which must exist then), `size`, and
     /// what [`DriverFactory::create_options`] names. Replaces what the file held.
+    ///
+    /// [`OpenContext::create_image`] gives up what was made when this fails.
     async fn create(&self, options: Options, context: OpenContext) -> Result<(), OpenError> {
         let _ = (options, context);
         Err(OpenError::Unsupported { driver: self.name(), what: "creating an image" })

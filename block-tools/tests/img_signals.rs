@@ -57,6 +57,12 @@ impl Slow {
         line
     }
 
+    fn tells_its_progress(&mut self) {
+        self.send(Signal::USR1);
+        let line = self.says();
+        assert!(is_progress(&line), "{line:?}");
+    }
+
     fn status(mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
     }
@@ -87,11 +93,8 @@ fn is_progress(line: &str) -> bool {
 fn a_question_for_the_progress_is_answered_and_the_job_goes_on() {
     let dir = source();
     let mut slow = Slow::start(&dir, "");
-    for _ in 0..2 {
-        slow.send(Signal::USR1);
-        let line = slow.says();
-        assert!(is_progress(&line), "{line:?}");
-    }
+    slow.tells_its_progress();
+    slow.tells_its_progress();
     slow.send(Signal::TERM);
     assert_eq!(slow.status(), Some(143));
 }
@@ -101,9 +104,7 @@ fn a_hangup_that_was_ignored_stays_so() {
     let dir = source();
     let mut slow = Slow::start(&dir, "trap '' HUP;");
     slow.send(Signal::HUP);
-    slow.send(Signal::USR1);
-    let line = slow.says();
-    assert!(is_progress(&line), "{line:?}");
+    slow.tells_its_progress();
     slow.send(Signal::TERM);
     assert_eq!(slow.status(), Some(143));
 }

@@ -65,12 +65,11 @@ struct Opened {
     handle: Arc<Handle>,
     access: Access,
     align: IoAlignment,
-    /// Why a flush failed, as in `errno`; 0 if none has.
+    /// Why writes are lost, as in `errno`; 0 if none are. The system tells of them once, and takes them for
+    /// clean from then on; every flush that follows has to fail.
     flush_error: AtomicI32,
 }
 
-/// The system tells of writes that never reached the disk once, and takes them for clean from then on: this
-/// keeps it for every flush that follows.
 impl Opened {
     fn new(source: Source) -> Self {
         Self {

@@ -554,10 +554,10 @@ fn dd_and_bench_do_what_qemu_img_does() {
 #[test]
 fn extents_that_are_closed_stay_closed() {
     let dir = images();
-    dir.write("a.raw", &[b'a'; 65536]).unwrap();
+    dir.write("a.raw", &[b'a'; 224 * 512]).unwrap();
     let descriptor = "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\n\
         createType=\"twoGbMaxExtentFlat\"\n\
-        RW 128 FLAT \"a.raw\" 0\nRDONLY 64 FLAT \"a.raw\" 64\nNOACCESS 32 FLAT \"a.raw\" 0\n";
+        RW 128 FLAT \"a.raw\" 0\nRDONLY 64 FLAT \"a.raw\" 128\nNOACCESS 32 FLAT \"a.raw\" 192\n";
     dir.write("closed.vmdk", descriptor.as_bytes()).unwrap();
     let info = run_info(&dir, "closed.vmdk");
     assert_eq!(info["virtual-size"], 224 * 512);

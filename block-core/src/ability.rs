@@ -3,6 +3,10 @@
 //!
 //! Everything here is control plane: the caller sees to it that nobody else changes the image
 //! meanwhile. Requests may be in flight; a driver waits for them where it must.
+//!
+//! A change that was begun is finished, as a request is: if its future is dropped, the rest runs detached
+//! ([`to_the_end`](crate::io::exec::to_the_end)). [`PersistentBitmaps`] borrow what they work on, and leave
+//! that to [`graph`](crate::graph).
 
 use std::sync::Arc;
 
@@ -104,27 +108,28 @@ pub struct Finding {
     pub text: String,
 }
 
+/// Where the findings of a check go.
+pub type FindingSink = Arc<dyn Fn(Finding) + Send + Sync>;
+
 /// Consistency check of a format.
 #[async_trait]
 pub trait Check: Send + Sync {
     /// Checks the image and mends what `repair` allows. Each finding goes to `found` at once, so that
     /// nothing grows with the damage.
-    async fn check(
-        &self,
-        repair: Repair,
-        found: &(dyn Fn(Finding) + Send + Sync),
-    ) -> Result<CheckReport>;
+    ///
+    /// Where nothing is written, a check that is dropped stops.
+    async fn check(&self, repair: Repair, found: FindingSink) -> Result<CheckReport>;
 }
 
 /// How far a long change of an image is: `done` of `total`, in units of the change's own.
-pub type ProgressSink<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
+pub type ProgressSink = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
 /// Changes of the format's own options.
 #[async_trait]
 pub trait Amend: Send + Sync {
     /// Changes what `options` name (`compat`, `size`, ...). Refuses before it changes anything what it
     /// cannot change.
-    async fn amend(&self, options: Options, progress: ProgressSink<'_>) -> Result<(), OpenError>;
+    async fn amend(&self, options: Options, progress: ProgressSink) -> Result<(), OpenError>;
 }
 
 /// Dirty bitmaps that live in the image.

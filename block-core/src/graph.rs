@@ -65,28 +65,38 @@ pub async fn load_bitmaps(node: &Node) -> Result<(), OpenError> {
 }
 
 /// Writes the persistent dirty bitmaps of `node` to its image, once nothing is in flight on the node.
-/// Does nothing where the format has none or the node is read-only. [`Node::close`] does it.
+/// Does nothing where the format has none or the node is read-only. [`Node::close`] does it. Once polled it
+/// runs to its end, as requests do.
 pub async fn store_bitmaps(node: &Node) -> Result<()> {
-    match node.driver().as_bitmaps() {
-        Some(storage) if !node.is_read_only() => {
-            let _drained = drain_own(node).await;
-            node.follow_len();
-            storage.store(node.dirty_bitmaps()).await
+    let node = node.clone();
+    to_the_end(async move {
+        match node.driver().as_bitmaps() {
+            Some(storage) if !node.is_read_only() => {
+                let _drained = drain_own(&node).await;
+                node.follow_len();
+                storage.store(node.dirty_bitmaps()).await
+            }
+            _ => Ok(()),
         }
-        _ => Ok(()),
-    }
+    })
+    .await
 }
 
 /// Makes the disk what it was when the snapshot `which` (an id or a name) was taken.
 ///
-/// Refused with `Busy` while the node has dirty bitmaps: they would not know what changed.
+/// Refused with `Busy` while the node has dirty bitmaps: they would not know what changed. Once polled it
+/// runs to its end, as requests do.
 pub async fn apply_snapshot(node: &Node, which: &str) -> Result<()> {
-    let snapshots = node.driver().as_snapshots().ok_or(Error::Unsupported)?;
-    if !node.dirty_bitmaps().list().is_empty() {
-        return Err(Error::Busy);
-    }
-    let _drained = drain_own(node).await;
-    snapshots.apply(which).await
+    let (node, which) = (node.clone(), which.to_owned());
+    to_the_end(async move {
+        let snapshots = node.driver().as_snapshots().ok_or(Error::Unsupported)?;
+        if !node.dirty_bitmaps().list().is_empty() {
+            return Err(Error::Busy);
+        }
+        let _drained = drain_own(&node).await;
+        snapshots.apply(&which).await
+    })
+    .await
 }
 
 /// Changes how nodes are opened: all of them, or, on the first error, none.
@@ -178,12 +188,16 @@ pub async fn close(root: &Node) -> Result<()> {
 }
 
 /// Forgets what was read from the storage below `root`, which another host may have changed.
-/// Children first, so that a parent reads what is new.
+/// Children first, so that a parent reads what is new. Once polled it runs to its end, as requests do.
 pub async fn invalidate_cache(root: &Node) -> Result<()> {
-    for node in subtree(root).into_iter().rev() {
-        let _drained = drain_own(&node).await;
-        node.driver().clone().invalidate_cache().await?;
-        node.refresh_facts();
-    }
-    Ok(())
+    let root = root.clone();
+    to_the_end(async move {
+        for node in subtree(&root).into_iter().rev() {
+            let _drained = drain_own(&node).await;
+            node.driver().clone().invalidate_cache().await?;
+            node.refresh_facts();
+        }
+        Ok(())
+    })
+    .await
 }

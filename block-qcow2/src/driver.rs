@@ -46,7 +46,7 @@ use block_core::metadata::inflight::Allocations;
 ///
 /// Made by [`Qcow2Factory`](crate::Qcow2Factory).
 pub struct Qcow2Driver {
-    /// Itself, for abilities that run requests of their own.
+    /// For [`Qcow2Driver::shared`].
     pub(crate) this: Weak<Self>,
     pub(crate) file: Node,
     /// Where guest data is: `file`, or an external data file. `None` if that was kept closed.
@@ -137,6 +137,11 @@ impl Qcow2Driver {
             Some(writer) if !self.read_only.load(Ordering::Acquire) => Ok(writer),
             _ => Err(Error::ReadOnly),
         }
+    }
+
+    /// Itself, for what goes on when nobody waits for it any more.
+    pub(crate) fn shared(&self) -> Result<Arc<Self>> {
+        self.this.upgrade().ok_or(Error::Closed)
     }
 
     /// Enters the gate, where somebody could change what a request relies on.

@@ -6,7 +6,8 @@
 use async_trait::async_trait;
 use block_core::ability::Rebase;
 use block_core::error::Problem;
-use block_core::{OpenError, Result};
+use block_core::io::exec::to_the_end;
+use block_core::{Error, OpenError, Result};
 
 use crate::driver::Qcow2Driver;
 use crate::spec::bad_field;
@@ -19,7 +20,27 @@ impl Rebase for Qcow2Driver {
         name: Option<&str>,
         format: Option<&str>,
     ) -> Result<(), OpenError> {
-        let failed = |error| OpenError::Request { what: "backing file", error };
+        let this = self.shared().map_err(failed)?;
+        let (name, format) = (name.map(str::to_owned), format.map(str::to_owned));
+        to_the_end(async move { this.set_backing(name, format).await }).await
+    }
+
+    async fn make_empty(&self) -> Result<()> {
+        let this = self.shared()?;
+        to_the_end(async move { this.drop_all_data().await }).await
+    }
+}
+
+fn failed(error: Error) -> OpenError {
+    OpenError::Request { what: "backing file", error }
+}
+
+impl Qcow2Driver {
+    async fn set_backing(
+        &self,
+        name: Option<String>,
+        format: Option<String>,
+    ) -> Result<(), OpenError> {
         self.writer().map_err(failed)?;
         if self.has_raw_data_file() && name.is_some() {
             let problem = Problem::Contradicts("the raw data file");
@@ -28,14 +49,14 @@ impl Rebase for Qcow2Driver {
         let _exclusive = self.gate.exclusive().await;
         self.clear_unknown().await.map_err(failed)?;
         let rewritten = self.header.rewrite(|parts| {
-            parts.backing_name = name.map(|name| name.as_bytes().to_vec());
-            parts.extensions.backing_format = name.and(format).map(str::to_owned);
+            parts.extensions.backing_format = format.filter(|_| name.is_some());
+            parts.backing_name = name.map(String::into_bytes);
         });
         rewritten.await?;
         self.barrier().await.map_err(failed)
     }
 
-    async fn make_empty(&self) -> Result<()> {
+    async fn drop_all_data(&self) -> Result<()> {
         self.distrust_bitmaps().await?;
         let _exclusive = self.gate.exclusive().await;
         self.event("empty_image_prepare");

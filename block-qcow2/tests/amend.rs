@@ -43,10 +43,12 @@ fn options(text: &str) -> Options {
 }
 
 fn amend_node(node: &Node, text: &str) -> Result<Vec<(u64, u64)>, OpenError> {
-    let seen = Mutex::new(Vec::new());
-    let sink = |done, total| seen.lock().push((done, total));
-    block_on(node.driver().as_amend().unwrap().amend(options(text), &sink))?;
-    Ok(seen.into_inner())
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&seen);
+    let sink = Arc::new(move |done, total| sink.lock().push((done, total)));
+    block_on(node.driver().as_amend().unwrap().amend(options(text), sink))?;
+    let seen = std::mem::take(&mut *seen.lock());
+    Ok(seen)
 }
 
 fn close(node: &Node) {
@@ -330,7 +332,7 @@ fn shots(setup: &Setup, made: &Made, change: Change, seed: u64) -> Vec<Vec<u8>> 
         let driver = node.driver();
         match change {
             Change::Amend(text) => {
-                driver.as_amend().unwrap().amend(options(text), &|_, _| ()).await.unwrap();
+                driver.as_amend().unwrap().amend(options(text), Arc::new(|_, _| ())).await.unwrap();
             }
             Change::Backing(name) => {
                 let rebase = driver.as_rebase().unwrap();

@@ -828,7 +828,7 @@ fn a_length_that_is_amended_is_dirty_behind_the_old_end() {
     let (node, file) = writable(&created(&dir, "cluster_size=64k", "4M"));
     add(&node, "b", 65536).unwrap();
     let amend = node.driver().as_amend().unwrap();
-    block_on(amend.amend(Options::new().with("size", "8M"), &|_, _| ())).unwrap();
+    block_on(amend.amend(Options::new().with("size", "8M"), Arc::new(|_, _| ()))).unwrap();
     close(&node).unwrap();
     assert_clean(&dir, "amended.qcow2", &file.to_bytes());
     assert_eq!(naive_areas(&file.to_bytes(), "b"), [(4 * MIB, 8 * MIB)]);

@@ -101,7 +101,7 @@ impl Hostile {
         let (before, disk) = (HELD.load(Ordering::Relaxed), held_by_disk());
         MOST.store(before, Ordering::Relaxed);
         let check = node.driver().as_check().unwrap();
-        let report = block_on(check.check(repair, &|_| ()));
+        let report = block_on(check.check(repair, Arc::new(|_| ())));
         // What a repair writes takes memory too, but it is the disk's.
         let most = MOST.load(Ordering::Relaxed) - before;
         (report.ok(), most.saturating_sub(held_by_disk() - disk))

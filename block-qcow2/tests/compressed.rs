@@ -24,22 +24,13 @@ use futures::StreamExt;
 use futures::executor::block_on;
 use futures::future::join_all;
 use futures::stream::FuturesOrdered;
-use kit::setups::{Filled, Setup, setup};
+use kit::setups::{Setup, empty, setup};
 use kit::{World, judge};
 
 const CACHED: &[(&str, &str)] = &[("compressed-cache-size", "64k")];
 const UNCACHED: &[(&str, &str)] = &[("compressed-cache-size", "0")];
 const BOTH: [&[(&str, &str)]; 2] = [CACHED, UNCACHED];
 const CLUSTER: u64 = 4096;
-
-/// A setup with 64 clusters of 4 KiB and nothing in it.
-fn empty(options: &'static [(&'static str, &'static str)]) -> Setup {
-    let mut setup = setup("4k tiny");
-    setup.filled = Filled::Empty;
-    setup.options = options;
-    setup.shape.size = 64 * CLUSTER;
-    setup
-}
 
 /// An open image, and what lies below it.
 struct Scene {

@@ -17,21 +17,12 @@ use block_testkit::naive::qcow2::make::Made;
 use block_testkit::op::io_vec;
 use block_testkit::race::Taps;
 use futures::executor::block_on;
-use kit::setups::{Filled, Setup, setup};
+use kit::setups::{Setup, empty, setup};
 use kit::{World, judge};
 
 const CLUSTER: u64 = 4096;
 /// What the devices are full of.
 const STALE: u8 = 0xcc;
-
-/// A setup with 64 clusters of 4 KiB and nothing in it.
-fn empty() -> Setup {
-    let mut setup = setup("4k tiny");
-    setup.filled = Filled::Empty;
-    setup.options = &[];
-    setup.shape.size = 64 * CLUSTER;
-    setup
-}
 
 /// An open image on a device.
 struct Scene {
@@ -109,7 +100,7 @@ impl Scene {
 
 #[test]
 fn what_a_shrink_frees_is_not_zero() {
-    let scene = Scene::new(empty(), 64);
+    let scene = Scene::new(empty(&[]), 64);
     scene.write(32 * CLUSTER, 32 * CLUSTER, 1).unwrap();
     scene.truncate(32 * CLUSTER);
     scene.write(8 * CLUSTER, 512, 2).unwrap();
@@ -120,7 +111,7 @@ fn what_a_shrink_frees_is_not_zero() {
 
 #[test]
 fn what_emptying_frees_is_not_zero() {
-    let scene = Scene::new(empty(), 64);
+    let scene = Scene::new(empty(&[]), 64);
     scene.write(0, 32 * CLUSTER, 1).unwrap();
     block_on(scene.node.driver().as_rebase().unwrap().make_empty()).unwrap();
     scene.write(8 * CLUSTER, 512, 2).unwrap();
@@ -130,7 +121,7 @@ fn what_emptying_frees_is_not_zero() {
 
 /// A device that the metadata and these clusters of data fill.
 fn full(clusters: u64) -> Scene {
-    let scene = Scene::new(empty(), 1 + clusters);
+    let scene = Scene::new(empty(&[]), 1 + clusters);
     scene.write(0, clusters * CLUSTER, 1).unwrap();
     assert_eq!(scene.write(clusters * CLUSTER, CLUSTER, 2), Err(Error::NO_SPACE));
     scene
@@ -177,7 +168,7 @@ fn what_was_discarded_makes_room_where_there_is_none() {
 
 #[test]
 fn compressed_clusters_go_on_elsewhere_at_the_end_of_a_device() {
-    let scene = Scene::new(empty(), 8);
+    let scene = Scene::new(empty(&[]), 8);
     scene.write(0, 6 * CLUSTER, 1).unwrap();
     // Into the last cluster.
     scene.pack(20).unwrap();
@@ -192,7 +183,7 @@ fn compressed_clusters_go_on_elsewhere_at_the_end_of_a_device() {
 
 #[test]
 fn a_place_that_could_not_be_prepared_is_given_back() {
-    let scene = Scene::new(empty(), 100);
+    let scene = Scene::new(empty(&[]), 100);
     // The L2 table is there, so the first zero write is one for the new clusters.
     scene.write(0, CLUSTER, 1).unwrap();
     scene.fault.add(Rule::new(Kind::Zero).once());

@@ -233,7 +233,7 @@ impl Opened {
         let node = block_on(self.world.open_with(flags)).unwrap();
         let driver = Arc::clone(node.driver());
         let check = driver.as_check().unwrap();
-        let report = block_on(check.check(Repair::All, &|_| ())).unwrap();
+        let report = block_on(check.check(Repair::All, Arc::new(|_| ()))).unwrap();
         assert_eq!((report.corruptions, report.check_errors), (0, 0), "{report:?}");
         let after = Bytes { all: self.disk.to_vec(), setup: plain() };
         let opened = after.open();
@@ -759,7 +759,8 @@ fn autoclear_bits_that_are_not_known_go_before_a_write() {
         }),
         ("amend", |node| {
             let options = Options::new().with("lazy_refcounts", "on");
-            block_on(node.driver().as_amend().unwrap().amend(options, &|_, _| ())).unwrap();
+            block_on(node.driver().as_amend().unwrap().amend(options, Arc::new(|_, _| ())))
+                .unwrap();
         }),
         ("rebase", |node| {
             let driver = Arc::clone(node.driver());

@@ -7,13 +7,14 @@
 //! [`race`] is what a race needs that is reached on purpose, [`given`] opens files that a test made.
 //! [`naive`] reads, checks and makes formats slowly, from their description alone; [`peer`] asks the
 //! field's own tools. [`iscsi`] is a target, in memory and on the network. [`scenario`] is the language
-//! of the files in `iotests/`. [`fuzz`] is what fuzz targets are made of.
+//! of the files in `iotests/`. [`fuzz`] is what fuzz targets are made of. [`check`] keeps what a check says.
 //!
 //! A test that uses this crate lives in `tests/` of its crate, because this crate depends on it.
 
 #![forbid(unsafe_code)]
 
 pub mod campaign;
+pub mod check;
 pub mod disk;
 pub mod exec;
 pub mod fuzz;

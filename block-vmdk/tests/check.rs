@@ -13,12 +13,13 @@ use block_core::driver::BlockDriver;
 use block_core::proto::mem::MemDriver;
 use block_core::range::to_usize;
 use block_core::{Alignment, ByteRange, Error, RequestFlags, graph};
+use block_testkit::check::check_node;
 use block_testkit::naive::vmdk::Files;
 use block_testkit::naive::vmdk::make::{NAME, Redundant, Subformat};
 use block_testkit::op::{contents, io_vec};
 use block_testkit::peer::{ImageDir, Verdict};
 use block_vmdk::stream::{ReadError, StreamReader};
-use damaged::{Damage, Lost, Sample, check_files, check_node, damages, sample, samples};
+use damaged::{Damage, Lost, Sample, check_files, damages, sample, samples};
 use futures::executor::block_on;
 use futures::io::Cursor;
 use futures::stream::TryStreamExt;
@@ -325,9 +326,9 @@ fn a_disk_that_is_being_written_to_is_checked_and_not_mended() {
         let range = ByteRange::new(damaged::EMPTY * 4096 + round * 4096 * 8, 512).unwrap();
         let iov = io_vec(&contents(3, range), Alignment::ONE, 1);
         block_on(node.write(range, iov, RequestFlags::empty())).unwrap();
-        let (report, found) = check_node(&node, Repair::Nothing).unwrap();
+        let (report, found) = block_on(check_node(&node, Repair::Nothing)).unwrap();
         assert_eq!(report, CheckReport::default(), "{:#?}", texts(&found));
-        assert_eq!(check_node(&node, Repair::All).unwrap_err(), Error::Unsupported);
+        assert_eq!(block_on(check_node(&node, Repair::All)).unwrap_err(), Error::Unsupported);
     }
     block_on(graph::close(&node)).unwrap();
     judge(&sample.setup, &disks.bytes(|disk| disk.to_bytes())).unwrap().clean().unwrap();

@@ -86,7 +86,7 @@ impl Hostile {
 /// A check whose findings nobody keeps.
 fn check_counting(node: &block_core::Node, repair: Repair) -> Option<CheckReport> {
     let check = node.driver().as_check().unwrap();
-    block_on(check.check(repair, &|_| ())).ok()
+    block_on(check.check(repair, Arc::new(|_| ()))).ok()
 }
 
 // One test: the counters are the process's.

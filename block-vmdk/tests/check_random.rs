@@ -10,10 +10,12 @@ use std::sync::OnceLock;
 
 use block_core::ability::Repair;
 use block_core::range::{to_u64, to_usize};
+use block_testkit::check::check_node;
 use block_testkit::disk::noting::{Noting, after_crash};
 use block_testkit::naive::vmdk::make::NAME;
 use block_testkit::naive::vmdk::{Content, Entry, Image};
-use damaged::{Lost, Sample, check_files, check_node, damages, open_for_check, samples};
+use damaged::{Lost, Sample, check_files, damages, open_for_check, samples};
+use futures::executor::block_on;
 use kit::{Disks, judge};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
@@ -158,7 +160,7 @@ fn a_repair_that_is_cut_off_loses_nothing() {
             let Some(lost) = (damage.apply)(&mut damaged) else { continue };
             let disks = Disks::new(damaged.files.clone(), |bytes| Noting::new(&bytes));
             let node = open_for_check(&damaged.setup, &disks).unwrap();
-            check_node(&node, Repair::All).unwrap();
+            block_on(check_node(&node, Repair::All)).unwrap();
             let (_, noting) = disks.0.iter().find(|(name, _)| *name == damaged.name).unwrap();
             let notes = noting.notes();
             let place = format!("{name}: {}", damage.name);

@@ -290,8 +290,8 @@ fn give_up(setup: &Setup, what: Given, polls: usize) -> bool {
         let done = match what {
             Given::Check => {
                 let check = driver.as_check().unwrap();
-                let silent = |_| ();
-                poll_times(check.check(Repair::Nothing, &silent), polls).await.is_some()
+                let checked = check.check(Repair::Nothing, Arc::new(|_| ()));
+                poll_times(checked, polls).await.is_some()
             }
             Given::Close => poll_times(Arc::clone(&driver).close(), polls).await.is_some(),
             Given::Reopen => {

@@ -10,12 +10,14 @@
 mod refcount_width;
 mod version;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use block_core::ability::{Amend, ProgressSink};
 use block_core::driver::Prealloc;
 use block_core::error::Problem;
+use block_core::io::exec::to_the_end;
 use block_core::range::to_u64;
 use block_core::{Error, OpenError, Options, Result};
 
@@ -175,14 +177,27 @@ fn failed(what: &'static str) -> impl Fn(Error) -> OpenError {
 
 #[async_trait]
 impl Amend for Qcow2Driver {
-    async fn amend(&self, options: Options, progress: ProgressSink<'_>) -> Result<(), OpenError> {
+    async fn amend(&self, options: Options, progress: ProgressSink) -> Result<(), OpenError> {
         let changes = Changes::take(options)?;
         self.writer().map_err(failed("amend"))?;
         changes.check(self)?;
-        self.amend_header(&changes, progress).await?;
+        let this = self.shared().map_err(failed("amend"))?;
+        to_the_end(async move { this.make(&changes, &*progress).await }).await
+    }
+}
+
+/// Told how far a change is.
+type Progress<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
+
+impl Qcow2Driver {
+    async fn make(
+        self: &Arc<Self>,
+        changes: &Changes,
+        progress: Progress<'_>,
+    ) -> Result<(), OpenError> {
+        self.amend_header(changes, progress).await?;
         if let Some(size) = changes.size.filter(|size| *size != self.disk_len()) {
-            let this = self.this.upgrade().ok_or(failed("size")(Error::Closed))?;
-            let resized = this.resize(size, Prealloc::Off).await;
+            let resized = Arc::clone(self).resize(size, Prealloc::Off).await;
             self.after(resized).await.map_err(failed("size"))?;
         }
         if changes.version == Some(Version::V2) && self.geometry().version() == Version::V3 {
@@ -191,14 +206,12 @@ impl Amend for Qcow2Driver {
         }
         Ok(())
     }
-}
 
-impl Qcow2Driver {
     /// Everything that only makes the image able to do more, and names.
     async fn amend_header(
         &self,
         changes: &Changes,
-        progress: ProgressSink<'_>,
+        progress: Progress<'_>,
     ) -> Result<(), OpenError> {
         let _exclusive = self.gate.exclusive().await;
         self.clear_unknown().await.map_err(failed("header"))?;

@@ -6,12 +6,11 @@
 
 use std::sync::atomic::Ordering;
 
-use block_core::ability::ProgressSink;
 use block_core::error::Problem;
 use block_core::range::to_usize;
 use block_core::{Error, OpenError, Result};
 
-use super::failed;
+use super::{Progress, failed};
 use crate::alloc::Reason;
 use crate::driver::Qcow2Driver;
 use crate::geometry::Geometry;
@@ -63,7 +62,7 @@ impl Qcow2Driver {
     pub(super) async fn change_refcount_width(
         &self,
         order: u32,
-        progress: ProgressSink<'_>,
+        progress: Progress<'_>,
     ) -> Result<(), OpenError> {
         let (old, new) = (self.geometry(), self.geometry().with_refcount_order(order));
         if old == new {
@@ -165,7 +164,7 @@ impl Qcow2Driver {
         new: Geometry,
         structure: Structure,
         place: HostOffset,
-        progress: ProgressSink<'_>,
+        progress: Progress<'_>,
     ) -> Result<()> {
         let bits = new.cluster_bits();
         let end = self.counted_clusters().await?;

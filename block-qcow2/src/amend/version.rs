@@ -6,11 +6,10 @@
 //! **Invariants.** A table is changed once, in place, for everybody who shares it; a cluster that it
 //! gains is counted as often as the table is. A crash leaves an image of version 3.
 
-use block_core::ability::ProgressSink;
 use block_core::range::to_u64;
 use block_core::{ByteRange, OpenError, RequestFlags, Result};
 
-use super::failed;
+use super::{Progress, failed};
 use crate::alloc::{Place, Reason};
 use crate::driver::Qcow2Driver;
 use crate::geometry::Version;
@@ -53,7 +52,7 @@ impl Qcow2Driver {
 
     /// Makes the image one of version 2, which nothing in it contradicts but zero clusters and feature
     /// bits. In an exclusive turn.
-    pub(super) async fn downgrade(&self, progress: ProgressSink<'_>) -> Result<(), OpenError> {
+    pub(super) async fn downgrade(&self, progress: Progress<'_>) -> Result<(), OpenError> {
         let what = failed("zero clusters");
         self.settle_all().await.map_err(&what)?;
         let expanded = self.expand_zeroes(progress).await;
@@ -77,7 +76,7 @@ impl Qcow2Driver {
     }
 
     /// Expands the zero clusters of the disk and of all snapshots.
-    async fn expand_zeroes(&self, progress: ProgressSink<'_>) -> Result<()> {
+    async fn expand_zeroes(&self, progress: Progress<'_>) -> Result<()> {
         let snapshots = self.lists.read().snapshots.clone();
         let counts = snapshots.iter().map(|snapshot| u64::from(snapshot.l1.count));
         let total = counts.sum::<u64>() + self.l1_len();
@@ -97,7 +96,7 @@ impl Qcow2Driver {
         l1: &[u64],
         section: Section,
         (done, total): (&mut u64, u64),
-        progress: ProgressSink<'_>,
+        progress: Progress<'_>,
     ) -> Result<()> {
         for raw in l1 {
             if let Some(table) = l1_entry(self.geometry(), *raw)? {

@@ -20,11 +20,12 @@ mod tables;
 mod walk;
 
 use async_trait::async_trait;
-use block_core::ability::{Check, CheckReport, Finding, Repair};
+use block_core::ability::{Check, CheckReport, FindingSink, Repair};
+use block_core::io::exec::to_the_end;
 use block_core::{Node, Result};
 
 use crate::check::layout::Layout;
-use crate::check::log::Log;
+use crate::check::log::{Found, Log};
 use crate::check::walk::Walk;
 use crate::driver::Qcow2Driver;
 
@@ -36,7 +37,7 @@ pub(crate) async fn check_image(
     file: &Node,
     data: Option<&Node>,
     repair: Repair,
-    found: &(dyn Fn(Finding) + Send + Sync),
+    found: Found<'_>,
 ) -> Result<CheckReport> {
     // What stands in a data file has no refcount: its entries are checked, its bytes never read.
     let _ = data;
@@ -52,18 +53,20 @@ pub(crate) async fn check_image(
 
 #[async_trait]
 impl Check for Qcow2Driver {
-    async fn check(
-        &self,
-        repair: Repair,
-        found: &(dyn Fn(Finding) + Send + Sync),
-    ) -> Result<CheckReport> {
-        let (file, data) = (&self.file, self.data.as_ref());
+    async fn check(&self, repair: Repair, found: FindingSink) -> Result<CheckReport> {
         if self.writer().is_err() {
-            return check_image(file, data, repair, found).await;
+            return check_image(&self.file, self.data.as_ref(), repair, &*found).await;
         }
+        let this = self.shared()?;
+        to_the_end(async move { this.check_between_writes(repair, &*found).await }).await
+    }
+}
+
+impl Qcow2Driver {
+    async fn check_between_writes(&self, repair: Repair, found: Found<'_>) -> Result<CheckReport> {
         let _exclusive = self.gate.exclusive().await;
         self.settle_all().await?;
-        let report = check_image(file, data, repair, found).await;
+        let report = check_image(&self.file, self.data.as_ref(), repair, found).await;
         if repair != Repair::Nothing {
             self.read_again().await?;
         }

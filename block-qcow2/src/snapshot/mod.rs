@@ -23,6 +23,7 @@ use std::sync::atomic::Ordering;
 use async_trait::async_trait;
 use block_core::ability::{NewSnapshot, Snapshots};
 use block_core::info::SnapshotInfo;
+use block_core::io::exec::to_the_end;
 use block_core::range::{to_u64, to_usize};
 use block_core::{Error, Result};
 
@@ -45,6 +46,23 @@ impl Snapshots for Qcow2Driver {
     }
 
     async fn create(&self, new: &NewSnapshot) -> Result<()> {
+        let (this, new) = (self.shared()?, new.clone());
+        to_the_end(async move { this.create_snapshot(&new).await }).await
+    }
+
+    async fn apply(&self, which: &str) -> Result<()> {
+        let (this, which) = (self.shared()?, which.to_owned());
+        to_the_end(async move { this.apply_snapshot(&which).await }).await
+    }
+
+    async fn delete(&self, which: &str) -> Result<()> {
+        let (this, which) = (self.shared()?, which.to_owned());
+        to_the_end(async move { this.delete_snapshot(&which).await }).await
+    }
+}
+
+impl Qcow2Driver {
+    async fn create_snapshot(&self, new: &NewSnapshot) -> Result<()> {
         self.writer()?;
         let _exclusive = self.gate.exclusive().await;
         let settled = self.begin().await;
@@ -55,7 +73,7 @@ impl Snapshots for Qcow2Driver {
         self.finish(done).await
     }
 
-    async fn apply(&self, which: &str) -> Result<()> {
+    async fn apply_snapshot(&self, which: &str) -> Result<()> {
         self.writer()?;
         if !self.lists.read().bitmaps.is_empty() {
             // They would not know what changed.
@@ -80,7 +98,7 @@ impl Snapshots for Qcow2Driver {
         self.finish(done).await
     }
 
-    async fn delete(&self, which: &str) -> Result<()> {
+    async fn delete_snapshot(&self, which: &str) -> Result<()> {
         self.writer()?;
         let _exclusive = self.gate.exclusive().await;
         let snapshot = self.snapshot(which)?;
@@ -94,9 +112,7 @@ impl Snapshots for Qcow2Driver {
         };
         self.finish(done).await
     }
-}
 
-impl Qcow2Driver {
     /// Writes everything back.
     async fn begin(&self) -> Result<()> {
         if self.geometry().data_location() == DataLocation::DataFile {

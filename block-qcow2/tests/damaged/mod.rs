@@ -11,10 +11,10 @@ use block_core::driver::BlockDriver;
 use block_core::options::OpenFlags;
 use block_core::proto::mem::MemDriver;
 use block_core::{Node, OpenError, Result};
+use block_testkit::check::check_node;
 use block_testkit::naive;
 use block_testkit::peer::ImageDir;
 use futures::executor::block_on;
-use parking_lot::Mutex;
 
 use crate::support::open_driver;
 
@@ -472,10 +472,7 @@ pub fn check_driver(
     repair: Repair,
 ) -> Result<(CheckReport, Vec<Finding>)> {
     let node = open_for_check(driver).expect("an image that opens");
-    let found = Mutex::new(Vec::new());
-    let check = node.driver().as_check().expect("a format that can be checked");
-    let report = block_on(check.check(repair, &|finding| found.lock().push(finding)))?;
-    Ok((report, found.into_inner()))
+    block_on(check_node(&node, repair))
 }
 
 /// Opens the image for a check, without its data file.

@@ -4,21 +4,21 @@ use std::sync::{Arc, LazyLock};
 
 use block_core::ability::{CheckReport, Finding, Repair};
 use block_core::driver::BlockDriver;
+use block_core::graph;
 use block_core::options::OpenFlags;
 use block_core::proto::mem::MemDriver;
 use block_core::range::to_u64;
-use block_core::{Node, graph};
 use block_qcow2::spec::extension::{BitmapsExtension, Extensions};
 use block_qcow2::spec::header::UnverifiedHeader;
 use block_qcow2::units::HostOffset;
 use block_testkit::campaign::Game;
+use block_testkit::check::check_node;
 use block_testkit::exec::Exec;
 use block_testkit::fuzz::{Bytes, Target, Words, as_it_is, damaged, look_at, noise, send};
 use block_testkit::naive::qcow2::Image;
 use block_testkit::naive::qcow2::make::Made;
 use block_testkit::op::{Op, OpSpace, Snapshots};
 use futures::executor::block_on;
-use parking_lot::Mutex;
 
 use super::games::{crash, model};
 use super::kit::{Setup, World, judge};
@@ -75,21 +75,13 @@ fn world(base: &Base, file: &[u8]) -> (Arc<MemDriver>, World) {
     (disk.clone(), World::new(&base.setup, disk, Some(data)))
 }
 
-/// A check of an open image.
-fn check(node: &Node, repair: Repair) -> block_core::Result<(CheckReport, Vec<Finding>)> {
-    let found = Mutex::new(Vec::new());
-    let check = node.driver().as_check().expect("a format that can be checked");
-    let report = block_on(check.check(repair, &|finding| found.lock().push(finding)))?;
-    Ok((report, found.into_inner()))
-}
-
 /// A check of bytes: what it finds, and what they are afterwards. `None` if the image does not open or the check
 /// cannot end.
 fn check_bytes(file: &[u8], repair: Repair) -> Option<(CheckReport, Vec<Finding>, Vec<u8>)> {
     let flags = OpenFlags { no_backing: true, no_io: true, check: true, ..OpenFlags::READ_WRITE };
     let (disk, world) = world(&BASES[0], file);
     let node = block_on(world.open_with(flags)).ok()?;
-    let (report, found) = check(&node, repair).ok()?;
+    let (report, found) = block_on(check_node(&node, repair)).ok()?;
     Some((report, found, disk.to_bytes()))
 }
 

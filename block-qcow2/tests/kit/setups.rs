@@ -124,7 +124,16 @@ pub fn setup(name: &str) -> Setup {
     setups().into_iter().find(|setup| setup.name == name).expect("a setup")
 }
 
-const TINY: &[(&str, &str)] =
+/// 64 clusters of 4 KiB and nothing in them.
+pub fn empty(options: &'static [(&'static str, &'static str)]) -> Setup {
+    let mut setup = setup("4k tiny");
+    setup.filled = Filled::Empty;
+    setup.options = options;
+    setup.shape.size = 64 << 12;
+    setup
+}
+
+pub const TINY: &[(&str, &str)] =
     &[("l2-cache-size", "1k"), ("l2-cache-entry-size", "512"), ("refcount-cache-size", "1k")];
 const PACKED: &[(&str, &str)] = &[("compressed-cache-size", "32k")];
 const LAZY: &[(&str, &str)] = &[("lazy-refcounts", "on")];

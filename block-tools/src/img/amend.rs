@@ -1,10 +1,12 @@
 //! `amend`: changes the options that an image was made with.
 
+use std::future::poll_fn;
 use std::io::Write;
-use std::sync::Mutex;
+use std::sync::Arc;
 
 use block_core::error::Problem;
 use block_core::{OpenError, OpenFlags, graph};
+use parking_lot::Mutex;
 
 use crate::open::{CacheMode, ImageSpec, block_on};
 use crate::program;
@@ -73,16 +75,20 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
         let options = option_list(&args.options, factory.create_options()).map_err(Failure::new)?;
         let mut progress = Progress::new(args.progress && !args.quiet, out);
         progress.show(0, 1, out);
-        let shown = Mutex::new((&mut progress, &mut *out));
-        let show = |done: u64, total: u64| {
-            // Poisoned only if showing has panicked.
-            if let Ok(mut shown) = shown.lock() {
-                let (progress, out) = &mut *shown;
-                progress.show(done, total, out);
-            }
-        };
+        let so_far = Arc::new(Mutex::new((0, 1)));
+        let sink = Arc::clone(&so_far);
+        let sink = Arc::new(move |done, total| *sink.lock() = (done, total));
         let result = match node.driver().as_amend() {
-            Some(amend) => amend.amend(options, &show).await.map_err(refused),
+            Some(amend) => {
+                let mut amending = amend.amend(options, sink);
+                let watched = poll_fn(|cx| {
+                    let polled = amending.as_mut().poll(cx);
+                    let (done, total) = *so_far.lock();
+                    progress.show(done, total, out);
+                    polled
+                });
+                watched.await.map_err(refused)
+            }
             None => Err(unsupported(format)),
         };
         let flushed = match result {

@@ -5,6 +5,7 @@
 //! output.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use block_core::ability::{CheckReport, Finding, Repair, Severity};
 use block_core::{Node, OpenFlags, graph};
@@ -117,7 +118,7 @@ async fn check(node: &Node, repair: Repair) -> Result<CheckReport, Failure> {
         let failure = Failure::new("This image format does not support checks");
         return Err(failure.with_status(NO_CHECK));
     };
-    let report = check.check(repair, &say).await;
+    let report = check.check(repair, Arc::new(say)).await;
     report.map_err(|error| Failure::new(format_args!("Check failed: {error}")))
 }
 

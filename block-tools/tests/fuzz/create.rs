@@ -71,7 +71,8 @@ fn create(input: &[u8]) {
         let node = reading.open(opening).await.expect("what was made opens");
         assert!(node.len() >= size.unwrap_or_default(), "it is shorter than was asked for");
         if let Some(check) = node.driver().as_check() {
-            let report = check.check(Repair::Nothing, &|_| ()).await.expect("it can be checked");
+            let report =
+                check.check(Repair::Nothing, Arc::new(|_| ())).await.expect("it can be checked");
             assert_eq!((report.corruptions, report.check_errors), (0, 0));
         }
         graph::close(&node).await.expect("it can be closed");

@@ -32,7 +32,7 @@ mod tables;
 mod walk;
 
 use async_trait::async_trait;
-use block_core::ability::{Check, CheckReport, Finding, Repair};
+use block_core::ability::{Check, CheckReport, FindingSink, Repair};
 use block_core::{Error, Node, OpenError, Result};
 
 use crate::driver::VmdkDriver;
@@ -43,11 +43,7 @@ use log::{Found, Log};
 impl Check for VmdkDriver {
     /// An image that is open for writing is checked between requests; it must be opened for a check to be
     /// mended.
-    async fn check(
-        &self,
-        repair: Repair,
-        found: &(dyn Fn(Finding) + Send + Sync),
-    ) -> Result<CheckReport> {
+    async fn check(&self, repair: Repair, found: FindingSink) -> Result<CheckReport> {
         let mut turns = Vec::new();
         for sparse in self.sparse().filter(|sparse| sparse.writer().is_ok()) {
             if repair != Repair::Nothing {
@@ -55,7 +51,7 @@ impl Check for VmdkDriver {
             }
             turns.push(sparse.finish_and_close().await?);
         }
-        check_extents(self, repair, found).await
+        check_extents(self, repair, &*found).await
     }
 }
 

@@ -12,10 +12,10 @@ use block_core::options::OpenFlags;
 use block_core::proto::mem::MemDriver;
 use block_core::range::{to_u64, to_usize};
 use block_core::{Node, OpenError, Result};
+use block_testkit::check::check_node;
 use block_testkit::naive::vmdk::Files;
 use block_testkit::naive::vmdk::make::{Directory, NAME, Redundant, Shape, Subformat, Tables};
 use futures::executor::block_on;
-use parking_lot::Mutex;
 
 use super::kit::setups::{Filled, setup};
 use super::kit::{Disks, Setup};
@@ -581,7 +581,7 @@ pub fn check_files(
 ) -> std::result::Result<Checked, OpenError> {
     let disks = Disks::new(files.clone(), |bytes| Arc::new(MemDriver::from_bytes(&bytes).unwrap()));
     let node = open_for_check(setup, &disks)?;
-    let result = check_node(&node, repair);
+    let result = block_on(check_node(&node, repair));
     let files = disks.bytes(|disk| disk.to_bytes());
     Ok(Checked { result, files })
 }
@@ -606,11 +606,4 @@ pub fn open_for_check<D: BlockDriver>(
 ) -> std::result::Result<Node, OpenError> {
     let flags = OpenFlags { no_backing: true, no_io: true, check: true, ..OpenFlags::READ_WRITE };
     block_on(disks.world(setup, |disk| -> Arc<dyn BlockDriver> { disk }).open_with(flags))
-}
-
-pub fn check_node(node: &Node, repair: Repair) -> Result<(CheckReport, Vec<Finding>)> {
-    let found = Mutex::new(Vec::new());
-    let check = node.driver().as_check().expect("a format that can be checked");
-    let report = block_on(check.check(repair, &|finding| found.lock().push(finding)))?;
-    Ok((report, found.into_inner()))
 }

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::sync::{Arc, Weak};
 
 use super::kit::{self, Disks, Setup, judge, known, setups, unexpected};
-use block_core::ability::{Finding, Repair, Severity};
+use block_core::ability::{Repair, Severity};
 use block_core::driver::BlockDriver;
 use block_core::options::OpenFlags;
 use block_core::proto::mem::MemDriver;
@@ -168,27 +168,22 @@ pub fn check_repair(setup: &Setup, shot: &Shot, met: &Met) -> Result<(), String>
     let disks =
         Disks::new(shot.left.clone(), |bytes| Arc::new(MemDriver::from_bytes(&bytes).unwrap()));
     let world = disks.world(setup, |disk| -> Arc<dyn BlockDriver> { disk });
-    let found = Mutex::new(Vec::new());
-    let again = Mutex::new(Vec::new());
-    block_on(async {
-        for (repair, found) in [(Repair::All, &found), (Repair::Nothing, &again)] {
+    let [found, again] = block_on(async {
+        let mut said = [Vec::new(), Vec::new()];
+        for (repair, said) in [Repair::All, Repair::Nothing].into_iter().zip(&mut said) {
             let flags =
                 OpenFlags { no_backing: true, no_io: true, check: true, ..OpenFlags::READ_WRITE };
             let node = world.open_with(flags).await;
             let node = node.map_err(|error| format!("open for a check: {error}"))?;
-            let driver = Arc::clone(node.driver());
+            let checked = block_testkit::check::check_node(&node, repair).await;
+            let (_, found) = checked.map_err(|error| format!("repair: {error}"))?;
             // Space that is lost in the middle of a file stays lost, and harms nobody.
-            let hear = |finding: Finding| match finding.severity {
-                Severity::Leak => {}
-                _ => found.lock().push(finding.text),
-            };
-            let done = driver.as_check().expect("a check").check(repair, &hear).await;
-            done.map_err(|error| format!("repair: {error}"))?;
+            let found = found.into_iter().filter(|finding| finding.severity != Severity::Leak);
+            said.extend(found.map(|finding| finding.text));
             graph::close(&node).await.map_err(|error| format!("close: {error}"))?;
         }
-        Ok::<_, String>(())
+        Ok::<_, String>(said)
     })?;
-    let (found, again) = (found.into_inner(), again.into_inner());
     if !again.is_empty() {
         return Err(format!("a repaired disk is not whole: {again:?}; before: {found:?}"));
     }

@@ -35,6 +35,7 @@ use crate::limits::BlockLimits;
 use crate::node::Node;
 use crate::range::ByteRange;
 use crate::request::status::{DriverStatus, StatusDetail};
+use crate::request::tracked::Ticket;
 
 /// What a child is to its parent.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
@@ -100,12 +101,50 @@ pub struct ReopenOptions {
 }
 
 /// Bytes of a node that another one may take without their passing through memory.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct CopySource {
+    node: Node,
+    offset: u64,
+    /// Kept from the first request of a copy on, so that those of the drivers below need no turn of their own.
+    turn: Option<Arc<Ticket>>,
+}
+
+impl CopySource {
+    /// What `node` holds from `offset` on.
+    pub fn new(node: Node, offset: u64) -> Self {
+        Self { node, offset, turn: None }
+    }
+
+    /// The same from `bytes` further on, for one of several parts of a request.
+    pub fn further(&self, bytes: u64) -> Self {
+        Self { offset: self.offset.saturating_add(bytes), ..self.clone() }
+    }
+
     /// The node.
-    pub node: Node,
-    /// Where in it they start.
-    pub offset: u64,
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Where in it the bytes start.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// A turn at the node, if it has one yet.
+    pub(crate) fn has_turn(&self) -> bool {
+        self.turn.is_some()
+    }
+
+    pub(crate) fn with_turn(self, turn: Ticket) -> Self {
+        Self { turn: Some(Arc::new(turn)), ..self }
+    }
+}
+
+impl std::fmt::Debug for CopySource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { node, offset, .. } = self;
+        f.debug_struct("CopySource").field("node", node).field("offset", offset).finish()
+    }
 }
 
 /// What [`BlockDriver::reopen_prepare`] worked out, for commit or abort; the driver's own type.

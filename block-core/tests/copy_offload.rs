@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test fails by panicking")]
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use block_core::dirty::Granularity;
@@ -17,6 +18,7 @@ use block_core::registry::OpenContext;
 use block_core::request::status::{DriverStatus, StatusDetail, StatusFlags};
 use block_core::{BlockLimits, ByteRange, Cancel, Capabilities, Error, IoVec, Node, OpenFlags};
 use block_core::{Options, Registry, RequestFlags, Result, graph};
+use futures::FutureExt;
 
 /// A view of a node that says where everything is and reads nothing, but of `zero`: what stands there is old.
 struct Unread {
@@ -88,6 +90,13 @@ fn open(path: &Path, driver: &str) -> Node {
     block_on(context.open(options)).unwrap()
 }
 
+/// What `future` comes to, which must not take for ever.
+fn soon<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || tell.send(block_on(future)));
+    told.recv_timeout(Duration::from_secs(20)).unwrap()
+}
+
 fn range(offset: u64, len: u64) -> ByteRange {
     ByteRange::new(offset, len).unwrap()
 }
@@ -139,7 +148,7 @@ fn a_copy_keeps_the_rules_of_writes() {
     std::fs::write(&from, bytes(8192)).unwrap();
     std::fs::write(&to, vec![0; 4096]).unwrap();
     let (source, target) = (open(&from, "file"), open(&to, "file"));
-    let part = |offset| CopySource { node: source.clone(), offset };
+    let part = |offset| CopySource::new(source.clone(), offset);
     assert_eq!(block_on(target.copy_from(range(512, 1024), part(4096))), Ok(()));
     assert!(std::fs::read(&to).unwrap()[512..1536] == bytes(8192)[4096..5120]);
     // It grows what grows.
@@ -149,14 +158,14 @@ fn a_copy_keeps_the_rules_of_writes() {
     let beyond = block_on(target.copy_from(range(0, 1024), part(7680)));
     assert_eq!(beyond, Err(Error::Unsupported));
     let memory = Node::new(Arc::new(MemDriver::new(8192)), Default::default());
-    let from_memory = CopySource { node: memory.clone(), offset: 0 };
+    let from_memory = CopySource::new(memory.clone(), 0);
     let refused = block_on(target.copy_from(range(0, 512), from_memory));
     assert_eq!(refused, Err(Error::Unsupported));
     assert_eq!(block_on(memory.copy_from(range(0, 512), part(0))), Err(Error::Unsupported));
     // Not while the target is drained.
     let guard = block_on(graph::drain(&target));
     let mut waits = target.copy_from(range(0, 512), part(0));
-    assert!(futures::FutureExt::now_or_never(&mut waits).is_none());
+    assert!((&mut waits).now_or_never().is_none());
     drop(guard);
     assert_eq!(block_on(waits), Ok(()));
 }
@@ -170,8 +179,98 @@ fn what_is_copied_is_dirty() {
     let (source, target) = (open(&from, "file"), open(&to, "file"));
     let bitmaps = target.dirty_bitmaps();
     let id = bitmaps.create(Some("test"), Granularity::MIN).unwrap();
-    let copied = target.copy_from(range(512, 1024), CopySource { node: source, offset: 0 });
+    let copied = target.copy_from(range(512, 1024), CopySource::new(source, 0));
     assert_eq!(block_on(copied), Ok(()));
     let areas: Vec<_> = bitmaps.with(id, |bitmap| bitmap.areas().collect()).unwrap();
     assert_eq!(areas, [range(512, 1024)]);
+}
+
+/// Passes copies on, once it is let.
+struct Gated {
+    node: Node,
+    gate: futures::lock::Mutex<()>,
+}
+
+#[async_trait]
+impl BlockDriver for Gated {
+    fn name(&self) -> &'static str {
+        "gated"
+    }
+
+    fn len(&self) -> u64 {
+        self.node.len()
+    }
+
+    fn limits(&self) -> BlockLimits {
+        BlockLimits::default()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    async fn preadv(self: Arc<Self>, range: ByteRange, iov: IoVec) -> Result<()> {
+        self.node.read(range, iov).await
+    }
+
+    async fn pwritev(self: Arc<Self>, range: ByteRange, iov: IoVec, f: RequestFlags) -> Result<()> {
+        self.node.write(range, iov, f).await
+    }
+
+    async fn copy_from(self: Arc<Self>, range: ByteRange, source: CopySource) -> Result<()> {
+        drop(self.gate.lock().await);
+        self.node.copy_from(range, source).await
+    }
+
+    async fn block_status(
+        self: Arc<Self>,
+        range: ByteRange,
+        _: StatusDetail,
+    ) -> Result<DriverStatus> {
+        Ok(DriverStatus::data(range.len()))
+    }
+}
+
+/// A copy on its way through several drivers is one request of its source.
+#[test]
+fn a_drain_lets_copies_that_are_under_way_finish() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    std::fs::write(&from, bytes(4096)).unwrap();
+    std::fs::write(&to, vec![0; 4096]).unwrap();
+    let (source, file) = (open(&from, "file"), open(&to, "file"));
+    let gated = Arc::new(Gated { node: file, gate: Default::default() });
+    let target = Node::new(gated.clone(), Default::default());
+    let closed = gated.gate.try_lock().unwrap();
+    let mut copied = target.copy_from(range(0, 4096), CopySource::new(source.clone(), 0));
+    assert!((&mut copied).now_or_never().is_none());
+    let mut drained = Box::pin(async move { drop(graph::drain(&source).await) });
+    assert!((&mut drained).now_or_never().is_none());
+    drop(closed);
+    let (copied, ()) = soon(futures::future::join(copied, drained));
+    assert_eq!(copied, Ok(()));
+    assert!(std::fs::read(&to).unwrap() == bytes(4096));
+}
+
+/// Neither of the two nodes keeps others waiting while the other is waited for.
+#[test]
+fn a_copy_that_waits_for_one_node_lets_the_other_be_drained() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    std::fs::write(&from, bytes(4096)).unwrap();
+    std::fs::write(&to, vec![0; 4096]).unwrap();
+    let (source, target) = (open(&from, "file"), open(&to, "file"));
+    for [first, second] in [[&source, &target], [&target, &source]] {
+        let guard = block_on(graph::drain(first));
+        let mut copied = target.copy_from(range(0, 4096), CopySource::new(source.clone(), 0));
+        assert!((&mut copied).now_or_never().is_none());
+        let second = second.clone();
+        soon(async move { drop(graph::drain(&second).await) });
+        drop(guard);
+        assert_eq!(soon(copied), Ok(()));
+    }
 }

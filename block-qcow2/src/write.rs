@@ -44,9 +44,7 @@ impl Payload {
     fn slice(&self, start: u64, len: u64) -> Self {
         match self {
             Self::Memory(iov) => Self::Memory(iov.slice(to_usize(start), to_usize(len))),
-            Self::Copy(CopySource { node, offset }) => {
-                Self::Copy(CopySource { node: node.clone(), offset: offset.saturating_add(start) })
-            }
+            Self::Copy(source) => Self::Copy(source.further(start)),
         }
     }
 

@@ -27,7 +27,7 @@ pub(super) async fn copy(source: &Node, target: &Node, piece: &Piece) -> Outcome
         let Some((len, mapping)) = found.ok().and_then(data_at) else { return Outcome::NotHere };
         let (here, after) = rest.split_at(len);
         let to = piece.to.offset() + (here.offset() - piece.from.offset());
-        let from = CopySource { node: mapping.node, offset: mapping.offset };
+        let from = CopySource::new(mapping.node, mapping.offset);
         let copied = match ByteRange::new(to, here.len()) {
             Ok(range) if !range.is_empty() => target.copy_from(range, from).await.is_ok(),
             _ => false,

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::lock::{Claims, ImageLock, Locking};
 use super::source::{FileKind, Source, refused};
-use super::space;
+use super::space::{self, Added};
 use crate::driver::Prealloc;
 use crate::error::{Error, OpenError};
 use crate::io::pool;
@@ -74,7 +74,9 @@ fn create_blocking(
     let fd = source.fd.as_fd();
     rustix::fs::ftruncate(fd, 0).map_err(|err| failed(err.into()))?;
     hints.tell(fd).map_err(failed)?;
-    space::truncate(fd, 0, len, prealloc).map_err(failed)?;
+    if space::truncate(fd, 0, len, prealloc).map_err(failed)? == Added::Written {
+        rustix::fs::fdatasync(fd).map_err(|err| failed(err.into()))?;
+    }
     if matches!(prealloc, Prealloc::Off | Prealloc::Metadata) {
         allocate_first_block(fd, len).map_err(|err| failed(err.into()))?;
     }

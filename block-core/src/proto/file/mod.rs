@@ -44,6 +44,7 @@ use crate::range::{Alignment, ByteRange, to_u64};
 use crate::request::status::{DriverStatus, StatusDetail};
 use lock::ImageLock;
 use source::{Access, FileKind, IoAlignment, Source};
+use space::Added;
 
 /// A file or device of the host.
 pub struct FileDriver {
@@ -310,9 +311,9 @@ impl BlockDriver for FileDriver {
 
     async fn copy_from(self: Arc<Self>, range: ByteRange, source: CopySource) -> Result<()> {
         let to = self.writable()?;
-        let from = source.node.driver().host_file().ok_or(Error::Unsupported)?;
+        let from = source.node().driver().host_file().ok_or(Error::Unsupported)?;
         let (start, len) = (range.offset(), range.len());
-        let copied = pool::run(move || to.copy_blocking(&from, source.offset, start, len)).await;
+        let copied = pool::run(move || to.copy_blocking(&from, source.offset(), start, len)).await;
         match &copied {
             Ok(()) => self.grow_to(range.end()),
             Err(error) => self.handle_failed_write(range, None, error).await,
@@ -366,10 +367,19 @@ impl BlockDriver for FileDriver {
         if self.kind == FileKind::Device {
             return space::truncate_device(old, len, exactness);
         }
-        let result = pool::run(move || space::truncate(handle.as_fd(), old, len, prealloc)).await;
-        let result = match prealloc {
-            Prealloc::Full if result.is_ok() => Arc::clone(&self).flush_to_disk().await,
-            _ => result,
+        let fd = Arc::clone(&handle);
+        let added = pool::run(move || space::truncate(fd.as_fd(), old, len, prealloc)).await;
+        let result = match added {
+            Ok(Added::Written) => {
+                let stable = Arc::clone(&self).flush_to_disk().await;
+                if stable.is_err() {
+                    // The error to report is the first one.
+                    let cut = move || Ok(rustix::fs::ftruncate(handle.as_fd(), old)?);
+                    let _ = pool::run(cut).await;
+                }
+                stable
+            }
+            other => other.map(drop),
         };
         // Also after a failure, which may have left the file in between.
         self.update_len().and(result)

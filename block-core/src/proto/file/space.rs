@@ -188,11 +188,17 @@ pub(super) fn truncate_device(old: u64, len: u64, exactness: Exactness) -> Resul
 
 /// Changes the length of a file from `old`; blocks. After an error with `prealloc` the file has its
 /// old length again, unless even that fails.
-pub(super) fn truncate(fd: BorrowedFd<'_>, old: u64, len: u64, prealloc: Prealloc) -> Result<()> {
+pub(super) fn truncate(
+    fd: BorrowedFd<'_>,
+    old: u64,
+    len: u64,
+    prealloc: Prealloc,
+) -> Result<Added> {
     let added = ByteRange::from_bounds(old, len).ok().filter(|added| !added.is_empty());
     let result = match (prealloc, added) {
         (Prealloc::Off, _) | (Prealloc::Falloc | Prealloc::Full, None) => {
-            return Ok(rustix::fs::ftruncate(fd, len)?);
+            rustix::fs::ftruncate(fd, len)?;
+            return Ok(Added::Asked);
         }
         // A file has no metadata of its own to allocate.
         (Prealloc::Metadata, _) => return Err(Error::Unsupported),
@@ -200,7 +206,7 @@ pub(super) fn truncate(fd: BorrowedFd<'_>, old: u64, len: u64, prealloc: Preallo
             let mode = FallocateFlags::empty();
             match rustix::fs::fallocate(fd, mode, added.offset(), added.len()) {
                 Err(Errno::OPNOTSUPP | Errno::NOSYS) => fill(fd, added),
-                other => other.map_err(Error::from),
+                other => other.map(|()| Added::Asked).map_err(Error::from),
             }
         }
         (Prealloc::Full, Some(added)) => fill(fd, added),
@@ -212,8 +218,17 @@ pub(super) fn truncate(fd: BorrowedFd<'_>, old: u64, len: u64, prealloc: Preallo
     result
 }
 
+/// How a file became longer.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(super) enum Added {
+    /// The file system was asked for it, and has answered.
+    Asked,
+    /// By writes, which fail for want of room as late as when they are made stable.
+    Written,
+}
+
 /// Writes zeroes to all of `range`, at and behind the end of the file.
-fn fill(fd: BorrowedFd<'_>, range: ByteRange) -> Result<()> {
+fn fill(fd: BorrowedFd<'_>, range: ByteRange) -> Result<Added> {
     // Sets the length, so that a last partial block needs no direct write of its own.
     rustix::fs::ftruncate(fd, range.end())?;
     let flags = rustix::fs::fcntl_getfl(fd)?;
@@ -230,7 +245,7 @@ fn fill(fd: BorrowedFd<'_>, range: ByteRange) -> Result<()> {
             Err(err) => return Err(err.into()),
         }
     }
-    Ok(())
+    Ok(Added::Written)
 }
 
 /// Bytes written at once to preallocate.

@@ -46,7 +46,7 @@ impl Qcow2Driver {
             }
         }
         if let Some(writer) = &self.writer {
-            writer.bitmaps.found(&image.bitmaps);
+            writer.bitmaps.found(&image.bitmaps, image.parts.header.unknown_autoclear);
         }
         self.geometry.store(image.parts.header.geometry);
         self.disk_len.store(image.disk_len, Ordering::Release);

@@ -707,8 +707,14 @@ fn snapshots_of_one_l1_table_are_not_deleted() {
     let extra = bytes.word(snapshots + 32) & 0xffff_ffff;
     let names = bytes.word(snapshots + 8);
     let second = (40 + extra + (names >> 16 & 0xffff) + (names & 0xffff)).next_multiple_of(8);
-    let opened = bytes.clone().put(snapshots + second, first).open();
-    deletion_is_refused(opened, SNAPSHOT, "L1 table of two snapshots at", first);
+    let what = "L1 table of two snapshots at";
+    let same_l1 = bytes.put(snapshots + second, first);
+    deletion_is_refused(same_l1.clone().open(), SNAPSHOT, what, first);
+    // Also where their ids are the same: the id follows the fixed part and what is extra.
+    let id = kit::index(snapshots + 40 + extra);
+    let mut same_id = same_l1;
+    same_id.all[id + kit::index(second)] = same_id.all[id];
+    deletion_is_refused(same_id.open(), SNAPSHOT, what, first);
 }
 
 #[test]
@@ -746,7 +752,7 @@ fn a_stray_refcount_does_not_cut_the_file() {
 fn autoclear_bits_that_are_not_known_go_before_a_write() {
     const UNKNOWN: u64 = 1 << 40;
     type Change = fn(&Node);
-    let changes: [(&str, Change); 6] = [
+    let changes: [(&str, Change); 7] = [
         ("snapshot", |node| {
             let new = NewSnapshot { name: "new".to_owned(), date_seconds: 1, date_nanoseconds: 0 };
             block_on(node.driver().as_snapshots().unwrap().create(&new)).unwrap();
@@ -766,6 +772,12 @@ fn autoclear_bits_that_are_not_known_go_before_a_write() {
             let driver = Arc::clone(node.driver());
             let changed = driver.as_rebase().unwrap().change_backing(Some("b"), Some("raw"));
             block_on(changed).unwrap();
+        }),
+        ("write to what was read again", |node| {
+            block_on(graph::invalidate_cache(node)).unwrap();
+            let iov = io_vec(&[1; 512], Alignment::PAGE, 1);
+            let range = ByteRange::up_to(512);
+            block_on(node.write(range, iov, RequestFlags::empty())).unwrap();
         }),
         ("nothing", |_| ()),
     ];

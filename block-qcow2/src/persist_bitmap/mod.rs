@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 
 use crate::driver::Qcow2Driver;
 use crate::geometry::{Geometry, Version};
-use crate::metadata_io::write_bytes;
+use crate::metadata_io::{flush, write_bytes};
 use crate::overlap::Section;
 use crate::reload::request_error;
 use crate::spec::bad_field;
@@ -83,7 +83,7 @@ impl BitmapGuard {
     /// makes stale who does not know it.
     pub(crate) fn of(bitmaps: &[Bitmap], unknown_autoclear: u64) -> Self {
         Self {
-            trusted: AtomicBool::new(any_trusted(bitmaps) || unknown_autoclear != 0),
+            trusted: AtomicBool::new(is_trusted(bitmaps, unknown_autoclear)),
             marked: AtomicBool::new(false),
             known: Mutex::new(None),
             turn: futures::lock::Mutex::default(),
@@ -91,8 +91,8 @@ impl BitmapGuard {
     }
 
     /// These stand in the file now.
-    pub(crate) fn found(&self, bitmaps: &[Bitmap]) {
-        self.trusted.store(any_trusted(bitmaps), Ordering::Release);
+    pub(crate) fn found(&self, bitmaps: &[Bitmap], unknown_autoclear: u64) {
+        self.trusted.store(is_trusted(bitmaps, unknown_autoclear), Ordering::Release);
     }
 
     /// Whether they have to be marked before a change of the disk. One atomic load.
@@ -100,6 +100,10 @@ impl BitmapGuard {
     pub(crate) fn are_trusted(&self) -> bool {
         self.trusted.load(Ordering::Acquire)
     }
+}
+
+fn is_trusted(bitmaps: &[Bitmap], unknown_autoclear: u64) -> bool {
+    any_trusted(bitmaps) || unknown_autoclear != 0
 }
 
 fn any_trusted(bitmaps: &[Bitmap]) -> bool {
@@ -126,7 +130,7 @@ impl Qcow2Driver {
                 // In place: only flags change, and each lies in one sector.
                 let (offset, len) = (place.directory_offset, place.directory_size);
                 self.write_directory(offset, len, &bitmaps).await?;
-                self.file.flush().await?;
+                flush(&self.file).await?;
             }
             self.clear_unknown().await?;
             self.lists.write().bitmaps = bitmaps;
@@ -143,7 +147,7 @@ impl Qcow2Driver {
             return Ok(());
         }
         self.header.update(|header| header.unknown_autoclear = 0).await?;
-        self.file.flush().await
+        flush(&self.file).await
     }
 
     /// Where the directory is, if it is up to date.

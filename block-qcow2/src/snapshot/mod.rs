@@ -290,11 +290,12 @@ impl Qcow2Driver {
             start..start.saturating_add((u64::from(l1.count) * 8).div_ceil(1 << bits))
         };
         let own = clusters(snapshot.l1);
-        let shared = self.lists.read().snapshots.iter().any(|other| {
+        let has_some = |other: &&Snapshot| {
             let there = clusters(other.l1);
-            other.id != snapshot.id && there.start < own.end && own.start < there.end
-        });
-        if shared {
+            there.start < own.end && own.start < there.end
+        };
+        // It is one of them.
+        if self.lists.read().snapshots.iter().filter(has_some).count() > 1 {
             return Err(Fault::new("L1 table of two snapshots at", offset.bytes()).into());
         }
         {
@@ -311,7 +312,9 @@ impl Qcow2Driver {
     async fn remove(&self, snapshot: &Snapshot, l1: &[u64]) -> Result<()> {
         self.mark_changing().await?;
         let mut list = self.lists.read().snapshots.clone();
-        list.retain(|other| other.id != snapshot.id || other.l1 != snapshot.l1);
+        if let Some(at) = list.iter().position(|other| other == snapshot) {
+            list.remove(at);
+        }
         self.replace_snapshot_table(list).await.map_err(NotReplaced::error)?;
         self.event("snapshot_delete_refcounts");
         self.drop_l1(snapshot.l1, Reason::Snapshot).await?;

@@ -4,7 +4,7 @@
 //! has a new content id; a request that crosses extents is split at their borders.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
 use block_core::ability::{Check, Rebase};
@@ -36,6 +36,8 @@ const AT_ONCE: usize = 8;
 ///
 /// Made by [`VmdkFactory`](crate::VmdkFactory).
 pub struct VmdkDriver {
+    /// For [`VmdkDriver::shared`].
+    this: Weak<Self>,
     pub(crate) file: Node,
     /// `None` for a sparse extent that was opened by itself.
     pub(crate) identity: Option<Arc<Identity>>,
@@ -69,6 +71,7 @@ impl VmdkDriver {
     ) -> Self {
         let flags = context.flags;
         Self {
+            this: Weak::new(),
             len: extents.last().map_or(0, |extent| extent.range.end()),
             writable: flags.writable && !flags.check && !flags.no_io,
             file,
@@ -83,8 +86,13 @@ impl VmdkDriver {
     }
 
     /// With what was met when it was opened for a check.
-    pub(crate) fn with_faults(self, opening: OpeningFaults) -> Self {
-        Self { opening, ..self }
+    pub(crate) fn with_faults(self, opening: OpeningFaults) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self { this: this.clone(), opening, ..self })
+    }
+
+    /// Itself, for what goes on when nobody waits for it any more.
+    pub(crate) fn shared(&self) -> Result<Arc<Self>> {
+        self.this.upgrade().ok_or(Error::Closed)
     }
 
     /// The sparse extents.

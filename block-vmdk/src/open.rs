@@ -124,7 +124,7 @@ async fn open_here(
         return Err(OpenError::Option { option, problem: Problem::Unknown });
     }
     let driver = VmdkDriver::new(file, identity, extents, backing, context);
-    Ok(Arc::new(driver.with_faults(faults)))
+    Ok(driver.with_faults(faults))
 }
 
 /// The descriptor, if there is one, and the extents.

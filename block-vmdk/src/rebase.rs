@@ -10,6 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use block_core::ability::Rebase;
 use block_core::error::Problem;
+use block_core::io::exec::to_the_end;
 use block_core::registry::BACKING_FILE;
 use block_core::{ByteRange, Error, OpenError, OpenFlags, Options, Result, graph};
 
@@ -54,6 +55,13 @@ impl Rebase for VmdkDriver {
     }
 
     async fn make_empty(&self) -> Result<()> {
+        let this = self.shared()?;
+        to_the_end(async move { this.drop_all_data().await }).await
+    }
+}
+
+impl VmdkDriver {
+    async fn drop_all_data(&self) -> Result<()> {
         if !self.extents.iter().all(|extent| matches!(extent.body, Body::Sparse(_))) {
             return Err(Error::Unsupported);
         }
@@ -63,9 +71,7 @@ impl Rebase for VmdkDriver {
         }
         self.follow_parent().await
     }
-}
 
-impl VmdkDriver {
     /// The descriptor, which there must be.
     fn identity(&self) -> Result<&Arc<Identity>, OpenError> {
         let what = "a backing file of an image without a descriptor";

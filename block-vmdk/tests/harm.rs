@@ -252,7 +252,7 @@ fn what_is_given_up_half_way_is_finished() {
         setup
     };
     for setup in [holes("4k holes"), holes("cowd 4k")] {
-        for what in [Given::Check, Given::Close, Given::Reopen] {
+        for what in [Given::Check, Given::Close, Given::Reopen, Given::Empty] {
             let mut polls = 0;
             while !give_up(&setup, what, polls) {
                 polls += 1;
@@ -268,6 +268,7 @@ enum Given {
     Check,
     Close,
     Reopen,
+    Empty,
 }
 
 /// Gives up after so many polls, and goes on with the disk; whether it was done before.
@@ -302,6 +303,10 @@ fn give_up(setup: &Setup, what: Given, polls: usize) -> bool {
                 let prepare = Arc::clone(&driver).reopen_prepare(&options);
                 poll_times(prepare, polls).await.is_some()
             }
+            Given::Empty => {
+                let emptied = driver.as_rebase().unwrap().make_empty();
+                poll_times(emptied, polls).await.is_some()
+            }
         };
         put(&node, 2, late).await.unwrap();
         node.flush().await.unwrap();
@@ -313,9 +318,14 @@ fn give_up(setup: &Setup, what: Given, polls: usize) -> bool {
     // As if the machine had stopped behind the flush.
     let judged = judge(setup, &disks.bytes(MemDisk::to_vec)).unwrap();
     judged.no_errors().unwrap_or_else(|why| panic!("{what:?} after {polls}: {why}"));
+    let emptied = what == Given::Empty && polls > 0;
     for (op, at) in [(1, early), (1, other), (2, late)] {
         let there = &judged.contents[index(at.offset())..index(at.end())];
-        assert!(there == contents(op, at), "{what:?} after {polls}: {at:?} is lost");
+        let right = match op == 1 && emptied {
+            true => there.iter().all(|byte| *byte == 0),
+            false => there == contents(op, at),
+        };
+        assert!(right, "{what:?} after {polls}: {at:?} is lost");
     }
     done
 }

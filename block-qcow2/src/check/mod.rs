@@ -54,16 +54,19 @@ pub(crate) async fn check_image(
 #[async_trait]
 impl Check for Qcow2Driver {
     async fn check(&self, repair: Repair, found: FindingSink) -> Result<CheckReport> {
-        if self.writer().is_err() {
+        if self.writer().is_err() && repair == Repair::Nothing {
             return check_image(&self.file, self.data.as_ref(), repair, &*found).await;
         }
         let this = self.shared()?;
-        to_the_end(async move { this.check_between_writes(repair, &*found).await }).await
+        to_the_end(async move { this.check_alone(repair, &*found).await }).await
     }
 }
 
 impl Qcow2Driver {
-    async fn check_between_writes(&self, repair: Repair, found: Found<'_>) -> Result<CheckReport> {
+    async fn check_alone(&self, repair: Repair, found: Found<'_>) -> Result<CheckReport> {
+        if self.writer().is_err() {
+            return check_image(&self.file, self.data.as_ref(), repair, found).await;
+        }
         let _exclusive = self.gate.exclusive().await;
         self.settle_all().await?;
         let report = check_image(&self.file, self.data.as_ref(), repair, found).await;

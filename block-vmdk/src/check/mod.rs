@@ -33,6 +33,7 @@ mod walk;
 
 use async_trait::async_trait;
 use block_core::ability::{Check, CheckReport, FindingSink, Repair};
+use block_core::io::exec::to_the_end;
 use block_core::{Error, Node, OpenError, Result};
 
 use crate::driver::VmdkDriver;
@@ -51,7 +52,11 @@ impl Check for VmdkDriver {
             }
             turns.push(sparse.finish_and_close().await?);
         }
-        check_extents(self, repair, &*found).await
+        if repair == Repair::Nothing {
+            return check_extents(self, repair, &*found).await;
+        }
+        let this = self.shared()?;
+        to_the_end(async move { check_extents(&this, repair, &*found).await }).await
     }
 }
 

@@ -1,11 +1,13 @@
 //! What signals do to the programs: a question for the progress is answered, what was ignored when a
-//! program was started stays so, and the limit on the length of files is an error like others.
+//! program was started stays so, one that stops is heard in time, and the limit on the length of files is
+//! an error like others.
 #![allow(
     clippy::unwrap_used,
     reason = "a test fails by panicking, and these helpers run in tests only"
 )]
 
 use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -118,6 +120,22 @@ fn who_has_no_progress_is_not_killed_for_it() {
     kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
     child.wait().unwrap();
     assert!(signalled);
+}
+
+/// One signal is enough, also where nothing comes to an end.
+#[test]
+fn storage_that_does_not_answer_holds_nobody_up() {
+    let dir = TempDir::new().unwrap();
+    let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let url = format!("iscsi://{}/iqn.2026-01.org.example:disk/0", silent.local_addr().unwrap());
+    let args = ["convert", "-f", "raw", "-O", "raw", &url, "target"];
+    let mut child = shell(&dir, "", BLOCK_IMG, &args).spawn().unwrap();
+    let (_connection, _) = silent.accept().unwrap();
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let start = Instant::now();
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    // Not only when the login has taken too long.
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }
 
 /// Whether a program comes to have a handler for a signal.

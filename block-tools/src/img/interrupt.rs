@@ -1,5 +1,6 @@
 //! Ctrl-C: the first asks the running jobs to stop between two of their requests, the second ends the
-//! process at once. SIGTERM and SIGHUP do the same; what the program was started to ignore stays so.
+//! process at once, and so does time ([`GRACE`]): storage that does not answer holds nobody up. SIGTERM and
+//! SIGHUP do the same; what the program was started to ignore stays so.
 //!
 //! A process has one handler, from its first job on. What runs is on a list, so that several jobs of
 //! one process, one after the other or at a time, all hear of it.
@@ -8,6 +9,7 @@ use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use block_core::Cancel;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -19,6 +21,10 @@ use super::Failure;
 
 /// What asks the jobs to stop.
 const STOPPING: &[i32] = &[SIGINT, SIGTERM, SIGHUP];
+
+/// How long jobs that were asked to stop, and the closing of their images, may take. What the process then
+/// leaves is what a crash would leave.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// The signal that came last.
 static SIGNAL: AtomicI32 = AtomicI32::new(SIGINT);
@@ -78,6 +84,14 @@ fn interrupt(signal: i32) {
         std::process::exit(i32::from(status()));
     }
     running.iter().for_each(|(_, cancel)| cancel.cancel());
+    let asked: Vec<u64> = running.iter().map(|(number, _)| *number).collect();
+    // Without a thread for it, a second signal is what ends the process.
+    let _ = thread::Builder::new().name("grace".to_owned()).spawn(move || {
+        thread::sleep(GRACE);
+        if self::running().iter().any(|(number, _)| asked.contains(number)) {
+            std::process::exit(i32::from(status()));
+        }
+    });
 }
 
 fn running() -> MutexGuard<'static, Vec<(u64, Cancel)>> {

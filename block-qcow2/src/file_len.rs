@@ -52,7 +52,7 @@ impl Qcow2Driver {
         let end = meta.refcounts.end().await?.checked_mul(self.geometry().cluster_size());
         // What cannot be told in bytes is beyond the end of every file.
         if let Some(end) = end.filter(|end| *end < self.file.len() && *end > 0) {
-            self.file.truncate(end, Exactness::AtLeast, Prealloc::Off).await?;
+            from_below(self.file.truncate(end, Exactness::AtLeast, Prealloc::Off).await)?;
             if self.file.capabilities().has_zero_init && self.file.len() <= end {
                 meta.fresh_from = meta.fresh_from.min(end);
             }

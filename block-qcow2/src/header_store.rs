@@ -8,7 +8,7 @@ use block_core::range::{to_u64, to_usize};
 use block_core::{ByteRange, Node, OpenError, Result};
 use parking_lot::RwLock;
 
-use crate::metadata_io::{read_bytes, write_bytes};
+use crate::metadata_io::{flush, read_bytes, write_bytes};
 use crate::spec::bad_field;
 use crate::spec::extension::Extensions;
 use crate::spec::header::{Header, Part};
@@ -86,7 +86,7 @@ impl HeaderStore {
         let _turn = self.turn.lock().await;
         let fixed = self.parts.read().header.encode_fixed();
         write_bytes(&self.file, HostOffset::new(0), &fixed).await?;
-        self.file.flush().await
+        flush(&self.file).await
     }
 
     /// Changes anything in the first cluster. Refuses what does not fit.
@@ -141,10 +141,10 @@ impl HeaderStore {
         let free = to_usize(spare).saturating_sub(head.len()).min(tail.len());
         let (now, later) = tail.split_at(free);
         write_bytes(&self.file, start, now).await?;
-        self.file.flush().await?;
+        flush(&self.file).await?;
         write_bytes(&self.file, HostOffset::new(0), head).await?;
         if !later.is_empty() {
-            self.file.flush().await?;
+            flush(&self.file).await?;
             write_bytes(&self.file, HostOffset::new(spare), later).await?;
         }
         Ok(())
@@ -171,14 +171,14 @@ impl HeaderStore {
                 return Ok(None);
             }
             write_bytes(&self.file, HostOffset::new(spare), &name).await?;
-            self.file.flush().await?;
+            flush(&self.file).await?;
             parts.header.backing_name = Some(Part { start: spare, end: spare + len });
             let fixed = parts.header.encode_fixed();
             bytes.splice(..fixed.len(), fixed);
         }
         bytes.resize(SECTOR, 0);
         write_bytes(&self.file, HostOffset::new(0), &bytes).await?;
-        self.file.flush().await?;
+        flush(&self.file).await?;
         *self.parts.write() = parts;
         Ok(Some(spare))
     }

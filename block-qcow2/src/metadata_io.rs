@@ -20,3 +20,8 @@ pub(crate) async fn write_bytes(file: &Node, offset: HostOffset, bytes: &[u8]) -
 pub(crate) fn encode_words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_be_bytes()).collect()
 }
+
+/// Makes what was written to `file` stable.
+pub(crate) async fn flush(file: &Node) -> Result<()> {
+    from_below(file.flush().await)
+}

@@ -14,7 +14,7 @@ use crate::alloc::{Place, Reason};
 use crate::driver::Qcow2Driver;
 use crate::geometry::{DataLocation, Version};
 use crate::map::Kind;
-use crate::metadata_io::{encode_words, write_bytes};
+use crate::metadata_io::{encode_words, flush, write_bytes};
 use crate::overlap::Section;
 use crate::plan::{Allocation, dropped_by, set_words, words_at};
 use crate::reload::from_below;
@@ -326,7 +326,7 @@ impl Qcow2Driver {
         self.write_back(Extent::Flush).await?;
         self.header.update(|header| header.disk_len = len).await?;
         self.disk_len.store(len, Ordering::Release);
-        self.file.flush().await?;
+        flush(&self.file).await?;
         let end = geometry.cluster_alignment().round_up(len);
         for index in end / geometry.l2_coverage()..self.l1_len() {
             self.relieve().await?;

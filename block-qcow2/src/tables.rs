@@ -15,6 +15,7 @@ use crate::driver::Qcow2Driver;
 use crate::mapping::Slice;
 use crate::metadata_io::{read_bytes, write_bytes};
 use crate::overlap::Section;
+use crate::reload::from_below;
 use crate::spec::Fault;
 use crate::spec::entry::{Copied, encode_l1, is_copied, l1_entry};
 use crate::units::{GuestOffset, HostOffset};
@@ -80,7 +81,7 @@ impl Qcow2Driver {
         let filled = match old {
             None => {
                 let range = ByteRange::new(new.bytes(), bytes)?;
-                self.file.write_zeroes(range, RequestFlags::empty()).await
+                from_below(self.file.write_zeroes(range, RequestFlags::empty()).await)
             }
             Some(old) => self.copy_table(old, new).await,
         };

@@ -33,6 +33,7 @@ use crate::open::bad_option;
 use crate::overlap::OverlapMap;
 use crate::plan::link_compressed;
 use crate::refcounts::TOO_FAR;
+use crate::reload::from_below;
 use crate::spec::header::Compression;
 use crate::units::GuestOffset;
 use crate::write::{Payload, Work};
@@ -299,7 +300,8 @@ impl Qcow2Driver {
         overlap.check_data(range).map_err(|fault| self.fault(fault))?;
         let buf = OwnedBuf::copy_of(bytes, Alignment::PAGE)?;
         self.event("write_compressed");
-        self.file.write(range, buf.into_shared().into(), RequestFlags::empty()).await
+        let iov = buf.into_shared().into();
+        from_below(self.file.write(range, iov, RequestFlags::empty()).await)
     }
 
     /// Puts a compressed cluster whose data was written into the mapping.

@@ -24,7 +24,7 @@ use crate::compress::write_cache::Eviction;
 use crate::driver::Qcow2Driver;
 use crate::geometry::Version;
 use crate::mapping::Slice;
-use crate::metadata_io::{encode_words, write_bytes};
+use crate::metadata_io::{encode_words, flush, write_bytes};
 use crate::overlap::Section;
 use crate::refcounts::{DirtyPart, Place, Run, Step};
 use crate::reload::from_below;
@@ -121,7 +121,7 @@ impl Qcow2Driver {
             return Ok(());
         }
         self.header.update(|header| header.features.dirty = true).await?;
-        self.file.flush().await
+        flush(&self.file).await
     }
 
     /// Makes everything that was written stable, guest data included.
@@ -130,7 +130,7 @@ impl Qcow2Driver {
         if let Some(data) = self.data.as_ref().filter(|data| !data.same(&self.file)) {
             from_below(data.flush().await)?;
         }
-        from_below(self.file.flush().await)
+        flush(&self.file).await
     }
 
     fn take_batch(&self, meta: &mut Meta, lazy: bool) -> Batch {
@@ -183,7 +183,7 @@ impl Qcow2Driver {
     async fn write_linked(&self, batch: &Batch) -> Result<Place> {
         if !batch.table.is_empty() {
             self.write_parts(&batch.table, "reftable_update").await?;
-            self.file.flush().await?;
+            flush(&self.file).await?;
             let mut meta = self.writer()?.meta.lock().await;
             if meta.refcounts.confirm_table() == Place::Moved {
                 return Ok(Place::Moved);

@@ -17,6 +17,7 @@ use crate::metadata_io::{encode_words, write_bytes};
 use crate::overlap::Section;
 use crate::plan::Dropped;
 use crate::refcounts::{Run, Step};
+use crate::reload::from_below;
 use crate::snapshot::{NotReplaced, l1_of};
 use crate::spec::entry::{Cluster, Copied, encode_plain, l1_entry, l2_entry};
 use crate::spec::extension::known_feature_names;
@@ -185,7 +186,7 @@ impl Qcow2Driver {
             places.push(place);
             rest -= place.count.min(rest);
             let range = ByteRange::new(place.host.bytes(), place.count << bits)?;
-            self.file.write_zeroes(range, RequestFlags::empty()).await?;
+            from_below(self.file.write_zeroes(range, RequestFlags::empty()).await)?;
         }
         let mut meta = self.writer()?.meta.lock().await;
         for place in places {

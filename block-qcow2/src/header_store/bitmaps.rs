@@ -12,7 +12,7 @@ use block_core::range::{to_u64, to_usize};
 use block_core::{Error, OpenError, Result};
 
 use super::{HeaderStore, Turn};
-use crate::metadata_io::write_bytes;
+use crate::metadata_io::{flush, write_bytes};
 use crate::reload::request_error;
 use crate::spec::extension::{BitmapsExtension, Place, place_bitmaps};
 use crate::spec::header::Part;
@@ -104,7 +104,7 @@ impl HeaderStore {
         self.write_stable(start, &bytes).await?;
         let moved = Some(Part { start, end: start + len });
         self.update_in_turn(turn, |header| header.backing_name = moved).await?;
-        self.file.flush().await?;
+        flush(&self.file).await?;
         Ok(Room::Made)
     }
 
@@ -125,7 +125,7 @@ impl HeaderStore {
                 })?;
             }
         }
-        self.file.flush().await
+        flush(&self.file).await
     }
 
     /// Says whether the extension is up to date; stable when it returns.
@@ -135,12 +135,12 @@ impl HeaderStore {
             return Ok(());
         }
         self.update_in_turn(turn, |header| header.features.bitmaps = set).await?;
-        self.file.flush().await
+        flush(&self.file).await
     }
 
     async fn write_stable(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         write_bytes(&self.file, HostOffset::new(offset), bytes).await?;
-        self.file.flush().await
+        flush(&self.file).await
     }
 }
 

@@ -8,7 +8,7 @@ use block_core::{Error, Result};
 
 use super::{Block, Refcounts, Run, SECTOR_WORDS, Span, TOO_FAR, Want};
 use crate::header_store::HeaderStore;
-use crate::metadata_io::write_bytes;
+use crate::metadata_io::{flush, write_bytes};
 use crate::overlap::Section;
 use crate::spec::Fault;
 use crate::spec::header::MAX_REFCOUNT_TABLE_BYTES;
@@ -271,7 +271,7 @@ impl Refcounts {
         let bytes: Vec<u8> = table.iter().flat_map(|word| word.to_be_bytes()).collect();
         file.driver().event("refblock_alloc_write_table");
         write_bytes(&file, offset, &bytes).await?;
-        file.flush().await?;
+        flush(&file).await?;
         file.driver().event("refblock_alloc_switch_table");
         let clusters = u32::try_from(place.count).map_err(|_| Error::Os(libc::EFBIG))?;
         let switched = header
@@ -288,7 +288,7 @@ impl Refcounts {
             self.hidden.remove(&index);
         }
         self.dirty_table = self.hidden.iter().map(|index| index / SECTOR_WORDS).collect();
-        file.flush().await
+        flush(&file).await
     }
 
     /// Notes that the header points at `len` bytes at `offset` for the table.

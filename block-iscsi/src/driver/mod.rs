@@ -26,7 +26,7 @@ mod write;
 mod zeroes;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use block_core::driver::{BlockDriver, Exactness, Prealloc, ReopenOptions, ReopenState};
@@ -129,13 +129,13 @@ impl IscsiDriver {
         }));
         let weak = Arc::downgrade(&driver);
         driver.unit.set_gate(Arc::new(move || {
-            let weak = Weak::clone(&weak);
-            Box::pin(async move {
-                match weak.upgrade() {
-                    Some(driver) => driver.catch_up().await.is_ok(),
-                    None => false,
-                }
-            })
+            let Some(driver) = weak.upgrade() else {
+                return Some(Box::pin(async { Err(Error::Closed) }));
+            };
+            if !driver.needs_to_catch_up() {
+                return None;
+            }
+            Some(Box::pin(async move { driver.catch_up().await }))
         }));
         Ok(driver)
     }

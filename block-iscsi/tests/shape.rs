@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use block_core::driver::{Exactness, Prealloc};
 use block_core::{Error, RequestFlags};
-use block_iscsi::nexus::NexusEvent;
-use block_iscsi::scsi::cdb::Caching;
+use block_iscsi::nexus::{Data, NexusEvent};
+use block_iscsi::scsi::cdb::{Caching, CdbBytes};
 use futures::future::BoxFuture;
 use kit::*;
 
@@ -177,6 +177,22 @@ fn all_requests_wait_for_the_new_length() {
         second.await;
         let log = world.nexus.take_log();
         assert_eq!(log.iter().filter(|sent| sent.is_capacity()).count(), 1);
+    });
+}
+
+/// FORMAT UNIT, say.
+#[test]
+fn a_raw_command_that_nobody_waits_for_any_more_may_have_changed_the_shape() {
+    on(gib(), CACHED, |world| async move {
+        world.read(0, 512).await;
+        let _held = world.nexus.hold(Point::Before, |sent| sent.opcode() == 0x04);
+        let cdb = CdbBytes::raw(&[4, 0, 0, 0, 0, 0]).unwrap();
+        let mut raw = Box::pin(world.driver.execute_raw(cdb, Data::None));
+        assert!(futures::poll!(&mut raw).is_pending());
+        drop(raw);
+        world.nexus.take_log();
+        world.read(0, 512).await;
+        assert!(world.nexus.take_log()[0].is_capacity());
     });
 }
 

@@ -115,7 +115,7 @@ impl Unit {
     async fn execute(&self, cdb: Cdb, data: Data) -> Result<()> {
         loop {
             let (lun, data, replay) = (self.lun, data.clone(), cdb.replay());
-            let command = Command { lun, cdb: cdb.encode(), data, replay };
+            let command = Command { lun, cdb: cdb.encode(), data, replay, session: None };
             let completion = self.initiator.execute(command).await?;
             match completion.status {
                 Status::Good => return Ok(()),

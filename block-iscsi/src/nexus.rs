@@ -56,6 +56,9 @@ pub struct Command {
     pub data: Data,
     /// Whether it may be sent again if a lost connection leaves open whether it ran.
     pub replay: Replay,
+    /// The session that it is meant for, as [`Nexus::session`] numbers them: in another one it may mean
+    /// something else, and is not sent ([`TaskError::Reinstated`]). `None`: it means the same in any.
+    pub session: Option<u64>,
 }
 
 /// A command that the target has answered.
@@ -77,6 +80,13 @@ pub enum TaskError {
     /// The connection was lost; whether the command ran is not known, and it must not run twice.
     #[error("the connection was lost, and whether the command ran is not known")]
     Unknown,
+    /// A new session stands in for the one that the command was meant for. It may be sent again if it means
+    /// the same in that one.
+    #[error("a new session stands in for the one that the command was meant for")]
+    Reinstated {
+        /// Whether the lost connection had the command, so that it may have run.
+        sent: bool,
+    },
     /// Each time it was sent, the connection was lost.
     #[error("the connection was lost {times} times while the target had the command")]
     Lost {
@@ -177,6 +187,10 @@ pub trait Nexus: Send + Sync + 'static {
 
     /// Who is told of events from now on, beside those who already are.
     fn listen(&self, listener: NexusListener);
+
+    /// The number of the session that listeners know of: how often they were told, to the last of them, of
+    /// [`NexusEvent::Reinstated`].
+    fn session(&self) -> u64;
 
     /// Most commands that can be under way at the target at the same time, as known now.
     fn depth(&self) -> usize;

@@ -98,17 +98,18 @@ fn a_unit_that_cannot_flush_has_no_cache_and_other_errors_are_told() {
     });
 }
 
-/// Flushes fail from now on, until the unit is opened anew.
-async fn flushes_fail_until_reopened(world: &World) {
-    for _ in 0..2 {
+/// Flushes fail from now on, also after a reopening.
+async fn flushes_fail_for_good(world: &World) {
+    let fails = async || {
         world.write(0, &[1; 512]).await;
         assert_eq!(world.node.flush().await, Err(Error::IO));
-    }
+    };
+    fails().await;
+    fails().await;
     let options = ReopenOptions { read_only: Some(false), ..ReopenOptions::default() };
     let reopened = Arc::clone(&world.driver).reopen_prepare(&options).await.unwrap();
     world.driver.reopen_commit(reopened);
-    world.write(0, &[1; 512]).await;
-    world.node.flush().await.unwrap();
+    fails().await;
 }
 
 #[test]
@@ -116,7 +117,7 @@ fn a_flush_that_has_lost_data_fails_for_good() {
     for key in [3, 4] {
         on(gib(), CACHED, move |world| async move {
             world.nexus.inject(1, refuses(key, 0x0c, 0), is(SYNC10));
-            flushes_fail_until_reopened(&world).await;
+            flushes_fail_for_good(&world).await;
         });
     }
 }
@@ -170,7 +171,7 @@ fn a_deferred_error_makes_flushes_fail_whatever_command_met_it() {
             world.nexus.inject(1, met, at);
             meet(world.clone()).await;
             assert!(world.nexus.has_met_all());
-            flushes_fail_until_reopened(&world).await;
+            flushes_fail_for_good(&world).await;
         });
     }
     // By itself, and where there is no cache, or the unit cannot flush.
@@ -179,7 +180,7 @@ fn a_deferred_error_makes_flushes_fail_whatever_command_met_it() {
         world.nexus.inject(u32::MAX, refuses(5, 0x20, 0), is(SYNC10));
         let lun = Lun::from_number(LUN).unwrap();
         world.nexus.tell(&NexusEvent::Sense { lun, sense: deferred(3, 0x0c, 0) });
-        flushes_fail_until_reopened(&world).await;
+        flushes_fail_for_good(&world).await;
     });
     // It was told while the flush was under way.
     on(gib(), CACHED, |world| async move {

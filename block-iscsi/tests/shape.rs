@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use block_core::driver::{Exactness, Prealloc};
 use block_core::{Error, RequestFlags};
-use block_iscsi::nexus::NexusEvent;
-use block_iscsi::scsi::cdb::Caching;
+use block_iscsi::nexus::{Data, NexusEvent};
+use block_iscsi::scsi::cdb::{Caching, CdbBytes};
 use futures::future::BoxFuture;
 use kit::*;
 
@@ -67,6 +67,18 @@ fn a_unit_with_other_blocks_than_before_is_not_served() {
     });
 }
 
+#[test]
+fn a_unit_whose_blocks_are_the_old_ones_again_is_served_again() {
+    on(gib(), CACHED, |world| async move {
+        world.write(0, &[7; 512]).await;
+        let forge = |_: &mut _, data: &mut Vec<u8>| data[8..12].copy_from_slice(&[0, 0, 16, 0]);
+        world.nexus.inject(1, Ending::Forged(Box::new(forge)), Sent::is_capacity);
+        world.nexus.tell(&NexusEvent::Reinstated);
+        assert_eq!(world.try_read(0, 512).await, Err(Error::IO));
+        assert_eq!(world.read(0, 512).await, [7; 512]);
+    });
+}
+
 /// Every command that names blocks, when it hears that they are others now.
 #[test]
 fn no_command_is_sent_again_to_blocks_that_are_others_by_now() {
@@ -97,7 +109,8 @@ fn no_command_is_sent_again_to_blocks_that_are_others_by_now() {
             let opcodes: Vec<_> = world.nexus.take_log().iter().map(Sent::opcode).collect();
             assert_eq!(opcodes, [opcode, 0x9e]);
             assert_eq!(request(world.clone()).await, Err(Error::IO));
-            assert!(world.nexus.take_log().is_empty());
+            let log = world.nexus.take_log();
+            assert!(log.len() == 1 && log[0].is_capacity(), "{log:?}");
         });
     }
 }
@@ -164,6 +177,47 @@ fn all_requests_wait_for_the_new_length() {
         second.await;
         let log = world.nexus.take_log();
         assert_eq!(log.iter().filter(|sent| sent.is_capacity()).count(), 1);
+    });
+}
+
+/// FORMAT UNIT, say.
+#[test]
+fn a_raw_command_that_nobody_waits_for_any_more_may_have_changed_the_shape() {
+    on(gib(), CACHED, |world| async move {
+        world.read(0, 512).await;
+        let _held = world.nexus.hold(Point::Before, |sent| sent.opcode() == 0x04);
+        let cdb = CdbBytes::raw(&[4, 0, 0, 0, 0, 0]).unwrap();
+        let mut raw = Box::pin(world.driver.execute_raw(cdb, Data::None));
+        assert!(futures::poll!(&mut raw).is_pending());
+        drop(raw);
+        world.nexus.take_log();
+        world.read(0, 512).await;
+        assert!(world.nexus.take_log()[0].is_capacity());
+    });
+}
+
+/// They would have shared the answer. Whoever comes later asks anew.
+#[test]
+fn all_requests_that_wait_for_an_answer_share_its_failure() {
+    on(gib(), CACHED, |world| async move {
+        world.nexus.tell(&NexusEvent::Reinstated);
+        let mut question = world.nexus.hold(Point::Before, Sent::is_capacity);
+        world.nexus.inject(1, refuses(2, 0x3a, 0), Sent::is_capacity);
+        let writer = |page: u64| {
+            let other = world.clone();
+            let write = async move { other.try_write(page * PAGE, &[7; LEN]).await };
+            world.exec.spawn("writer", write)
+        };
+        let writers: Vec<_> = (0..8).map(writer).collect();
+        question.arrived().await;
+        world.exec.sleep(Duration::from_secs(30)).await;
+        question.release();
+        for writer in writers {
+            assert_eq!(writer.await.map_err(Error::errno), Err(libc::ENOMEDIUM));
+        }
+        let log = world.nexus.take_log();
+        assert!(log.len() == 1 && log[0].is_capacity(), "{log:?}");
+        world.write(0, &[7; LEN]).await;
     });
 }
 

@@ -171,6 +171,25 @@ fn a_command_that_must_not_run_twice_is_only_sent_again_if_it_did_not_run() {
     }
 }
 
+/// The session hands it back only if it may run again. One that each connection is lost with is given up.
+#[test]
+fn a_command_that_a_new_session_hands_back_is_sent_again() {
+    let back = |sent| Ending::Task(TaskError::Reinstated { sent });
+    bench(move |bench| async move {
+        bench.nexus.inject(1, back(true), any);
+        bench.nexus.inject(100, back(false), any);
+        let data = iov_of(&[0; 1024]);
+        bench.unit.compare_and_write(0, 1, data, Caching::DEFAULT).await.unwrap();
+        assert_eq!((bench.nexus.count(0x89), bench.exec.now()), (102, Duration::ZERO));
+        bench.nexus.take_log();
+        bench.nexus.inject(u32::MAX, back(true), any);
+        let lost = TaskError::Reinstated { sent: true };
+        let failed = UnitError::Task { opcode: READ10, error: lost };
+        let read = bench.unit.read(0, 1, iov_of(&[1; 512]), Caching::DEFAULT).await;
+        assert_eq!((read, bench.nexus.count(READ10)), (Err(failed), 32));
+    });
+}
+
 #[test]
 fn commands_that_the_target_rejects_for_now_are_sent_later() {
     bench(|bench| async move {

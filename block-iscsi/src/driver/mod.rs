@@ -25,8 +25,8 @@ mod status;
 mod write;
 mod zeroes;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use block_core::driver::{BlockDriver, Exactness, Prealloc, ReopenOptions, ReopenState};
@@ -43,6 +43,7 @@ use crate::nexus::Nexus;
 use crate::unit::{Sleep, Unit};
 
 use asking::Asking;
+use events::Asked;
 use knowledge::Knowledge;
 use open::Facts;
 use zeroes::Refused;
@@ -80,10 +81,11 @@ pub struct IscsiDriver {
     /// So many of them had happened when the shape was asked for that is known. Written under
     /// `resizing`.
     shape_known: AtomicU64,
-    /// Held while the capacity is asked for, so that answers come in order and are waited for.
-    resizing: AsyncMutex<()>,
-    /// Blocks have another length than when the unit was opened: no request means what it says.
-    reformatted: AtomicBool,
+    /// How often the shape was asked for. Written under `resizing`.
+    asks: AtomicU64,
+    /// Held while the shape is asked for, so that answers come in order and are waited for; holds how the
+    /// last question ended.
+    resizing: AsyncMutex<Asked>,
 }
 
 impl IscsiDriver {
@@ -117,8 +119,8 @@ impl IscsiDriver {
             reads_zeroes: AtomicBool::new(facts.reads_zeroes),
             shape_events: AtomicU64::new(0),
             shape_known: AtomicU64::new(0),
-            resizing: AsyncMutex::new(()),
-            reformatted: AtomicBool::new(false),
+            asks: AtomicU64::new(0),
+            resizing: AsyncMutex::default(),
             facts,
         });
         let weak = Arc::downgrade(&driver);
@@ -129,13 +131,13 @@ impl IscsiDriver {
         }));
         let weak = Arc::downgrade(&driver);
         driver.unit.set_gate(Arc::new(move || {
-            let weak = Weak::clone(&weak);
-            Box::pin(async move {
-                match weak.upgrade() {
-                    Some(driver) => driver.catch_up().await.is_ok(),
-                    None => false,
-                }
-            })
+            let Some(driver) = weak.upgrade() else {
+                return Some(Box::pin(async { Err(Error::Closed) }));
+            };
+            if !driver.shape_is_old() {
+                return None;
+            }
+            Some(Box::pin(async move { driver.catch_up().await }))
         }));
         Ok(driver)
     }

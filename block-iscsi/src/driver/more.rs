@@ -31,12 +31,16 @@ pub enum Compared {
 
 impl IscsiDriver {
     /// Sends a command as it is, once, and gives the target's answer as it is. Unless the command is
-    /// known to leave the medium alone, everything that is known of the medium is forgotten.
+    /// known to leave the medium alone, everything that is known of the medium is forgotten, and the unit is
+    /// asked for its shape; also if the future is dropped. A command whose connection is lost fails with
+    /// [`TaskError::Reinstated`] if it could be sent again.
     pub async fn execute_raw(&self, cdb: CdbBytes, data: Data) -> Result<Completion, TaskError> {
         if leaves_medium_alone(&cdb) {
             return self.unit.pass_through(cdb, Replay::Safe, data).await;
         }
         let running = self.knowledge.begin_anything();
+        // It may run without anybody who waits for its end.
+        self.shape_may_be_another();
         let completion = self.unit.pass_through(cdb, Replay::Unsafe, data).await;
         self.knowledge.done(running);
         self.shape_may_be_another();

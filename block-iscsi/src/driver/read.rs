@@ -44,7 +44,7 @@ impl Told<'_> {
 impl IscsiDriver {
     /// Fills `iov` if `range` is known to be zeroes.
     pub(super) fn read_zeroes_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
-        if self.knowledge.answer(range) != Answer::Zeroes || self.needs_to_catch_up() {
+        if self.knowledge.answer(range) != Answer::Zeroes || self.shape_is_old() {
             return None;
         }
         iov.fill(0, iov.len(), 0);

@@ -1,4 +1,4 @@
-//! Reopening: read-only or not, direct or not.
+//! Reopening: read-only or not, direct or not. What is lost stays lost: flushes go on failing.
 
 use std::sync::atomic::Ordering;
 
@@ -39,7 +39,6 @@ impl IscsiDriver {
         if let Some(read_only) = options.read_only {
             self.read_only.store(read_only, Ordering::Release);
         }
-        self.write_lost.store(false, Ordering::Release);
         // What is known stays known if nobody else writes, as before.
         if let Some(direct) = options.direct {
             self.knowledge.set_trust(trust(direct));

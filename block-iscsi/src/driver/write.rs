@@ -32,7 +32,8 @@ impl IscsiDriver {
     }
 
     /// Makes everything stable that was written, where there is a cache that it may be in. Once
-    /// something is lost, this fails until the disk is reopened: no later flush could bring it back.
+    /// something is lost, this fails until the disk is closed and opened anew: no later flush could bring it
+    /// back.
     pub(super) async fn synchronize(&self) -> Result<()> {
         let emptied = self.empty_cache().await;
         // Also where somebody else's command was told of the loss meanwhile.

@@ -121,6 +121,10 @@ impl Nexus for Initiator {
         self.shared.listen(listener);
     }
 
+    fn session(&self) -> u64 {
+        self.shared.session()
+    }
+
     fn depth(&self) -> usize {
         self.shared.with_session(|session| session.depth())
     }

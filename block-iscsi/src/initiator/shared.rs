@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// Guards the list; they are called without it.
     listeners: Mutex<Vec<NexusListener>>,
+    /// The number of the session that all listeners have heard of. Written by the pump alone.
+    session: AtomicU64,
 }
 
 /// What the lock guards.
@@ -87,7 +90,8 @@ impl Shared {
             watchers: Vec::new(),
             goodbye: None,
         };
-        Self { connector, state: Mutex::new(state), listeners: Mutex::default() }
+        let (state, listeners) = (Mutex::new(state), Mutex::default());
+        Self { connector, state, listeners, session: AtomicU64::new(0) }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -164,6 +168,10 @@ impl Shared {
         }
     }
 
+    pub(super) fn session(&self) -> u64 {
+        self.session.load(Ordering::Acquire)
+    }
+
     pub(super) fn listen(&self, listener: NexusListener) {
         self.listeners.lock().push(listener);
     }
@@ -193,6 +201,9 @@ impl Shared {
             let listeners = self.listeners.lock().clone();
             for listener in listeners {
                 listener(&event);
+            }
+            if event == NexusEvent::Reinstated {
+                self.session.fetch_add(1, Ordering::AcqRel);
             }
             state = self.lock();
         }

@@ -12,7 +12,7 @@ use super::{Leaving, Link, Session, SessionEvent, Up, VIOLATIONS_MAX, Wanted};
 use crate::chap::{CHALLENGE_LEN, Nonce};
 use crate::keys::text::TextBuffer;
 use crate::login::{Login, LoginConfig, LoginError, Progress, SessionParameters};
-use crate::nexus::{NexusEvent, TaskError};
+use crate::nexus::{Command, NexusEvent, TaskError};
 use crate::pdu::logout::LogoutReason;
 use crate::scsi::cdb::Replay;
 use crate::serial::Serial;
@@ -239,12 +239,27 @@ impl Session {
             leaving: None,
         }));
         if std::mem::replace(&mut self.attempt.was_up, true) {
+            self.number += 1;
             self.events.push_back(SessionEvent::Nexus(NexusEvent::Reinstated));
+            self.hand_back();
         }
         self.attempt.redirects = 0;
         self.attempt.down_since = None;
         self.events.push_back(SessionEvent::Up);
         self.start_resets();
+    }
+
+    /// Ends the commands that were meant for the session before this one.
+    fn hand_back(&mut self) {
+        for id in self.tasks.ids() {
+            if let Some(Task {
+                kind: Kind::Scsi(Command { session: Some(_), .. }), losses, ..
+            }) = self.tasks.get(id)
+            {
+                let sent = *losses > 0;
+                self.finish(id, Err(TaskError::Reinstated { sent }));
+            }
+        }
     }
 
     /// The connection is no longer of use. Another one is made, unless this is the end.

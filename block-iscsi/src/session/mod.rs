@@ -15,7 +15,8 @@
 //! the target had of the old one (section 6.3.5, session reinstatement), and tasks that may run twice
 //! are sent again, in the order in which they were sent before. Tasks that must not
 //! ([`Replay::Unsafe`](crate::scsi::cdb::Replay)) fail with [`TaskError::Unknown`] if they had been
-//! handed to the connection.
+//! handed to the connection. Commands that are meant for one session wait for the next one, too, and are
+//! handed back then, sent or not ([`TaskError::Reinstated`]).
 //!
 //! Invariants: commands go out in the order of CmdSN and within the target's window; a PDU of the
 //! target is believed only after all its fields were checked against the task that it names, and
@@ -111,6 +112,8 @@ pub struct Session {
     sweep: Option<Duration>,
     /// It is to end once nothing is open.
     closing: bool,
+    /// How many sessions have stood in for a lost one.
+    number: u64,
 }
 
 /// A connection in the full feature phase.
@@ -159,17 +162,23 @@ impl Session {
             events: VecDeque::new(),
             sweep: None,
             closing: false,
+            number: 0,
         };
         session.check_config()?;
         Ok(session)
     }
 
-    /// Hands over a SCSI command.
+    /// Hands over a SCSI command. One that is meant for a session before this one ends at once.
     pub fn submit(&mut self, command: Command, now: Duration) -> Result<TaskId, TaskError> {
         if u32::try_from(command.data.len()).is_err() {
             return Err(TaskError::TooLong { len: command.data.len() });
         }
-        self.enqueue(Kind::Scsi(command), now)
+        let too_late = command.session.is_some_and(|session| session != self.number);
+        let id = self.enqueue(Kind::Scsi(command), now)?;
+        if too_late {
+            self.finish(id, Err(TaskError::Reinstated { sent: false }));
+        }
+        Ok(id)
     }
 
     /// Hands over the reset of a unit.

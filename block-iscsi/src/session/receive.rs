@@ -303,9 +303,9 @@ impl Session {
                 let lun = *lun;
                 match pdu.result {
                     TaskResult::Complete => {
-                        self.end_tasks_of(lun);
                         let event = NexusEvent::Reset { lun: Some(lun) };
                         self.events.push_back(SessionEvent::Nexus(event));
+                        self.end_tasks_of(lun);
                         self.finish(id, Ok(Answer::Reset));
                     }
                     result => self.finish(id, Err(TaskError::TaskManagement { result })),

@@ -18,6 +18,14 @@ pub enum UnitError {
         /// What became of it.
         error: TaskError,
     },
+    /// It was not sent, or not again: it may name other blocks than it meant.
+    #[error("command {opcode:#04x} was not sent: {error}")]
+    Gate {
+        /// The command.
+        opcode: u8,
+        /// Why nobody knows.
+        error: Error,
+    },
     /// It ended with this status, and nothing else is known.
     #[error("command {opcode:#04x} ended with {status:?}")]
     Status {
@@ -76,6 +84,11 @@ impl UnitError {
         matches!(self.code(), Some((SenseKey::MediumError | SenseKey::HardwareError, _)))
     }
 
+    /// Whether the command waited for a connection that was lost before its turn came.
+    pub(super) fn is_unsent(&self) -> bool {
+        matches!(self, Self::Task { error: TaskError::Reinstated { sent: false }, .. })
+    }
+
     fn code(&self) -> Option<(SenseKey, SenseCode)> {
         match self {
             Self::Sense { sense, .. } => Some((sense.key, sense.code)),
@@ -89,6 +102,7 @@ impl From<UnitError> for Error {
     fn from(error: UnitError) -> Self {
         match error {
             UnitError::Task { error, .. } => of_task(&error),
+            UnitError::Gate { error, .. } => error,
             UnitError::Status { status, .. } => of_status(status),
             UnitError::Sense { sense, .. } => of_sense(&sense),
             UnitError::Answer { .. } | UnitError::Residual { .. } => Self::IO,
@@ -100,7 +114,9 @@ fn of_task(error: &TaskError) -> Error {
     match error {
         TaskError::TimedOut => Error::Os(libc::ETIMEDOUT),
         TaskError::Aborted => Error::Os(libc::ECONNABORTED),
-        TaskError::Unknown | TaskError::Lost { .. } => Error::Os(libc::ECONNRESET),
+        TaskError::Unknown | TaskError::Reinstated { .. } | TaskError::Lost { .. } => {
+            Error::Os(libc::ECONNRESET)
+        }
         TaskError::TargetFailure { .. }
         | TaskError::Rejected { .. }
         | TaskError::Status { .. }

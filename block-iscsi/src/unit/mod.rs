@@ -3,8 +3,8 @@
 //! [`Unit::execute`] runs a command and sends it again where status and sense data say that this is
 //! worth it: at once after a unit attention, later after BUSY, TASK SET FULL or "becoming ready".
 //! Whoever listens hears of every unit attention *before* the command is sent again, of what happens to
-//! the session, and of writes that are lost. A [`UnitGate`] decides whether a command that names blocks
-//! still means what it says.
+//! the session, and of writes that are lost. A [`UnitGate`] decides each time whether a command that names
+//! blocks means what it says, in the session that there is then: in no other one is it sent.
 //!
 //! A unit knows nothing of what its medium holds: an allocation map belongs to the driver, which has
 //! to hear of every command that changes the medium.
@@ -16,7 +16,7 @@ mod reserve;
 
 use std::sync::{Arc, OnceLock};
 
-use block_core::{Alignment, IoBuf, IoVec};
+use block_core::{Alignment, Error, IoBuf, IoVec};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
@@ -48,9 +48,9 @@ pub enum UnitEvent {
 /// Who wants to know. Must not block.
 pub type UnitListener = Arc<dyn Fn(UnitEvent) + Send + Sync>;
 
-/// Whether a command that names blocks may be sent again: whatever happened to the unit, they are still
-/// the blocks that were meant. Commands that name none never wait for it, so it may send such.
-pub type UnitGate = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
+/// Whether a command that names blocks may be sent: whatever happened to the unit, they are still the blocks
+/// that were meant. `None`: at once. Commands that name none never wait for it, so it may send such.
+pub type UnitGate = Arc<dyn Fn() -> Option<BoxFuture<'static, Result<(), Error>>> + Send + Sync>;
 
 /// What a command that is done has moved.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -109,18 +109,24 @@ impl Unit {
         self.listeners.lock().push(listener);
     }
 
-    /// Has commands pass `gate` from now on, before they are sent again. Only the first gate counts.
+    /// Has commands pass `gate` from now on, whenever they are sent. Only the first gate counts.
     pub fn set_gate(&self, gate: UnitGate) {
         let set = self.gate.set(gate);
         debug_assert!(set.is_ok(), "a second gate");
     }
 
-    /// Whether a command that has ended may be sent again.
-    async fn passes_gate(&self, cdb: &Cdb) -> bool {
-        match self.gate.get() {
-            Some(gate) if cdb.names_blocks() => gate().await,
-            _ => true,
+    /// Waits until a command may be sent, and says for which session that is so.
+    async fn pass_gate(&self, cdb: &Cdb) -> Result<Option<u64>, UnitError> {
+        if !cdb.names_blocks() {
+            return Ok(None);
         }
+        // Before the gate: it knows of what was told until now.
+        let session = self.nexus.session();
+        if let Some(passed) = self.gate.get().and_then(|gate| gate()) {
+            let opcode = cdb.opcode();
+            passed.await.map_err(|error| UnitError::Gate { opcode, error })?;
+        }
+        Ok(Some(session))
     }
 
     fn tell(&self, event: UnitEvent) {
@@ -149,26 +155,28 @@ impl Unit {
         let (bytes, replay) = (cdb.encode(), cdb.replay());
         let mut tries = Tries::new(self.retries);
         loop {
-            let completion = self.send(bytes, replay, data.clone()).await;
+            let session = self.pass_gate(&cdb).await?;
+            let completion = self.send(bytes, replay, data.clone(), session).await;
             let (error, retry) = match self.judge(cdb.opcode(), replay, completion) {
                 Ok(reply) => return Ok(reply),
                 Err(failed) => failed,
             };
-            if !tries.again(retry, &*self.sleep).await || !self.passes_gate(&cdb).await {
+            if !error.is_unsent() && !tries.again(retry, &*self.sleep).await {
                 return Err(error);
             }
         }
     }
 
     /// Sends a command once, whatever it is, and gives what the target says. Listeners hear of it,
-    /// too.
+    /// too. It is sent in the session that there is now, and in no other one.
     pub async fn pass_through(
         &self,
         cdb: CdbBytes,
         replay: Replay,
         data: Data,
     ) -> Result<Completion, TaskError> {
-        let completion = self.send(cdb, replay, data).await?;
+        let session = Some(self.nexus.session());
+        let completion = self.send(cdb, replay, data, session).await?;
         if completion.status == Status::CheckCondition {
             self.tell_sense(Sense::parse(&completion.sense).ok());
         }
@@ -180,8 +188,9 @@ impl Unit {
         cdb: CdbBytes,
         replay: Replay,
         data: Data,
+        session: Option<u64>,
     ) -> Result<Completion, TaskError> {
-        self.nexus.execute(Command { lun: self.lun, cdb, data, replay }).await
+        self.nexus.execute(Command { lun: self.lun, cdb, data, replay, session }).await
     }
 
     fn tell_sense(&self, sense: Option<Sense>) {
@@ -303,6 +312,8 @@ fn retry_of_task(error: &TaskError, replay: Replay) -> Retry {
         TaskError::Rejected {
             reason: RejectReason::TooManyImmediateCommands | RejectReason::LongOperation,
         } => Retry::After,
+        // Only what may run again is handed back.
+        TaskError::Reinstated { .. } => Retry::Now,
         TaskError::Aborted | TaskError::Rejected { reason: RejectReason::DataDigestError }
             if replay == Replay::Safe =>
         {

@@ -129,6 +129,7 @@ fn one(pair: &mut Net, is_write: bool, data: &[u8], protects: bool) -> bool {
         cdb: cdb.encode(),
         data: moved,
         replay: cdb.replay(),
+        session: None,
     };
     let Ok(id) = pair.initiator.session.submit(command, now) else { return false };
     let mut result = None;
@@ -170,6 +171,7 @@ fn sayings() -> Vec<Vec<u8>> {
             cdb: cdb.encode(),
             data,
             replay: cdb.replay(),
+            session: None,
         };
         let now = pair.now();
         let id = pair.initiator.side.session.submit(command, now).unwrap();

@@ -24,7 +24,8 @@ fn a_dropped_command_runs_to_its_end_and_leaves_room() {
             buf.fill(i);
             let (cdb, data) = write_command(u64::from(i), buf.clone());
             let lun = Lun::from_number(0).unwrap();
-            let command = Command { lun, cdb: cdb.encode(), data, replay: cdb.replay() };
+            let command =
+                Command { lun, cdb: cdb.encode(), data, replay: cdb.replay(), session: None };
             let mut future = initiator.execute(command);
             let _polled = futures::poll!(&mut future);
             drop(future);

@@ -219,7 +219,8 @@ pub(crate) async fn execute(
     loop {
         let lun = Lun::from_number(0).unwrap();
         let (data, replay) = (data.clone(), cdb.replay());
-        let completion = nexus.execute(Command { lun, cdb: cdb.encode(), data, replay }).await?;
+        let completion =
+            nexus.execute(Command { lun, cdb: cdb.encode(), data, replay, session: None }).await?;
         // Fixed format, unit attention.
         if completion.status != Status::CheckCondition || completion.sense[2] & 0xf != 6 {
             return Ok(completion);

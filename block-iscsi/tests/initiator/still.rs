@@ -9,7 +9,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use block_core::{Alignment, IoBuf};
+use block_core::driver::BlockDriver;
+use block_core::options::OpenFlags;
+use block_core::{Alignment, ByteRange, Error, IoBuf};
+use block_iscsi::driver::{IscsiDriver, UnitOptions};
 use block_iscsi::initiator::Initiator;
 use block_iscsi::keys::Offer;
 use block_iscsi::login::{Authentication, SessionTarget};
@@ -17,7 +20,9 @@ use block_iscsi::nexus::{Command, Nexus, TaskError};
 use block_iscsi::scsi::luns::Lun;
 use block_iscsi::session::{Patience, SessionConfig, VIOLATIONS_MAX};
 use block_iscsi::transport::{Alarm, Connector, Portal, ReceiveSlot, Stream, TransmitPart};
+use block_iscsi::unit::{ConnectorSleep, Retries};
 use block_iscsi::url::Host;
+use block_testkit::iscsi::LunConfig;
 use block_testkit::iscsi::target::{Link, Target};
 use parking_lot::Mutex;
 
@@ -38,6 +43,8 @@ struct State {
     full: bool,
     /// What comes next, in place of what the target says; whether there is room to send from then on.
     forged: Option<(Vec<u8>, bool)>,
+    /// The connection that is there is lost.
+    cut: bool,
     now: Duration,
 }
 
@@ -54,6 +61,10 @@ impl Stream for MemoryStream {
         slot: &mut ReceiveSlot<'_>,
     ) -> Poll<io::Result<usize>> {
         let mut state = self.memory.state.lock();
+        if std::mem::take(&mut state.cut) {
+            self.memory.target.lock().disconnect(self.link);
+            return Poll::Ready(Ok(0));
+        }
         match state.forged.take() {
             Some((bytes, room)) => {
                 self.received = bytes;
@@ -197,7 +208,13 @@ fn nothing_is_sent_of_commands_that_the_sessions_end_has_ended() {
     let buf = IoBuf::zeroed(16 * BLOCK, Alignment::PAGE).unwrap();
     let (cdb, data) = write_command(0, buf);
     let lun = Lun::from_number(0).unwrap();
-    let mut run = initiator.execute(Command { lun, cdb: cdb.encode(), data, replay: cdb.replay() });
+    let mut run = initiator.execute(Command {
+        lun,
+        cdb: cdb.encode(),
+        data,
+        replay: cdb.replay(),
+        session: None,
+    });
     assert_eq!(until_idle(&mut pump, &mut run), None);
     for _ in 1..VIOLATIONS_MAX {
         memory.state.lock().forged = Some((no_pdu.clone(), false));
@@ -210,4 +227,49 @@ fn nothing_is_sent_of_commands_that_the_sessions_end_has_ended() {
     assert_eq!(until_idle(&mut pump, &mut run), Some(Err(TaskError::Ended)));
     assert_eq!(until_idle(&mut pump, std::future::pending::<()>()), None);
     assert_eq!(memory.state.lock().sent, 0);
+}
+
+const UNMAP: u8 = 0x42;
+
+/// How often UNMAP has reached the device.
+fn unmaps(memory: &Memory) -> usize {
+    let target = memory.target.lock();
+    target.journal().iter().filter(|entry| entry.cdb[0] == UNMAP).count()
+}
+
+/// A unit that comes back as another one: what was under way, and what follows it, names other blocks than it meant.
+#[test]
+fn nothing_is_unmapped_in_a_new_session_before_the_unit_has_told_its_shape() {
+    let memory = memory(target());
+    let connector: Arc<dyn Connector> = Arc::new(memory.clone());
+    let (initiator, mut pump) = Initiator::new(config(), Arc::clone(&connector)).unwrap();
+    assert_eq!(until_idle(&mut pump, initiator.opened()), Some(Ok(())));
+    let options = UnitOptions {
+        lun: Lun::from_number(0).unwrap(),
+        flags: OpenFlags::READ_WRITE,
+        filename: "disk".to_owned(),
+        retries: Retries::default(),
+    };
+    let sleep = Arc::new(ConnectorSleep::new(connector));
+    let open = IscsiDriver::open(Arc::new(initiator), sleep, options);
+    let driver = until_idle(&mut pump, open).unwrap().unwrap();
+    memory.target.lock().keep_journal();
+    memory.target.lock().hold(UNMAP);
+    let discard = |at: u64| {
+        let range = ByteRange::new(at << 20, 1 << 20).unwrap();
+        Arc::clone(&driver).pdiscard(range)
+    };
+    let mut both = futures::future::join(discard(1), discard(3));
+    assert_eq!(until_idle(&mut pump, &mut both), None);
+    assert_eq!(memory.target.lock().held(), 2);
+    assert_eq!(unmaps(&memory), 2);
+    {
+        let mut target = memory.target.lock();
+        target.device_mut().remove(0);
+        target.device_mut().add(0, LunConfig::thin(4096, 1 << 14)).unwrap();
+    }
+    memory.state.lock().cut = true;
+    assert_eq!(until_idle(&mut pump, &mut both), Some((Err(Error::IO), Err(Error::IO))));
+    assert_eq!(until_idle(&mut pump, discard(5)), Some(Err(Error::IO)));
+    assert_eq!(unmaps(&memory), 2);
 }

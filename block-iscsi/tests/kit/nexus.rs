@@ -347,6 +347,10 @@ impl Nexus for MemoryNexus {
         self.state().listeners.push(listener);
     }
 
+    fn session(&self) -> u64 {
+        0
+    }
+
     fn depth(&self) -> usize {
         32
     }

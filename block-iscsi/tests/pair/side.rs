@@ -153,6 +153,7 @@ pub(crate) fn submit(pair: &mut Net, cdb: Cdb, data: Data) -> TaskId {
         cdb: cdb.encode(),
         data,
         replay: cdb.replay(),
+        session: None,
     };
     let now = pair.now();
     pair.initiator.session.submit(command, now).unwrap()

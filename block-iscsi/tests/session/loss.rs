@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use block_iscsi::nexus::{NexusEvent, TaskError};
+use block_iscsi::nexus::{Command, NexusEvent, TaskError};
 use block_iscsi::pdu::Request;
 use block_iscsi::pdu::async_event::{AsyncEvent, AsyncMessage};
 use block_iscsi::pdu::fields::DataLen;
@@ -63,6 +63,34 @@ fn tasks_are_sent_again_in_their_order_and_those_that_must_not_fail() {
     let done = [a, d, c].map(SessionEvent::Done);
     assert_eq!(peer.events(), done);
     assert_eq!(buf.to_vec(), [5; 512]);
+}
+
+/// Nobody knows what they mean there: sent or not, safe to repeat or not.
+#[test]
+fn commands_that_are_meant_for_one_session_are_not_sent_in_another() {
+    let meant_for = |session, command| Command { session: Some(session), ..command };
+    let mut peer = Peer::up(config(), KEYS);
+    let sent = peer.submit(meant_for(0, write(&pattern(512))));
+    let unknown = peer.submit(meant_for(0, unsafe_write(&pattern(512))));
+    let any = peer.submit(write(&pattern(512)));
+    opcodes(&mut peer);
+    let waiting = peer.submit(meant_for(0, unsafe_write(&pattern(512))));
+    cut(&mut peer);
+    let away = peer.submit(meant_for(0, read(&buffer(512))));
+    assert_eq!(peer.events(), [SessionEvent::Done(unknown), SessionEvent::Down(CLOSED)]);
+    assert_eq!(peer.result(unknown), Some(Err(TaskError::Unknown)));
+    peer.reconnect();
+    peer.log_in(KEYS);
+    let late = peer.submit(meant_for(0, write(&pattern(512))));
+    let mut told = peer.events();
+    assert_eq!(told.remove(0), SessionEvent::Nexus(NexusEvent::Reinstated));
+    for (id, sent) in [(sent, true), (waiting, false), (away, false), (late, false)] {
+        assert!(told.contains(&SessionEvent::Done(id)));
+        assert_eq!(peer.result(id), Some(Err(TaskError::Reinstated { sent })));
+    }
+    let there = peer.submit(meant_for(1, read(&buffer(512))));
+    assert_eq!(opcodes(&mut peer), [0x2a, 0x28]);
+    assert_eq!((peer.result(any), peer.result(there)), (None, None));
 }
 
 #[test]

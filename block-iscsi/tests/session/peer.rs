@@ -386,7 +386,7 @@ pub(crate) fn write(from: &[u8]) -> Command {
 
 pub(crate) fn command(cdb: Cdb, data: Data) -> Command {
     let lun = Lun::from_number(5).unwrap();
-    Command { lun, cdb: cdb.encode(), data, replay: cdb.replay() }
+    Command { lun, cdb: cdb.encode(), data, replay: cdb.replay(), session: None }
 }
 
 pub(crate) fn unsafe_write(from: &[u8]) -> Command {

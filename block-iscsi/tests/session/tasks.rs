@@ -126,7 +126,8 @@ fn a_reset_ends_the_tasks_of_its_unit() {
     assert_eq!((request.function, request.lun), (TaskFunction::LogicalUnitReset, lun.0));
     say_managed(&mut peer, request.task_tag, TaskResult::Complete);
     let event = SessionEvent::Nexus(NexusEvent::Reset { lun: Some(lun) });
-    let expected = [SessionEvent::Done(here), event, SessionEvent::Done(reset)];
+    // Whoever sends it again has heard why.
+    let expected = [event, SessionEvent::Done(here), SessionEvent::Done(reset)];
     assert_eq!(peer.events(), expected);
     assert_eq!(peer.result(here), Some(Err(TaskError::Aborted)));
     assert_eq!(peer.result(reset), Some(Ok(Answer::Reset)));

@@ -426,7 +426,7 @@ mod tests {
         check(&extension(CRYPTO_HEADER, &[0; 17]), "encryption header extension length is 0x11");
         check(&extension(BACKING_FORMAT, &[b'a'; 16]), "backing format is 0x10");
         check(&extension(BACKING_FORMAT, &[0xff]), "not valid text");
-        check(&extension(DATA_FILE_NAME, b"a\0b"), "data file name is 0x3: is not valid text");
+        check(&extension(DATA_FILE_NAME, b"a\0b"), "data file name is not valid text");
     }
 
     #[test]
@@ -442,7 +442,7 @@ mod tests {
             ),
             (
                 Extensions { data_file: Some("a\0".to_owned()), ..Default::default() },
-                "data file name is 0x2: is not valid text",
+                "data file name is not valid text",
             ),
         ];
         for (extensions, expect) in cases {

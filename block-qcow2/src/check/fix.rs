@@ -219,10 +219,13 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Whether guest data stands in a cluster that something else claims, or that more refer to than
-    /// a refcount can say.
+    /// Whether guest data that an entry keeps stands in a cluster that something else claims, or that more
+    /// refer to than a refcount can say.
     fn is_claimed(&self, judged: &Judged) -> bool {
         let Target::Cluster(offset) = judged.target else { return false };
+        if !judged.keeps_cluster() {
+            return false;
+        }
         let cluster = self.layout.cluster_of(offset);
         let claimed = [&self.refs.exclusive, &self.refs.l2, &self.refs.compressed]
             .iter()

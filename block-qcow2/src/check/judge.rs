@@ -57,6 +57,11 @@ impl Judged {
         }
     }
 
+    /// Whether the entry refers to its cluster also when it is what it should be.
+    pub(super) fn keeps_cluster(&self) -> bool {
+        self.fixed.0 & OFFSET != 0
+    }
+
     /// Whether the entry claims to be the only one to refer to its cluster.
     pub(super) fn is_copied(&self) -> bool {
         self.fixed.0 & COPIED != 0

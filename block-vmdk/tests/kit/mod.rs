@@ -143,7 +143,7 @@ pub fn judge(setup: &Setup, files: &Files) -> Result<Judged, String> {
 fn descriptor(files: &Files) -> Vec<u8> {
     let file = files.get(NAME).expect("the descriptor");
     let mut text = match file.starts_with(b"KDMV") {
-        true => file[512..].iter().copied().take_while(|byte| *byte != 0).collect(),
+        true => embedded(file).iter().copied().take_while(|byte| *byte != 0).collect(),
         false => file.clone(),
     };
     if let Some(at) = text.windows(5).position(|bytes| bytes == b"\nCID=") {
@@ -151,6 +151,16 @@ fn descriptor(files: &Files) -> Vec<u8> {
         text.drain(at + 5..at + 5 + digits);
     }
     text
+}
+
+/// The area of the descriptor in a file that the naive reader takes; text may fill all of it.
+fn embedded(file: &[u8]) -> &[u8] {
+    let field = |at: usize| to_usize(u64::from_le_bytes(file[at..at + 8].try_into().unwrap()));
+    // descriptorOffset and descriptorSize.
+    match (field(28), field(36)) {
+        (0, _) => &[],
+        (start, sectors) => &file[start * 512..][..sectors * 512],
+    }
 }
 
 impl Judged {

@@ -159,7 +159,12 @@ fn embedded(file: &[u8]) -> &[u8] {
     // descriptorOffset and descriptorSize.
     match (field(28), field(36)) {
         (0, _) => &[],
-        (start, sectors) => &file[start * 512..][..sectors * 512],
+        (start, sectors) => {
+            let start = start.saturating_mul(512);
+            let end = start.saturating_add(sectors.saturating_mul(512));
+            // An area without sectors may be anywhere.
+            file.get(start..end).unwrap_or_default()
+        }
     }
 }
 

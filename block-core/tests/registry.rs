@@ -15,6 +15,9 @@ use block_core::{
     Alignment, ByteRange, Error, IoBuf, Node, OpenError, OpenFlags, Options, Problem, Registry,
     RequestFlags, graph,
 };
+use block_testkit::disk::hold::{Hold, Point};
+use block_testkit::disk::tap::{Kind, Tapped};
+use block_testkit::exec::Exec;
 use futures::executor::block_on;
 
 /// A "file" of 4 KiB whose contents are its name.
@@ -60,6 +63,24 @@ impl DriverFactory for Magic {
         let file = context.open_child(&mut options, "file").await?;
         options.finish()?;
         Ok(Arc::new(RawDriver::part(file, 512, None)?))
+    }
+}
+
+/// A "file" like [`NamedFile`]'s, whose requests can be held.
+struct HeldFile(Arc<Hold>);
+
+#[async_trait]
+impl DriverFactory for HeldFile {
+    fn name(&self) -> &'static str {
+        "file"
+    }
+
+    async fn open(
+        &self,
+        options: Options,
+        context: OpenContext,
+    ) -> Result<Arc<dyn BlockDriver>, OpenError> {
+        Ok(Tapped::new(NamedFile.open(options, context).await?, Arc::clone(&self.0)))
     }
 }
 
@@ -122,6 +143,29 @@ fn a_magic_is_refused_in_pieces_too() {
     write(&probed, 1, b"AGIC").unwrap();
     assert_eq!(write(&probed, 0, b"M"), Err(Error::ReadOnly));
     assert_eq!(read(&probed, 0, 5), b"oAGIC");
+}
+
+#[test]
+fn what_was_looked_at_is_what_is_written() {
+    Exec::run(1, |exec| async move {
+        let hold = Hold::new();
+        let registry = Registry::new().with(RawFactory).with(Magic).with(HeldFile(hold.clone()));
+        let context = OpenContext::new(Arc::new(registry), OpenFlags::READ_WRITE);
+        let probed = context.open(Options::filename("other")).await.unwrap();
+        hold.hold(Point::Before, |call| call.kind == Kind::Write);
+        let all = ByteRange::up_to(4096);
+        let memory = buf(&[b'.'; 4096]);
+        let write =
+            exec.spawn("write", probed.write(all, memory.clone().into(), RequestFlags::empty()));
+        hold.arrived(1).await;
+        // The guest changes its memory while the disk reads from it.
+        memory.copy_from(0, b"MAGIC");
+        hold.release_all();
+        assert_eq!(write.await, Ok(()));
+        let into = buf(&[0; 4096]);
+        probed.read(all, into.clone().into()).await.unwrap();
+        assert!(into.to_vec() == [b'.'; 4096]);
+    });
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! whose format was probed, not given, refuses writes that would make the next probe see another
 //! format: a guest must not choose how the host reads its disk.
 
+use std::iter;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -11,7 +12,7 @@ use futures::lock::{Mutex, MutexGuard};
 
 use crate::ability::Measurement;
 use crate::access::Access;
-use crate::buf::{IoBuf, IoVec};
+use crate::buf::{IoBuf, IoVec, OwnedBuf};
 use crate::driver::{
     BlockDriver, Child, ChildRole, Children, CopySource, Exactness, Prealloc, ReopenOptions,
     ReopenState,
@@ -69,6 +70,18 @@ impl RawDriver {
         Ok(Some(writing))
     }
 
+    /// The start of what is written to `range` as a copy, at least as much as is probed, and all of it
+    /// with the copy in the start's place: a guest may change its memory after it was looked at.
+    fn with_own_head(&self, range: ByteRange, iov: &IoVec) -> Result<(IoBuf, IoVec)> {
+        let end = self.file.limits().request_alignment.round_up(PROBE_BYTES);
+        let len = to_usize((end - range.offset()).min(range.len()));
+        let mut copy = OwnedBuf::zeroed(len, Alignment::PAGE)?;
+        iov.copy_to(0, &mut copy);
+        let (head, rest) = (copy.into_shared(), iov.slice(len, iov.len() - len));
+        let whole = iter::once(head.clone()).chain(rest.bufs().iter().cloned()).collect();
+        Ok((head, whole))
+    }
+
     /// The same range, counted in the file.
     fn in_file(&self, range: ByteRange) -> Result<ByteRange> {
         Ok(range.shifted(self.offset)?)
@@ -84,16 +97,17 @@ struct HeadGuard {
 }
 
 impl HeadGuard {
-    /// Refuses a write after which a probe would see a format; of zeroes, if there is no `iov`.
-    async fn check(&self, file: &Node, range: ByteRange, iov: Option<&IoVec>) -> Result<()> {
+    /// Refuses a write after which a probe would see a format: of zeroes, or of `data`, which reaches from
+    /// the start of `range` to its end or that of what is probed.
+    async fn check(&self, file: &Node, range: ByteRange, data: Option<&IoBuf>) -> Result<()> {
         let probed = ByteRange::up_to(PROBE_BYTES);
         let buf = IoBuf::zeroed(to_usize(PROBE_BYTES), Alignment::PAGE)?;
         file.read(probed, buf.clone().into()).await?;
         let mut head = buf.to_vec();
         let covered = range.intersect(probed);
         let (start, end) = (to_usize(covered.offset()), to_usize(covered.end()));
-        match iov {
-            Some(iov) => iov.copy_to(0, &mut head[start..end]),
+        match data {
+            Some(data) => data.copy_to(0, &mut head[start..end]),
             None => head[start..end].fill(0),
         }
         if self.registry.looks_like_a_format(&head) { Err(Error::ReadOnly) } else { Ok(()) }
@@ -164,7 +178,8 @@ impl BlockDriver for RawDriver {
         match &self.guard {
             Some(guard) if range.offset() < PROBE_BYTES => {
                 let _writing = guard.writing.lock().await;
-                guard.check(&self.file, range, Some(&iov)).await?;
+                let (head, iov) = self.with_own_head(range, &iov)?;
+                guard.check(&self.file, range, Some(&head)).await?;
                 self.file.driver().event("write_aio");
                 self.file.write(in_file, iov, flags).await
             }

@@ -8,6 +8,7 @@
 //! A hop to a thread costs some microseconds: work that takes less is done where it is wanted.
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -89,9 +90,7 @@ impl Pool {
             }
             std::mem::take(&mut state.tasks)
         };
-        for task in tasks {
-            task();
-        }
+        tasks.into_iter().for_each(do_it);
     }
 
     fn serve(&self) {
@@ -99,7 +98,7 @@ impl Pool {
         loop {
             if let Some(task) = state.tasks.pop_front() {
                 drop(state);
-                task();
+                do_it(task);
                 state = self.state.lock();
                 continue;
             }
@@ -112,6 +111,11 @@ impl Pool {
             }
         }
     }
+}
+
+/// A panic is reported by the hook, and to the caller by the missing result; the thread goes on.
+fn do_it(task: Task) {
+    drop(std::panic::catch_unwind(AssertUnwindSafe(task)));
 }
 
 #[cfg(test)]
@@ -135,6 +139,15 @@ mod tests {
     #[test]
     fn a_task_that_nobody_awaits_is_no_trouble() {
         drop(run(|| Ok(1)));
+        assert_eq!(block_on(run(|| Ok(2))), Ok(2));
+    }
+
+    #[test]
+    fn a_task_that_panics_fails_and_its_thread_goes_on() {
+        for _ in 0..=pool().max_threads {
+            let panics = run(|| -> Result<()> { panic!("this is part of the test") });
+            assert_eq!(block_on(panics), Err(Error::Closed));
+        }
         assert_eq!(block_on(run(|| Ok(2))), Ok(2));
     }
 }

@@ -1,12 +1,15 @@
-//! Where the system refuses io_uring, as containers do, everything works on threads.
+//! Where the system refuses io_uring, as containers do, everything works on threads; where it refuses
+//! threads, what was left behind is done by whoever wakes it.
 //!
-//! The test runs this very program again behind a filter of system calls.
+//! The tests are behind a filter of system calls; the first runs this very program again for it.
 #![cfg(feature = "io-uring")]
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test fails by panicking")]
 
+use std::future::poll_fn;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
+use std::task::Poll;
 
 use block_core::io::{Engine, exec};
 use block_core::proto::file::FileFactory;
@@ -14,6 +17,8 @@ use block_core::registry::OpenContext;
 use block_core::{
     Alignment, ByteRange, IoBuf, Node, OpenError, OpenFlags, Options, Registry, RequestFlags,
 };
+use futures::FutureExt;
+use futures::channel::oneshot;
 
 const BEHIND_THE_FILTER: &str = "BLOCK_CORE_TEST_BEHIND_FILTER";
 
@@ -81,16 +86,45 @@ fn without_io_uring_all_goes_to_threads() {
     }
 }
 
-/// Makes the io_uring system calls of this process fail with `EPERM` from now on.
+#[test]
+fn without_threads_a_detached_task_that_wakes_itself_is_done() {
+    let clone3 = u32::try_from(libc::SYS_clone3).unwrap();
+    // Of this thread only.
+    refuse([u32::try_from(libc::SYS_clone).unwrap(), clone3, clone3]).unwrap();
+    assert!(std::thread::Builder::new().spawn(|| ()).is_err(), "the filter does not filter");
+    let (done, end) = oneshot::channel();
+    exec::spawn_detached(Box::pin(async move {
+        for _ in 0..3 {
+            let mut waited = false;
+            poll_fn(|cx| {
+                if std::mem::replace(&mut waited, true) {
+                    return Poll::Ready(());
+                }
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            })
+            .await;
+        }
+        done.send(()).unwrap();
+    }));
+    assert_eq!(end.now_or_never(), Some(Ok(())));
+}
+
 fn refuse_io_uring() -> std::io::Result<()> {
+    refuse([425, 426, 427])
+}
+
+/// Makes these system calls of the calling thread, and of those that it starts, fail with `EPERM` from now
+/// on.
+fn refuse(calls: [u32; 3]) -> std::io::Result<()> {
     let statement = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
-    // Load the number of the call; if it is one of the three from 425 on, refuse it.
     let program = [
         statement(LOAD_WORD, 0, 0, 0),
-        statement(JUMP_IF_AT_LEAST, 425, 0, 2),
-        statement(JUMP_IF_AT_LEAST, 428, 1, 0),
-        statement(RETURN, REFUSE, 0, 0),
+        statement(JUMP_IF_EQUAL, calls[0], 3, 0),
+        statement(JUMP_IF_EQUAL, calls[1], 2, 0),
+        statement(JUMP_IF_EQUAL, calls[2], 1, 0),
         statement(RETURN, ALLOW, 0, 0),
+        statement(RETURN, REFUSE, 0, 0),
     ];
     let length = libc::c_ushort::try_from(program.len()).unwrap_or_default();
     let filter = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
@@ -104,7 +138,7 @@ fn refuse_io_uring() -> std::io::Result<()> {
 }
 
 const LOAD_WORD: u16 = 0x20;
-const JUMP_IF_AT_LEAST: u16 = 0x35;
+const JUMP_IF_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
 const ALLOW: u32 = 0x7fff_0000;
 /// `SECCOMP_RET_ERRNO` with `EPERM`.

@@ -12,7 +12,7 @@
 //!
 //! What is not here: work stealing, timers, join handles.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::marker::PhantomData;
@@ -137,6 +137,8 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
 
 thread_local! {
     static CURRENT: RefCell<Option<Arc<dyn Spawn>>> = const { RefCell::new(None) };
+    /// This thread does what the background thread should, which it could not start.
+    static STANDING_IN: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Most tasks polled before the executor looks at anything else.
@@ -292,6 +294,19 @@ struct Background {
     running: Mutex<bool>,
 }
 
+impl Background {
+    /// Starts the thread, unless it runs or the system refuses it; whether it runs.
+    fn has_thread(&self) -> bool {
+        let mut running = self.running.lock();
+        if !*running {
+            let executor = Arc::clone(&self.executor);
+            let thread = std::thread::Builder::new().name("block-detached".to_owned());
+            *running = thread.spawn(move || run_forever(&executor)).is_ok();
+        }
+        *running
+    }
+}
+
 fn background() -> &'static Background {
     static BACKGROUND: OnceLock<Background> = OnceLock::new();
     BACKGROUND.get_or_init(|| {
@@ -301,23 +316,20 @@ fn background() -> &'static Background {
     })
 }
 
+/// Queues `task` on the background thread. Where the system is out of threads, whoever wakes a task polls
+/// it, and tries again to start one.
 fn push_to_background(task: Arc<Task>) {
     let background = background();
     background.executor.push_anyway(task);
-    let mut running = background.running.lock();
-    if !*running {
-        let executor = Arc::clone(&background.executor);
-        let started = std::thread::Builder::new()
-            .name("block-detached".to_owned())
-            .spawn(move || run_forever(&executor));
-        *running = started.is_ok();
+    // A task that is woken while this thread polls one, by itself perhaps, is polled after that one.
+    let polls_already = STANDING_IN.with(|standing_in| standing_in.replace(true));
+    if polls_already {
+        return;
     }
-    let refused = !*running;
-    drop(running);
-    if refused {
-        // The system is out of threads: whoever wakes a task polls it, and the next one tries again.
+    while background.executor.has_ready() && !background.has_thread() {
         background.executor.run_ready();
     }
+    STANDING_IN.with(|standing_in| standing_in.set(false));
 }
 
 fn run_forever(executor: &Arc<Executor>) {

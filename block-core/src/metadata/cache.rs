@@ -1,7 +1,8 @@
 //! A cache of things that are read from the image by their place in it: L2 slices, inflated clusters.
 //!
 //! Invariants: clean entries times `entry_bytes` are at most the budget's share that was taken for
-//! them; a thing that several requests miss at once is loaded once; no lock is held across an await;
+//! them; a thing that several requests miss at once is loaded once; a load that began runs to its end,
+//! whoever gives it up; no lock is held across an await;
 //! an entry that was changed stays until it was written back ([`Cache::clean`]), even over the budget,
 //! so whoever changes entries looks at [`Cache::is_crowded`] first.
 //!
@@ -18,12 +19,20 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::budget::{MemoryBudget, Reservation};
 use crate::error::Result;
+use crate::io::exec::{ToTheEnd, to_the_end};
 
 /// The load of one entry, which everybody who misses it awaits.
-type Flight<V> = Shared<BoxFuture<'static, Result<V>>>;
+struct Flight<V: Clone + Send + Sync + 'static> {
+    load: Load<V>,
+    /// How many await it. The last one that gives it up takes it out of the list: a load that nobody
+    /// polls any more would hold its requests' places below for ever, so it runs on by itself.
+    waiters: usize,
+}
+
+type Load<V> = Shared<ToTheEnd<Result<V>>>;
 
 /// Entries by key, at most so many of one size, evicted by a clock.
-pub struct Cache<V> {
+pub struct Cache<V: Clone + Send + Sync + 'static> {
     /// Guards the entries; taken for a look or an insertion, never for a load.
     shelf: RwLock<Shelf<V>>,
     /// Guards the list of loads that are under way.
@@ -144,23 +153,19 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         key: u64,
         load: impl FnOnce() -> BoxFuture<'static, Result<V>>,
     ) -> Result<V> {
-        let flight = {
+        let waiter = {
             let mut flights = self.flights.lock();
             // Whoever finished it meanwhile put it on the shelf before it left the list.
             if let Some(value) = self.peek(key) {
                 return Ok(value);
             }
-            flights.entry(key).or_insert_with(|| load().shared()).clone()
+            let flight = flights
+                .entry(key)
+                .or_insert_with(|| Flight { load: to_the_end(load()).shared(), waiters: 0 });
+            flight.waiters += 1;
+            Waiter { cache: self, key, load: flight.load.clone() }
         };
-        let loaded = flight.clone().await;
-        let mut flights = self.flights.lock();
-        if flights.get(&key).is_some_and(|f| f.ptr_eq(&flight)) {
-            if let Ok(value) = &loaded {
-                self.insert(key, value.clone());
-            }
-            flights.remove(&key);
-        }
-        loaded
+        waiter.load.clone().await
     }
 
     /// Changes the entry of `key` and marks it dirty. If it was evicted since, it is `loaded` that is
@@ -291,6 +296,30 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             return;
         };
         shelf.push(key, value, reservation);
+    }
+}
+
+/// One of those who await a load.
+struct Waiter<'a, V: Clone + Send + Sync + 'static> {
+    cache: &'a Cache<V>,
+    key: u64,
+    load: Load<V>,
+}
+
+impl<V: Clone + Send + Sync + 'static> Drop for Waiter<'_, V> {
+    fn drop(&mut self) {
+        let mut flights = self.cache.flights.lock();
+        let Some(flight) = flights.get_mut(&self.key).filter(|f| f.load.ptr_eq(&self.load)) else {
+            return;
+        };
+        flight.waiters -= 1;
+        if flight.waiters > 0 && self.load.peek().is_none() {
+            return;
+        }
+        if let Some(Ok(value)) = self.load.peek() {
+            self.cache.insert(self.key, value.clone());
+        }
+        flights.remove(&self.key);
     }
 }
 
@@ -463,16 +492,46 @@ mod tests {
         assert_eq!(load(&cache, 7), 14);
     }
 
+    /// Polls a future once, which is not done then.
+    fn begin<T>(future: &mut (impl Future<Output = T> + Unpin)) {
+        assert!(block_on(async { futures::poll!(future) }).is_pending());
+    }
+
     #[test]
-    fn a_load_whose_starter_is_gone_is_finished_by_the_next() {
+    fn a_load_whose_starter_is_gone_is_finished_by_who_waits() {
         let cache = cache(4, 0, 1000);
         let (send, receive) = oneshot::channel::<Result<u64>>();
         let mut first = Box::pin(cache.peek_or_load(7, || receive.map(|r| r.unwrap()).boxed()));
-        assert!(block_on(async { futures::poll!(&mut first) }).is_pending());
+        begin(&mut first);
+        let mut second = Box::pin(cache.peek_or_load(7, || unreachable!()));
+        begin(&mut second);
         drop(first);
         send.send(Ok(1)).unwrap();
-        assert_eq!(block_on(cache.peek_or_load(7, || unreachable!())), Ok(1));
+        assert_eq!(block_on(second), Ok(1));
         assert_eq!(cache.peek(7), Some(1));
+        assert!(cache.flights.lock().is_empty());
+    }
+
+    #[test]
+    fn a_load_that_nobody_waits_for_runs_to_its_end() {
+        let cache = cache(4, 0, 1000);
+        let (send, receive) = oneshot::channel::<Result<u64>>();
+        let (done, end) = oneshot::channel::<()>();
+        let slow = async move {
+            let loaded = receive.await.unwrap();
+            done.send(()).unwrap();
+            loaded
+        };
+        let mut first = Box::pin(cache.peek_or_load(7, || slow.boxed()));
+        let mut second = Box::pin(cache.peek_or_load(7, || unreachable!()));
+        begin(&mut first);
+        begin(&mut second);
+        drop(first);
+        drop(second);
+        assert!(cache.flights.lock().is_empty(), "what it loads takes no memory");
+        send.send(Ok(1)).unwrap();
+        assert_eq!(block_on(end), Ok(()));
+        assert_eq!(load(&cache, 7), 14);
     }
 
     #[test]

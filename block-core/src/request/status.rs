@@ -12,6 +12,7 @@ use futures::future::BoxFuture;
 use crate::driver::ChildRole;
 use crate::error::{Error, Result};
 use crate::flags::RequestFlags;
+use crate::io::exec::to_the_end;
 use crate::node::Node;
 use crate::range::ByteRange;
 
@@ -221,11 +222,15 @@ impl Node {
         if range.is_empty() {
             return Ok(BlockStatus { len: 0, flags: StatusFlags::EOF, mapping: None, depth: 0 });
         }
-        // Counted as in flight, for drains; conflicts with nothing.
-        let nothing = Claim::shared(ByteRange::default());
-        let _ticket = self.begin(nothing, RequestFlags::empty()).await?;
         let aligned = range.expand(self.limits().request_alignment);
-        let answer = Arc::clone(self.driver()).block_status(aligned, detail).await?;
+        let node = self.clone();
+        let asked = to_the_end(async move {
+            // Counted as in flight, for drains; conflicts with nothing.
+            let nothing = Claim::shared(ByteRange::default());
+            let _ticket = node.begin(nothing, RequestFlags::empty()).await?;
+            Arc::clone(node.driver()).block_status(aligned, detail).await
+        });
+        let answer = asked.await?;
         let before = range.offset() - aligned.offset();
         let len = answer.len.checked_sub(before).filter(|len| *len > 0);
         let wrong = Error::Corrupt { what: "length of a block status", value: answer.len };

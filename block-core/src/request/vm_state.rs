@@ -36,13 +36,18 @@ impl Node {
 
     /// Loads the machine state from `offset` on into `iov`; see [`VmState`](crate::ability::VmState).
     /// `Unsupported` where the format has none.
-    pub async fn load_vm_state(&self, offset: u64, iov: IoVec) -> Result<()> {
-        let _ticket = self.begin(nothing(), RequestFlags::empty()).await?;
-        match (self.driver().as_vm_state(), self.driver().filtered()) {
-            (Some(state), _) => state.load(offset, iov).await,
-            (None, Some(below)) => Box::pin(below.load_vm_state(offset, iov)).await,
-            (None, None) => Err(Error::Unsupported),
-        }
+    ///
+    /// Once polled it runs to its end, as requests do.
+    pub fn load_vm_state(&self, offset: u64, iov: IoVec) -> ToTheEnd<Result<()>> {
+        let node = self.clone();
+        to_the_end(async move {
+            let _ticket = node.begin(nothing(), RequestFlags::empty()).await?;
+            match (node.driver().as_vm_state(), node.driver().filtered()) {
+                (Some(state), _) => state.load(offset, iov).await,
+                (None, Some(below)) => below.load_vm_state(offset, iov).await,
+                (None, None) => Err(Error::Unsupported),
+            }
+        })
     }
 }
 

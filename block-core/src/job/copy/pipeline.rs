@@ -42,6 +42,8 @@ pub(super) struct Pipeline {
     plan: Plan,
     cancel: Cancel,
     scan: Option<BoxStream<'static, Result<Piece, CopyError>>>,
+    /// The scanner begins nothing more.
+    stop: Arc<AtomicBool>,
     reads: Reads,
     /// Pieces that were read and wait until they may be written, in order.
     turns: FuturesOrdered<BoxFuture<'static, (Piece, Contents)>>,
@@ -126,7 +128,8 @@ impl Pipeline {
     ) -> Self {
         let offloads =
             plan.options.offload == Offload::WherePossible && plan.options.write_flags.is_empty();
-        let scanner = Scanner::new(sources.clone(), plan);
+        let stop = Arc::new(AtomicBool::new(false));
+        let scanner = Scanner::new(sources.clone(), plan, Arc::clone(&stop));
         let reads = match plan.options.order {
             WriteOrder::InOrder => Reads::InOrder(FuturesOrdered::new()),
             WriteOrder::Any => Reads::Any(FuturesUnordered::new()),
@@ -137,6 +140,7 @@ impl Pipeline {
             plan,
             cancel,
             scan: Some(try_unfold(scanner, Scanner::next).boxed()),
+            stop,
             reads,
             turns: FuturesOrdered::new(),
             writes: FuturesUnordered::new(),
@@ -225,16 +229,19 @@ impl Pipeline {
         if let Poll::Ready(Some(read)) = self.reads.poll_next(cx) {
             return Poll::Ready(Some(Event::Read(read)));
         }
-        if self.cancel.is_cancelled() && self.scan.is_some() {
+        let stopped = self.state.failed.is_some();
+        if self.cancel.is_cancelled() && self.scan.is_some() && !stopped {
             let done = self.state.low_water();
             return Poll::Ready(Some(Event::Found(Err(CopyError::Cancelled { done }))));
         }
-        if self.state.active.len() < self.plan.options.parallel
+        if (self.state.active.len() < self.plan.options.parallel || stopped)
             && let Some(scan) = &mut self.scan
         {
             match scan.poll_next_unpin(cx) {
-                Poll::Ready(Some(found)) => return Poll::Ready(Some(Event::Found(found))),
-                Poll::Ready(None) => self.scan = None,
+                Poll::Ready(Some(found)) if !stopped => {
+                    return Poll::Ready(Some(Event::Found(found)));
+                }
+                Poll::Ready(_) => self.scan = None,
                 Poll::Pending => {}
             }
         }
@@ -407,9 +414,9 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Begins nothing more; keeps the first error.
+    /// Begins nothing more, but lets the scanner have the answer it waits for; keeps the first error.
     fn fail(&mut self, error: CopyError) {
-        self.scan = None;
+        self.stop.store(true, Ordering::Relaxed);
         self.state.failed.get_or_insert(error);
     }
 }

@@ -7,6 +7,9 @@
 //! For compressed writes every boundary but the last is a multiple of the grain: what two or more
 //! sources share of one is a piece of its own, and data.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::range::{ByteRange, MAX_LEN};
 use crate::request::status::{StatusDetail, StatusFlags};
 
@@ -63,6 +66,8 @@ pub(super) struct Scanner {
     base: u64,
     known: Option<Known>,
     cut: Cut,
+    /// Nothing more is begun.
+    stop: Arc<AtomicBool>,
 }
 
 /// How long pieces may be.
@@ -78,20 +83,21 @@ enum Cut {
 const COUNTED_BYTES: u64 = 64 << 30;
 
 impl Scanner {
-    pub(super) fn new(sources: Vec<CopySource>, plan: Plan) -> Self {
+    /// At the start, to be stopped by `stop`.
+    pub(super) fn new(sources: Vec<CopySource>, plan: Plan, stop: Arc<AtomicBool>) -> Self {
         let total = sources.iter().map(|source| source.len).sum();
         let cut = Cut::ToCopy;
-        Self { sources, plan, total, index: 0, offset: 0, base: 0, known: None, cut }
+        Self { sources, plan, total, index: 0, offset: 0, base: 0, known: None, cut, stop }
     }
 
     /// A scanner whose pieces are to be counted, not copied, and are as long as may be.
     pub(super) fn to_count(sources: Vec<CopySource>, plan: Plan) -> Self {
-        Self { cut: Cut::ToCount, ..Self::new(sources, plan) }
+        Self { cut: Cut::ToCount, ..Self::new(sources, plan, Arc::default()) }
     }
 
-    /// The next piece, and the scanner behind it; `None` at the end.
+    /// The next piece, and the scanner behind it; `None` at the end or when it is stopped.
     pub(super) async fn next(mut self) -> Result<Option<(Piece, Self)>, CopyError> {
-        let Some(len) = self.skip_finished() else {
+        let Some(len) = self.skip_finished().filter(|_| !self.is_stopped()) else {
             return Ok(None);
         };
         let start = self.offset;
@@ -104,7 +110,7 @@ impl Scanner {
         let longest = self.longest(kind, is_compressed);
         let limit = self.cut(start, own, longest);
         // Neighbours of one kind become one piece: a fragmented image reports many small ones.
-        while end < limit {
+        while end < limit && !self.is_stopped() {
             let next = self.look(end, len).await?;
             if next.kind != kind {
                 break;
@@ -152,6 +158,10 @@ impl Scanner {
         self.offset = end;
         self.known = None;
         Ok(piece)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 
     /// Moves on to the next source with bytes left and gives its length.

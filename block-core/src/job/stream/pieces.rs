@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use futures::future::BoxFuture;
@@ -78,6 +79,8 @@ pub struct Pieces<P: Pack> {
     disk: Disk,
     pack: Arc<P>,
     scan: Option<BoxStream<'static, Result<Piece, StreamError>>>,
+    /// The scanner begins nothing more.
+    stop: Arc<AtomicBool>,
     running: FuturesOrdered<BoxFuture<'static, Result<Finished<P::Packed>, StreamError>>>,
     /// Finished, and not taken yet.
     ready: VecDeque<Result<Finished<P::Packed>, StreamError>>,
@@ -95,7 +98,9 @@ impl<P: Pack> Pieces<P> {
         let piece_bytes = MIN_PIECE_BYTES.next_multiple_of(unit);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let affordable = to_usize(memory_bytes / (2 * piece_bytes));
-        let scanner = Scanner::new(disk.clone(), unit, piece_bytes, cancel.clone());
+        let stop = Arc::new(AtomicBool::new(false));
+        let scanner =
+            Scanner::new(disk.clone(), unit, piece_bytes, cancel.clone(), Arc::clone(&stop));
         let scan = try_unfold(scanner, |mut scanner| async move {
             Ok(scanner.next().await?.map(|piece| (piece, scanner)))
         });
@@ -103,6 +108,7 @@ impl<P: Pack> Pieces<P> {
             disk,
             pack: Arc::new(pack),
             scan: Some(scan.boxed()),
+            stop,
             running: FuturesOrdered::new(),
             ready: VecDeque::new(),
             free: Vec::new(),
@@ -120,7 +126,7 @@ impl<P: Pack> Pieces<P> {
             self.advance(cx);
             match self.ready.pop_front() {
                 Some(piece) => Poll::Ready(Some(piece)),
-                None if self.scan.is_none() && self.running.is_empty() => Poll::Ready(None),
+                None if !self.is_scanning() && self.running.is_empty() => Poll::Ready(None),
                 None => Poll::Pending,
             }
         })
@@ -144,9 +150,13 @@ impl<P: Pack> Pieces<P> {
 
     /// Begins nothing more and waits for what is in flight.
     pub async fn drain(&mut self) {
-        self.scan = None;
+        self.stop();
         self.ready.clear();
         while self.running.next().await.is_some() {}
+        if let Some(mut scan) = self.scan.take() {
+            // The answer that it waits for.
+            drop(scan.next().await);
+        }
     }
 
     /// Begins pieces and takes those that are finished, as far as that goes without waiting.
@@ -154,16 +164,19 @@ impl<P: Pack> Pieces<P> {
         loop {
             while let Poll::Ready(Some(piece)) = self.running.poll_next_unpin(cx) {
                 if piece.is_err() {
-                    self.scan = None;
+                    self.stop();
                 }
                 self.ready.push_back(piece);
             }
             if self.running.len() + self.ready.len() >= self.in_flight {
                 return;
             }
+            if !self.is_scanning() {
+                return;
+            }
             let Some(scan) = &mut self.scan else { return };
             if self.cancel.is_cancelled() {
-                self.scan = None;
+                self.stop();
                 self.running.push_back(Box::pin(async { Err(StreamError::Cancelled) }));
                 continue;
             }
@@ -182,10 +195,19 @@ impl<P: Pack> Pieces<P> {
                 Box::pin(finish(self.disk.clone(), Arc::clone(&self.pack), piece, buffers))
             }
             Err(error) => {
-                self.scan = None;
+                self.stop();
                 Box::pin(async { Err(error) })
             }
         });
+    }
+
+    fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether there may be pieces that were not begun.
+    fn is_scanning(&self) -> bool {
+        self.scan.is_some() && !self.stop.load(Ordering::Relaxed)
     }
 
     fn buffers(&mut self) -> Result<Buffers<P::Packed>, StreamError> {

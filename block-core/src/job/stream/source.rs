@@ -4,6 +4,8 @@
 //! of the disk, and is at most `piece_bytes` long; what is in no piece reads as zeroes.
 
 use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
 use super::StreamError;
@@ -115,23 +117,31 @@ pub(super) struct Scanner {
     offset: u64,
     known: Option<Known>,
     cancel: Cancel,
+    /// Nothing more is begun.
+    stop: Arc<AtomicBool>,
 }
 
 /// Runs of zeroes after which others have their turn.
 const RUNS_A_TURN: u32 = 64;
 
 impl Scanner {
-    /// At the start. `piece_bytes` is a multiple of the unit.
-    pub(super) fn new(disk: Disk, unit: u64, piece_bytes: u64, cancel: Cancel) -> Self {
-        Self { disk, unit, piece_bytes, offset: 0, known: None, cancel }
+    /// At the start, to be stopped by `stop`. `piece_bytes` is a multiple of the unit.
+    pub(super) fn new(
+        disk: Disk,
+        unit: u64,
+        piece_bytes: u64,
+        cancel: Cancel,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        Self { disk, unit, piece_bytes, offset: 0, known: None, cancel, stop }
     }
 
-    /// The next piece with data; `None` at the end.
+    /// The next piece with data; `None` at the end or when it is stopped.
     pub(super) async fn next(&mut self) -> Result<Option<Piece>, StreamError> {
         let len = self.disk.len();
         let mut runs = 0;
         loop {
-            if self.offset >= len {
+            if self.offset >= len || self.is_stopped() {
                 return Ok(None);
             }
             if self.cancel.is_cancelled() {
@@ -150,13 +160,17 @@ impl Scanner {
         let start = self.offset;
         let limit = (start - start % self.piece_bytes + self.piece_bytes).min(len);
         let mut end = (start + self.unit).min(limit);
-        while end < limit && self.zeroes_at(end).await?.is_none() {
+        while end < limit && !self.is_stopped() && self.zeroes_at(end).await?.is_none() {
             let known = self.known.filter(|known| !known.is_zero).map_or(end, |known| known.end);
             let next = known.max(end + 1).next_multiple_of(self.unit);
             end = next.min(limit);
         }
         self.offset = end;
         Ok(Some(Piece { start, end }))
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 
     /// Where the units end that are known to be zero from `offset` on, the start of a unit; `None`

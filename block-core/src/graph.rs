@@ -7,6 +7,7 @@ use crate::driver::{ChildRole, ReopenOptions, ReopenState};
 use crate::error::{Error, OpenError, Result};
 use crate::io::exec::to_the_end;
 use crate::node::Node;
+use crate::request::flush::flush_node;
 
 /// A node and everything below it, parents before children, each once.
 pub fn subtree(root: &Node) -> Vec<Node> {
@@ -101,8 +102,9 @@ pub async fn apply_snapshot(node: &Node, which: &str) -> Result<()> {
 
 /// Changes how nodes are opened: all of them, or, on the first error, none.
 ///
-/// Each node is flushed, and drained from before its driver prepares until all have committed. Parents
-/// come first in `changes`. Once polled it runs to its end, as requests do.
+/// Each node is drained from before its driver prepares until all have committed, and flushed once it is
+/// drained: it may take no flush afterwards. Parents come first in `changes`. Once polled it runs to its
+/// end, as requests do.
 pub async fn reopen(changes: &[(Node, ReopenOptions)]) -> Result<(), OpenError> {
     let changes = changes.to_vec();
     to_the_end(async move { reopen_all(&changes).await }).await
@@ -110,10 +112,6 @@ pub async fn reopen(changes: &[(Node, ReopenOptions)]) -> Result<(), OpenError> 
 
 async fn reopen_all(changes: &[(Node, ReopenOptions)]) -> Result<(), OpenError> {
     let mut guards = Vec::new();
-    for (node, _) in changes.iter().filter(|(node, _)| !node.is_read_only()) {
-        let what = "flush before reopen";
-        node.flush().await.map_err(|error| OpenError::Request { what, error })?;
-    }
     let mut prepared: Vec<(&Node, ReopenOptions, ReopenState)> = Vec::new();
     for (node, options) in changes {
         // Before its children are: a driver that prepares may have something to write to them.
@@ -130,6 +128,9 @@ async fn reopen_all(changes: &[(Node, ReopenOptions)]) -> Result<(), OpenError> 
     }
     for (node, options, state) in prepared {
         node.driver().reopen_commit(state);
+        if let Some(no_flush) = options.no_flush {
+            node.set_never_flushed(no_flush);
+        }
         match options.read_only {
             Some(true) => node.dirty_bitmaps().make_read_only(),
             Some(false) => node.dirty_bitmaps().make_writable(),
@@ -143,8 +144,13 @@ async fn reopen_all(changes: &[(Node, ReopenOptions)]) -> Result<(), OpenError> 
     Ok(())
 }
 
-/// Prepares the driver of a drained node. One that will not write any more stores its bitmaps first.
+/// Flushes a drained node and prepares its driver. One that will not write any more stores its bitmaps
+/// first.
 async fn prepare(node: &Node, options: &ReopenOptions) -> Result<ReopenState, OpenError> {
+    if !node.is_read_only() {
+        let what = "flush before reopen";
+        flush_node(node).await.map_err(|error| OpenError::Request { what, error })?;
+    }
     if options.read_only == Some(true)
         && !node.is_read_only()
         && let Some(storage) = node.driver().as_bitmaps()

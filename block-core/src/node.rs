@@ -44,7 +44,7 @@ pub struct NodeOptions {
     pub detect_zeroes: DetectZeroes,
     /// Pass discards down and let zero writes deallocate (`discard=unmap`).
     pub unmap: bool,
-    /// A flush stops at the driver (`cache.no-flush`).
+    /// A flush stops at the driver (`cache.no-flush`), until a reopen says otherwise.
     pub no_flush: bool,
 }
 
@@ -57,6 +57,8 @@ pub struct Node {
 struct Inner {
     driver: Arc<dyn BlockDriver>,
     options: NodeOptions,
+    /// Whether flushes stop at the driver: [`NodeOptions::no_flush`], or what a reopen made of it.
+    no_flush: AtomicBool,
     /// Asked from the driver at the start and after a reopen.
     facts: ArcSwap<Facts>,
     /// [`Facts::inline_mask`], which the quickest requests look at instead.
@@ -137,6 +139,7 @@ impl Node {
             inline_max: AtomicU64::new(facts.inline_max()),
             facts: ArcSwap::from_pointee(facts),
             driver,
+            no_flush: AtomicBool::new(options.no_flush),
             options,
             tracker: Arc::default(),
             write_generation: AtomicU64::new(0),
@@ -338,6 +341,15 @@ impl Node {
         } else {
             Ok(self.tracker().begin(claim).await)
         }
+    }
+
+    /// Whether flushes stop at the driver.
+    pub(crate) fn is_never_flushed(&self) -> bool {
+        self.inner.no_flush.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_never_flushed(&self, no_flush: bool) {
+        self.inner.no_flush.store(no_flush, Ordering::Release);
     }
 
     /// How many writes have finished.

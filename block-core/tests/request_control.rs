@@ -10,6 +10,7 @@ use block_core::dirty::{BitmapId, DirtyBitmap, Granularity};
 use block_core::driver::{Exactness, NodeEvent, Prealloc, ReopenOptions};
 use block_core::format::raw::RawDriver;
 use block_core::node::NodeOptions;
+use block_core::request::status::StatusDetail;
 use block_core::{Alignment, ByteRange, Error, Node, RequestFlags, graph};
 use block_testkit::disk::fault::{Effect, Fault, Rule};
 use block_testkit::disk::hold::{Hold, Point};
@@ -102,26 +103,36 @@ fn what_waits_for_a_reopen_is_aligned_to_what_holds_afterwards() {
         let hold = Hold::new();
         let mut bytes = shape("bytes");
         bytes.config.reopen = Reopen::Aligns(Alignment::new(4096).unwrap());
-        let (_, node) = tapped(&bytes, &hold);
+        let (disk, node) = tapped(&bytes, &hold);
         hold.hold(Point::Before, |call| call.kind == Kind::Read);
         let first = span(0, 512);
         let held = exec.spawn("held", node.read(first, buffer(&node, first)));
-        hold.arrived(1).await;
+        let number = hold.arrived(1).await[0].number;
         let reopen = exec.spawn("reopen", {
             let changes = [(node.clone(), ReopenOptions::default())];
             async move { graph::reopen(&changes).await.map_err(|error| error.to_string()) }
         });
         turns(20).await;
-        let range = span(1001, 1011);
+        // Of one block afterwards: neither may write back what it read of the other's bytes.
+        let (range, near) = (span(1001, 1011), span(2001, 2011));
         let write = exec.spawn("write", node.write(range, data(&node, 1, range), NONE));
+        let other = exec.spawn("near", node.write(near, data(&node, 2, near), NONE));
         let zero = exec.spawn("zero", node.write_zeroes(span(5000, 5010), NONE));
         let discard = exec.spawn("discard", node.discard(span(8192, 8704)));
         let read = exec.spawn("read", node.read(range, buffer(&node, range)));
         turns(20).await;
-        hold.release_all();
+        hold.hold(Point::After, move |call| call.kind == Kind::Read && call.number != number);
+        hold.release(number);
         assert_eq!((held.await, reopen.await), (Ok(()), Ok(())));
-        for late in [write, zero, discard, read] {
+        turns(50).await;
+        hold.release_all();
+        for late in [write, other, zero, discard, read] {
             assert_eq!(late.await, Ok(()));
+        }
+        let bytes = disk.to_vec();
+        for (id, range) in [(1, range), (2, near)] {
+            let (start, end) = (range.offset() as usize, range.end() as usize);
+            assert_eq!(bytes[start..end], data(&node, id, range).to_vec(), "write {id}");
         }
     });
 }
@@ -143,6 +154,79 @@ fn a_reopen_that_nobody_waits_for_goes_on() {
         turns(50).await;
         assert_eq!((disk.reopens(), node.is_read_only()), ((1, 0), true));
         assert_eq!(node.read(range, buffer(&node, range)).await, Ok(()), "the drain has ended");
+    });
+}
+
+#[test]
+fn a_status_that_nobody_waits_for_is_over_before_a_drain_is() {
+    Exec::run(1, |exec| async move {
+        let (hold, record) = (Hold::new(), Record::new());
+        let shape = shape("sectors");
+        let below = Tapped::new(shape.config.clone().build(), hold.clone());
+        let node = node_on(Tapped::new(below, record.clone()), &shape.options);
+        hold.hold(Point::Before, |call| call.kind == Kind::Status);
+        let status = node.block_status(span(0, 512), StatusDetail::Zeroes);
+        assert!(poll_times(Box::pin(status), 3).await.is_none(), "it is held, and dropped");
+        let drain = exec.spawn("drain", {
+            let node = node.clone();
+            async move { drop(graph::drain(&node).await) }
+        });
+        turns(20).await;
+        assert_eq!(record.in_flight(), 1);
+        hold.release_all();
+        drain.await;
+        assert_eq!(record.in_flight(), 0, "the driver has done it to its end");
+    });
+}
+
+#[test]
+fn a_reopened_node_flushes_as_it_was_told() {
+    Exec::run(1, |_| async move {
+        let mut shape = shape("sectors");
+        shape.options.no_flush = true;
+        let (disk, file, record) = recorded(&shape);
+        let node = node_on(Arc::new(RawDriver::new(file)), &shape.options);
+        let reopen = |no_flush| {
+            let options = ReopenOptions { no_flush: Some(no_flush), ..ReopenOptions::default() };
+            let changes = graph::image_changes(&node, options);
+            async move { graph::reopen(&changes).await.map_err(|error| error.to_string()) }
+        };
+        let (first, second) = (span(0, 512), span(512, 1024));
+        node.write(first, data(&node, 1, first), NONE).await.unwrap();
+        node.flush().await.unwrap();
+        assert_eq!(record.count(Kind::FlushToDisk), 0);
+        reopen(false).await.unwrap();
+        node.write(second, data(&node, 2, second), NONE).await.unwrap();
+        node.flush().await.unwrap();
+        assert_eq!((record.count(Kind::FlushToDisk), disk.unstable()), (1, vec![]));
+        reopen(true).await.unwrap();
+        node.write(first, data(&node, 3, first), NONE).await.unwrap();
+        node.flush().await.unwrap();
+        assert_eq!(record.count(Kind::FlushToDisk), 1);
+    });
+}
+
+#[test]
+fn what_was_written_when_a_node_became_read_only_is_flushed() {
+    Exec::run(1, |exec| async move {
+        let hold = Hold::new();
+        let shape = shape("sectors");
+        let (disk, file) = tapped(&shape, &hold);
+        let node = node_on(Arc::new(RawDriver::new(file)), &shape.options);
+        hold.hold(Point::Before, |call| call.kind == Kind::Write);
+        let range = span(0, 512);
+        let write = exec.spawn("write", node.write(range, data(&node, 1, range), NONE));
+        hold.arrived(1).await;
+        let reopen = exec.spawn("reopen", {
+            let options = ReopenOptions { read_only: Some(true), ..ReopenOptions::default() };
+            let changes = graph::image_changes(&node, options);
+            async move { graph::reopen(&changes).await.map_err(|error| error.to_string()) }
+        });
+        turns(20).await;
+        hold.release_all();
+        assert_eq!((write.await, reopen.await), (Ok(()), Ok(())));
+        assert_eq!(node.flush().await, Ok(()));
+        assert_eq!((disk.finished_writes(), disk.unstable()), (1, vec![]));
     });
 }
 

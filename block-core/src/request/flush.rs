@@ -28,7 +28,7 @@ pub(crate) async fn flush_node(node: &Node) -> Result<()> {
     // hold back things that are no writes of ours, so it is asked all the same.
     let current = node.write_generation();
     Arc::clone(node.driver()).flush_to_os().await?;
-    if node.options().no_flush {
+    if node.is_never_flushed() {
         return Ok(());
     }
     if *flushed < wanted {

@@ -226,6 +226,8 @@ impl Meta {
         for run in std::mem::take(&mut self.refcounts.left) {
             self.push_dropped(Freed { run, reason: Reason::Other });
         }
+        let written_to = std::mem::take(&mut self.refcounts.written_to);
+        self.fresh_from = self.fresh_from.max(written_to << self.geometry.cluster_bits());
         run
     }
 

@@ -128,6 +128,9 @@ pub(crate) struct Refcounts {
     moved: bool,
     /// Counted and used by nobody, such as where the table was: the caller gives it back.
     pub(crate) left: Vec<Run>,
+    /// One past the last cluster that a longer table was to be written to, counted or not: the caller,
+    /// who knows what was never written, takes it.
+    pub(crate) written_to: u64,
     blocks: Map<Block>,
     max_blocks: usize,
     clock: u64,
@@ -173,6 +176,7 @@ impl Refcounts {
             showing: BTreeSet::new(),
             moved: false,
             left: Vec::new(),
+            written_to: 0,
             blocks: Map::default(),
             max_blocks,
             clock: 0,

@@ -16,13 +16,14 @@ use block_core::proto::mem::MemDriver;
 use block_core::range::to_u64;
 use block_core::{Alignment, ByteRange, Error, IoBuf, Node, RequestFlags, graph};
 use block_testkit::campaign::{Campaign, Game};
-use block_testkit::disk::fault::Effect;
-use block_testkit::disk::tap::Kind;
+use block_testkit::disk::fault::{Effect, Fault, Rule};
+use block_testkit::disk::mem::MemConfig;
+use block_testkit::disk::tap::{Kind, Tapped};
 use block_testkit::naive::qcow2::make::Made;
 use block_testkit::op::{Op, contents};
 use futures::executor::block_on;
 use games::faults::{Plan, Then, Told, quick_setups, run};
-use kit::setups::{setup, setups};
+use kit::setups::{Filled, setup, setups};
 use kit::{Setup, World, judge, ops};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -129,6 +130,59 @@ fn a_refcount_table_that_moved_is_given_back_once() {
     let write = Op::Write { range, flags: RequestFlags::empty(), buffers: 1 };
     let injected = each_in_turn("512 full", write, "reftable_grow", &CHANGES);
     assert!(injected > 4, "{injected} faults");
+}
+
+/// A table that was written and is not in use after all: who gets its place reads nothing of it.
+#[test]
+fn where_a_refcount_table_did_not_get_to_only_the_guest_has_written() {
+    let mut setup = setup("512 full");
+    setup.filled = Filled::Empty;
+    setup.shape.size = 16 << 20;
+    let made = setup.make();
+    for (kind, effect) in CHANGES.into_iter().zip([Effect::Nothing, Effect::All]) {
+        let mut skip = 0;
+        while beside_a_table(&setup, &made, Rule::new(kind).skip(skip).effect(effect)) {
+            skip += 1;
+        }
+        assert!(skip > 1, "{skip} faults of {kind}");
+    }
+}
+
+/// Fails one request of a move of the refcount table, and has a part of a cluster written then; whether the
+/// request came.
+fn beside_a_table(setup: &Setup, made: &Made, rule: Rule) -> bool {
+    let place = format!("{rule:?}");
+    let disk = MemConfig { step: None, ..MemConfig::file() }.holding(&made.file);
+    let faults = Fault::new();
+    let world = World::new(setup, Tapped::new(Arc::clone(&disk) as _, Arc::clone(&faults)), None);
+    let (large, small) = (8 << 20, 9 << 20);
+    block_on(async {
+        let node = world.open().await.unwrap();
+        let range = |offset, len| ByteRange::new(offset, len).unwrap();
+        let none = RequestFlags::empty();
+        let write = |range: ByteRange, byte| {
+            let buf = IoBuf::zeroed(kit::index(range.len()), Alignment::ONE).unwrap();
+            buf.fill(byte);
+            node.write(range, buf.into(), none)
+        };
+        // Tables for what comes, and no cluster left that the refcounts cover.
+        for start in [large, small] {
+            node.write_zeroes(range(start, 32 << 10), none).await.unwrap();
+        }
+        write(range(0, 3958 * 512), 0xaa).await.unwrap();
+        faults.add(rule.after_event("reftable_grow").once());
+        let _ = write(range(large, 32 << 10), 1).await;
+        faults.clear();
+        write(range(small + 256, 10), 2).await.unwrap();
+        graph::close(&node).await.unwrap();
+    });
+    let judged = judge(setup, &Made { file: disk.to_vec(), data: Vec::new() }).unwrap();
+    judged.no_errors().unwrap_or_else(|why| panic!("{place}: {why}"));
+    let mut wanted = [0; 512];
+    wanted[256..266].fill(2);
+    let small = kit::index(small);
+    assert!(judged.contents[small..small + 512] == wanted, "{place}: beside what was written");
+    faults.injected() > 0
 }
 
 #[test]

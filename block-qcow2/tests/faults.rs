@@ -10,6 +10,7 @@ mod kit;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use block_core::driver::{Exactness, Prealloc};
 use block_core::format::raw::RawDriver;
 use block_core::node::NodeOptions;
 use block_core::proto::mem::MemDriver;
@@ -23,7 +24,7 @@ use block_testkit::naive::qcow2::make::Made;
 use block_testkit::op::{Op, contents};
 use futures::executor::block_on;
 use games::faults::{Plan, Then, Told, quick_setups, run};
-use kit::setups::{Filled, setup, setups};
+use kit::setups::{Filled, TINY, empty, setup, setups};
 use kit::{Setup, World, judge, ops};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -182,6 +183,55 @@ fn beside_a_table(setup: &Setup, made: &Made, rule: Rule) -> bool {
     wanted[256..266].fill(2);
     let small = kit::index(small);
     assert!(judged.contents[small..small + 512] == wanted, "{place}: beside what was written");
+    faults.injected() > 0
+}
+
+/// Clusters that got a place with a longer disk are inside of the file, whatever fails then.
+#[test]
+fn what_is_preallocated_is_inside_of_the_file_after_any_error() {
+    let setup = empty(TINY);
+    let made = setup.make();
+    let kinds = [Kind::Write, Kind::Read, Kind::Truncate, Kind::FlushToDisk];
+    for (kind, times) in
+        kinds.into_iter().flat_map(|kind| [(kind, Times::Once), (kind, Times::Ever)])
+    {
+        let mut skip = 0;
+        while preallocate(&setup, &made, kind, skip, times) {
+            skip += 1;
+        }
+        assert!(skip > 4, "{skip} faults of {kind}");
+    }
+}
+
+/// How often a request fails.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+enum Times {
+    Once,
+    /// As do all of its kind from then on, until the disk is closed.
+    Ever,
+}
+
+/// Makes the disk longer, with places for its clusters, while requests fail; whether any did.
+fn preallocate(setup: &Setup, made: &Made, kind: Kind, skip: u64, times: Times) -> bool {
+    let place = format!("{kind} {skip}, {times:?}");
+    let disk = MemConfig { step: None, ..MemConfig::file() }.holding(&made.file);
+    let faults = Fault::new();
+    let world = World::new(setup, Tapped::new(Arc::clone(&disk) as _, Arc::clone(&faults)), None);
+    let check = |when: &str| {
+        let judged = judge(setup, &Made { file: disk.to_vec(), data: Vec::new() }).unwrap();
+        judged.no_errors().unwrap_or_else(|why| panic!("{place}, {when}: {why}"));
+        assert!(judged.contents.iter().all(|byte| *byte == 0), "{place}, {when}: contents");
+    };
+    block_on(async {
+        let node = world.open().await.unwrap();
+        let rule = Rule::new(kind).skip(skip);
+        faults.add(if times == Times::Once { rule.once() } else { rule });
+        let _ = node.truncate(5 << 20, Exactness::Exact, Prealloc::Metadata).await;
+        check("at once");
+        faults.clear();
+        graph::close(&node).await.unwrap();
+    });
+    check("closed");
     faults.injected() > 0
 }
 

@@ -121,6 +121,9 @@ impl Qcow2Driver {
                 return Ok(());
             }
             let _turn = guard.turn.lock().await;
+            // Who has an exclusive turn may be changing where the directory is, and the header.
+            let _pass = self.gate.enter().await;
+            self.writer()?;
             if !guard.are_trusted() {
                 return Ok(());
             }

@@ -45,9 +45,11 @@ struct Taken(Vec<(HostOffset, u64)>);
 impl Qcow2Driver {
     /// Writes the persistent ones of `from` to the image, in place of all that it has.
     pub(super) async fn store_bitmaps(&self, from: &DirtyBitmaps) -> Result<()> {
-        let writer = self.writer()?;
-        let guard = &writer.bitmaps;
+        let guard = &self.writer()?.bitmaps;
         let _turn = guard.turn.lock().await;
+        // Clusters are taken, and who has an exclusive turn relies on nobody doing that.
+        let _pass = self.gate.enter().await;
+        let writer = self.writer()?;
         let old = self.lists.read().bitmaps.clone();
         let (revision, wanted) = (from.revision(), from.persistent());
         let known = *guard.known.lock();

@@ -96,6 +96,14 @@ pub(crate) struct Packing {
 }
 
 impl Meta {
+    /// The same with `overlap`, which others share, in place of its own map.
+    pub(crate) fn sharing(mut self, overlap: &Arc<OverlapMap>) -> Self {
+        overlap.take_over(&self.overlap);
+        self.overlap = Arc::clone(overlap);
+        self.refcounts.share(overlap);
+        self
+    }
+
     /// A place for the data of up to `count` guest clusters from `guest` on.
     pub(crate) async fn allocate_data(
         &mut self,

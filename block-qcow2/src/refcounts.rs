@@ -185,6 +185,11 @@ impl Refcounts {
         }
     }
 
+    /// Goes on with a map that knows the same.
+    pub(crate) fn share(&mut self, overlap: &Arc<OverlapMap>) {
+        self.overlap = Arc::clone(overlap);
+    }
+
     /// The refcount of a cluster; 0 where there is no block.
     pub(crate) async fn get(&mut self, cluster: u64) -> Result<u64> {
         let geometry = self.geometry;

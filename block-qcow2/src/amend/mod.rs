@@ -11,7 +11,6 @@ mod refcount_width;
 mod version;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use block_core::ability::{Amend, ProgressSink};
@@ -237,14 +236,9 @@ impl Qcow2Driver {
         self.barrier().await.map_err(failed("header"))
     }
 
-    /// Takes over a header that changes how tables are read. If that fails, what is in memory is of no
-    /// use any more: the image must not be written again.
+    /// Takes over a header that changes how tables are read.
     async fn adopt(&self) -> Result<(), OpenError> {
-        let adopted = self.read_again().await;
-        if adopted.is_err() {
-            self.read_only.store(true, Ordering::Release);
-        }
-        adopted.map_err(failed("amended image"))
+        self.read_again().await.map_err(failed("amended image"))
     }
 }
 

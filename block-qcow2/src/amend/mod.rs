@@ -214,6 +214,7 @@ impl Qcow2Driver {
     ) -> Result<(), OpenError> {
         let _exclusive = self.gate.exclusive().await;
         self.clear_unknown().await.map_err(failed("header"))?;
+        self.mark_unsure().await.map_err(failed("bitmap directory"))?;
         self.settle_all().await.map_err(failed("write-back"))?;
         if changes.version == Some(Version::V3) && self.geometry().version() == Version::V2 {
             self.upgrade().await?;

@@ -69,6 +69,9 @@ impl Qcow2Driver {
         }
         let _exclusive = self.gate.exclusive().await;
         self.settle_all().await?;
+        if repair != Repair::Nothing {
+            self.mark_unsure().await?;
+        }
         let report = check_image(&self.file, self.data.as_ref(), repair, found).await;
         if repair != Repair::Nothing {
             self.read_again().await?;

@@ -39,7 +39,7 @@ use crate::write::Payload;
 use crate::writeback::Extent;
 use crate::writer::Writer;
 use block_core::metadata::cache::Cache;
-use block_core::metadata::gate::{Gate, Pass};
+use block_core::metadata::gate::{Exclusive, Gate, Pass};
 use block_core::metadata::inflight::Allocations;
 
 /// An open qcow2 image.
@@ -157,6 +157,14 @@ impl Qcow2Driver {
             Some(_) => Some(self.gate.enter().await),
             None => None,
         }
+    }
+
+    /// An exclusive turn of the gate. Whoever had one before may have found that this image is not to be
+    /// written any more.
+    pub(crate) async fn alone(&self) -> Result<Exclusive<'_>> {
+        let exclusive = self.gate.exclusive().await;
+        self.writer()?;
+        Ok(exclusive)
     }
 
     /// Names the header and the options give to what it stands on.

@@ -29,7 +29,7 @@ impl Qcow2Driver {
     /// Makes the disk `len` bytes long.
     pub(crate) async fn resize(self: Arc<Self>, len: u64, prealloc: Prealloc) -> Result<()> {
         self.distrust_bitmaps().await?;
-        let _exclusive = self.gate.exclusive().await;
+        let _exclusive = self.alone().await?;
         let old = self.disk_len();
         let v2 = self.geometry().version() == Version::V2;
         if v2 && !self.lists.read().snapshots.is_empty() {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test helpers outside of #[test]")]
 
 mod damaged;
+mod kit;
 mod support;
 
 use std::sync::Arc;
@@ -13,11 +14,15 @@ use block_core::proto::mem::MemDriver;
 use block_core::{Alignment, ByteRange, Error, IoBuf, Node, RequestFlags, graph};
 use block_testkit::check::check_node;
 use block_testkit::disk::fault::{Fault, Rule};
+use block_testkit::disk::mem::MemConfig;
 use block_testkit::disk::tap::{Kind, Tapped};
+use block_testkit::exec::Exec;
 use block_testkit::naive::qcow2::Image;
 use block_testkit::peer::ImageDir;
 use damaged::{Damage, LARGE, Lost, Peer, SHAPES, Sample, check_bytes, damages};
 use futures::executor::block_on;
+use kit::World;
+use kit::setups::setup;
 use serde_json::Value;
 
 /// Exit status and numbers of the peer's check of `bytes`; no numbers if it made none.
@@ -272,4 +277,51 @@ fn write_after(node: &Node, before: &Sample, place: &str) -> Result<(), Error> {
     }
     block_on(graph::close(node)).unwrap();
     written
+}
+
+/// Whoever waits for a repair whose image cannot be read again is refused; another repair can be tried.
+#[test]
+fn what_waits_for_a_repair_is_not_done_to_an_image_that_is_not_known_any_more() {
+    let dir = ImageDir::new().unwrap();
+    let mut damaged = Sample::make(&dir, "cluster_size=4k");
+    let all = damages();
+    let damage = all.iter().find(|damage| damage.name == "data on an L2 table").unwrap();
+    (damage.apply)(&mut damaged).unwrap();
+    let mut refused = 0;
+    for skip in 0.. {
+        let disk = MemConfig { step: Some(512), ..MemConfig::file() }.holding(&damaged.bytes);
+        let (below, faults) = (Arc::clone(&disk), Fault::new());
+        let rules = Arc::clone(&faults);
+        let read_only = Exec::run(skip, move |_| async move {
+            let tapped = Tapped::new(below, Arc::clone(&rules));
+            let node = World::new(&setup("4k tiny"), tapped, None).open().await.unwrap();
+            rules.add(Rule::new(Kind::Read).skip(skip).once());
+            let rebase = node.driver().as_rebase().unwrap();
+            let both = futures::future::join(
+                check_node(&node, Repair::All),
+                rebase.change_backing(Some("b"), Some("raw")),
+            );
+            let renamed = both.await.1;
+            rules.clear();
+            let read_only = node.driver().is_read_only();
+            if read_only {
+                renamed.unwrap_err();
+                check_node(&node, Repair::All).await.unwrap();
+                assert!(!node.driver().is_read_only(), "it is read by now");
+            }
+            graph::close(&node).await.unwrap();
+            read_only
+        });
+        if read_only {
+            refused += 1;
+            let after = Sample { bytes: disk.to_vec(), ..damaged.clone() };
+            let report = after.naive().check().unwrap();
+            assert!(report.errors() == 0, "read {skip}: {report}");
+            assert_eq!(after.word(8), 0, "read {skip}: there is no backing file");
+        }
+        if faults.injected() == 0 {
+            break;
+        }
+    }
+    assert!(refused > 2, "{refused} times");
 }

@@ -200,7 +200,7 @@ impl Qcow2Driver {
             self.after(resized).await.map_err(failed("size"))?;
         }
         if changes.version == Some(Version::V2) && self.geometry().version() == Version::V3 {
-            let _exclusive = self.gate.exclusive().await;
+            let _exclusive = self.alone().await.map_err(failed("amend"))?;
             self.downgrade(progress).await?;
         }
         Ok(())
@@ -212,7 +212,7 @@ impl Qcow2Driver {
         changes: &Changes,
         progress: Progress<'_>,
     ) -> Result<(), OpenError> {
-        let _exclusive = self.gate.exclusive().await;
+        let _exclusive = self.alone().await.map_err(failed("amend"))?;
         self.clear_unknown().await.map_err(failed("header"))?;
         self.mark_unsure().await.map_err(failed("bitmap directory"))?;
         self.settle_all().await.map_err(failed("write-back"))?;

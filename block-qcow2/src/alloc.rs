@@ -96,6 +96,14 @@ pub(crate) struct Packing {
 }
 
 impl Meta {
+    /// The same with `overlap`, which others share, in place of its own map.
+    pub(crate) fn sharing(mut self, overlap: &Arc<OverlapMap>) -> Self {
+        overlap.take_over(&self.overlap);
+        self.overlap = Arc::clone(overlap);
+        self.refcounts.share(overlap);
+        self
+    }
+
     /// A place for the data of up to `count` guest clusters from `guest` on.
     pub(crate) async fn allocate_data(
         &mut self,
@@ -226,6 +234,8 @@ impl Meta {
         for run in std::mem::take(&mut self.refcounts.left) {
             self.push_dropped(Freed { run, reason: Reason::Other });
         }
+        let written_to = std::mem::take(&mut self.refcounts.written_to);
+        self.fresh_from = self.fresh_from.max(written_to << self.geometry.cluster_bits());
         run
     }
 

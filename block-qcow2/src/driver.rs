@@ -39,7 +39,7 @@ use crate::write::Payload;
 use crate::writeback::Extent;
 use crate::writer::Writer;
 use block_core::metadata::cache::Cache;
-use block_core::metadata::gate::{Gate, Pass};
+use block_core::metadata::gate::{Exclusive, Gate, Pass};
 use block_core::metadata::inflight::Allocations;
 
 /// An open qcow2 image.
@@ -77,6 +77,8 @@ pub struct Qcow2Driver {
     pub(crate) writer: Option<Writer>,
     /// Of an image with a writer: whether it was reopened for reading only.
     pub(crate) read_only: AtomicBool,
+    /// Whether the file was changed beside what is in memory, and could not be read again.
+    pub(crate) is_stale: AtomicBool,
     /// Gives memory back, where that was asked for.
     pub(crate) _cleaner: Option<Cleaner>,
 }
@@ -131,10 +133,15 @@ impl Qcow2Driver {
         self.file.driver().event(name);
     }
 
-    /// The state for writing; an error if the image is open for reading.
+    /// The state for writing; an error if the image is open for reading, or is not what is in memory.
     pub(crate) fn writer(&self) -> Result<&Writer> {
         match &self.writer {
-            Some(writer) if !self.read_only.load(Ordering::Acquire) => Ok(writer),
+            Some(writer)
+                if !self.read_only.load(Ordering::Acquire)
+                    && !self.is_stale.load(Ordering::Acquire) =>
+            {
+                Ok(writer)
+            }
             _ => Err(Error::ReadOnly),
         }
     }
@@ -150,6 +157,14 @@ impl Qcow2Driver {
             Some(_) => Some(self.gate.enter().await),
             None => None,
         }
+    }
+
+    /// An exclusive turn of the gate. Whoever had one before may have found that this image is not to be
+    /// written any more.
+    pub(crate) async fn alone(&self) -> Result<Exclusive<'_>> {
+        let exclusive = self.gate.exclusive().await;
+        self.writer()?;
+        Ok(exclusive)
     }
 
     /// Names the header and the options give to what it stands on.
@@ -292,11 +307,11 @@ impl BlockDriver for Qcow2Driver {
 
     fn write_now(&self, range: ByteRange, iov: &IoVec) -> Option<Result<()>> {
         self.check_access().ok()?;
+        let _pass = self.gate.try_enter()?;
         let writer = self.writer().ok()?;
         if writer.bitmaps.are_trusted() {
             return None;
         }
-        let _pass = self.gate.try_enter()?;
         let Some((host, node)) = self.in_place_at_once(range) else {
             return self.allocate_now(range, iov);
         };
@@ -341,6 +356,8 @@ impl BlockDriver for Qcow2Driver {
             self.distrust_bitmaps().await?;
         }
         let pass = self.gate.enter().await;
+        // What held the gate closed may have found that this image is not to be written any more.
+        self.writer()?;
         let compressed = flags.contains(RequestFlags::COMPRESSED);
         if let Some((host, node)) = self.in_place_at_once(range).filter(|_| !compressed) {
             return match writer.overlap.check_data(host) {

@@ -322,6 +322,7 @@ impl Prepared {
             allocations: Allocations::default(),
             writer,
             read_only: AtomicBool::new(false),
+            is_stale: AtomicBool::new(false),
             _cleaner: interval.and_then(|every| Cleaner::start(every, this.clone())),
         }))
     }

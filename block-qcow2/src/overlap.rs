@@ -118,10 +118,10 @@ impl OverlapMap {
         map
     }
 
-    /// Forgets everything but the header.
-    pub(crate) fn reset(&self) {
-        *self.sets.write() = Sets::default();
-        self.insert(Section::MainHeader, HostOffset::new(0), self.geometry.cluster_size());
+    /// Knows what `other` knows from now on, and nothing else; `other` is of no use any more.
+    pub(crate) fn take_over(&self, other: &Self) {
+        let sets = std::mem::take(&mut *other.sets.write());
+        *self.sets.write() = sets;
     }
 
     /// Notes that the clusters of `len` bytes at `offset` belong to `section`.

@@ -46,7 +46,7 @@ impl Qcow2Driver {
             let problem = Problem::Contradicts("the raw data file");
             return Err(bad_field("backing file", 1, problem));
         }
-        let _exclusive = self.gate.exclusive().await;
+        let _exclusive = self.alone().await.map_err(failed)?;
         self.clear_unknown().await.map_err(failed)?;
         let rewritten = self.header.rewrite(|parts| {
             parts.extensions.backing_format = format.filter(|_| name.is_some());
@@ -58,7 +58,7 @@ impl Qcow2Driver {
 
     async fn drop_all_data(&self) -> Result<()> {
         self.distrust_bitmaps().await?;
-        let _exclusive = self.gate.exclusive().await;
+        let _exclusive = self.alone().await?;
         self.event("empty_image_prepare");
         // What is about to go must not be in a write that is under way to the file.
         self.write_back(Extent::Flush).await?;

@@ -128,6 +128,9 @@ pub(crate) struct Refcounts {
     moved: bool,
     /// Counted and used by nobody, such as where the table was: the caller gives it back.
     pub(crate) left: Vec<Run>,
+    /// One past the last cluster that a longer table was to be written to, counted or not: the caller,
+    /// who knows what was never written, takes it.
+    pub(crate) written_to: u64,
     blocks: Map<Block>,
     max_blocks: usize,
     clock: u64,
@@ -173,12 +176,18 @@ impl Refcounts {
             showing: BTreeSet::new(),
             moved: false,
             left: Vec::new(),
+            written_to: 0,
             blocks: Map::default(),
             max_blocks,
             clock: 0,
             hint: 1,
             kept: None,
         }
+    }
+
+    /// Goes on with a map that knows the same.
+    pub(crate) fn share(&mut self, overlap: &Arc<OverlapMap>) {
+        self.overlap = Arc::clone(overlap);
     }
 
     /// The refcount of a cluster; 0 where there is no block.

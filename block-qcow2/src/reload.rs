@@ -1,6 +1,5 @@
 //! Reading the image again, and what happens when it turns out to be damaged.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use block_core::{Error, OpenError, OpenFlags, Result};
@@ -8,10 +7,9 @@ use block_core::{Error, OpenError, OpenFlags, Result};
 use crate::compress::inflate::DAMAGED;
 use crate::driver::{Lists, Qcow2Driver};
 use crate::open::Image;
-use crate::writer::{note_metadata, read_meta};
 
 impl Qcow2Driver {
-    /// Forgets everything and reads the image as it is now in the file.
+    /// Forgets everything and reads the image as it is now in the file; see [`Qcow2Driver::read_again`].
     pub(crate) async fn reload(&self) -> Result<()> {
         let _exclusive = match self.writer {
             Some(_) => Some(self.gate.exclusive().await),
@@ -20,8 +18,16 @@ impl Qcow2Driver {
         self.read_again().await
     }
 
-    /// [`Qcow2Driver::reload`] in an exclusive turn, or where nobody writes.
+    /// [`Qcow2Driver::reload`] in an exclusive turn, or where nobody writes. If it fails, nothing is
+    /// forgotten, but what is in memory need not be what is in the file: nothing is written until it is.
     pub(crate) async fn read_again(&self) -> Result<()> {
+        let read = self.replace_all().await;
+        self.is_stale.store(read.is_err(), Ordering::Release);
+        read
+    }
+
+    /// Reads all first, and puts it in place of what is known once nothing can fail any more.
+    async fn replace_all(&self) -> Result<()> {
         // A flush takes no pass of the gate, and what it took out of `meta` must go back to the same.
         let _quiet = match &self.writer {
             Some(writer) => Some(writer.writeback.lock().await),
@@ -33,19 +39,12 @@ impl Qcow2Driver {
             image.look_at(&self.file, view).await.map_err(request_error)?;
         }
         if let Some(writer) = &self.writer {
-            writer.overlap.reset();
-            let guarded = writer.options.guarded;
-            let noted = note_metadata(&self.file, &image, &writer.overlap, guarded).await;
-            noted.map_err(request_error)?;
-            let (options, budget) = (&writer.options, &writer.budget);
-            let overlap = Arc::clone(&writer.overlap);
-            let meta = read_meta(&self.file, &image, options, overlap, budget).await;
-            *writer.meta.lock().await = meta.map_err(request_error)?;
+            let meta = writer.read(&self.file, &image).await.map_err(request_error)?;
+            let mut known = writer.meta.lock().await;
+            *known = meta.sharing(&writer.overlap);
             if let Some(cache) = &writer.compressed.cache {
                 cache.clear();
             }
-        }
-        if let Some(writer) = &self.writer {
             writer.bitmaps.found(&image.bitmaps, image.parts.header.unknown_autoclear);
         }
         self.geometry.store(image.parts.header.geometry);

@@ -29,7 +29,7 @@ impl Qcow2Driver {
     /// Makes the disk `len` bytes long.
     pub(crate) async fn resize(self: Arc<Self>, len: u64, prealloc: Prealloc) -> Result<()> {
         self.distrust_bitmaps().await?;
-        let _exclusive = self.gate.exclusive().await;
+        let _exclusive = self.alone().await?;
         let old = self.disk_len();
         let v2 = self.geometry().version() == Version::V2;
         if v2 && !self.lists.read().snapshots.is_empty() {
@@ -214,7 +214,6 @@ impl Qcow2Driver {
         let cluster = geometry.cluster_alignment();
         let start = self.preallocate_tail(range, prealloc).await?;
         let whole = ByteRange::from_bounds(start, cluster.round_up(range.end()).max(start))?;
-        let mut end = 0;
         let mut rest = whole;
         while !rest.is_empty() {
             self.relieve().await?;
@@ -242,12 +241,7 @@ impl Qcow2Driver {
                 self.writer()?.meta.lock().await.give_back(place);
             }
             linked?;
-            end = end.max(host.end());
             rest = rest.split_at(clusters.len()).1;
-        }
-        let data = self.data.as_ref().ok_or(Error::Unsupported)?;
-        if data.len() < end {
-            from_below(data.truncate(end, Exactness::AtLeast, Prealloc::Off).await)?;
         }
         Ok(())
     }
@@ -306,15 +300,16 @@ impl Qcow2Driver {
         Ok(meta.refcounts.get(cluster).await? == 1)
     }
 
-    /// Makes a new place for guest data read as zeroes, and takes the space for it if `prealloc` says so:
-    /// at once, before tables behind it make a hole of it.
+    /// Makes a new place for guest data read as zeroes and be inside of the file, before a table shows it;
+    /// and takes the space for it if `prealloc` says so, before tables behind it make a hole of it.
     async fn prepare_place(&self, host: ByteRange, place: Place, prealloc: Prealloc) -> Result<()> {
         let data = self.data.as_ref().ok_or(Error::Unsupported)?;
         let (inside, beyond) = host.split_at(data.len().saturating_sub(host.offset()));
         if !inside.is_empty() && (takes_space(prealloc) || !place.fresh) {
             from_below(data.write_zeroes(inside, RequestFlags::empty()).await)?;
         }
-        if !beyond.is_empty() && takes_space(prealloc) {
+        if !beyond.is_empty() {
+            let prealloc = if takes_space(prealloc) { prealloc } else { Prealloc::Off };
             from_below(data.truncate(host.end(), Exactness::AtLeast, prealloc).await)?;
         }
         Ok(())

@@ -58,7 +58,7 @@ impl Qcow2Driver {
 
     /// Makes the L1 table map all of the state that is to be saved.
     async fn make_room_for(&self, offset: u64, iov: &IoVec) -> Result<()> {
-        let _exclusive = self.gate.exclusive().await;
+        let _exclusive = self.alone().await?;
         let (_, needed) = self.vm_state_range(offset, iov)?;
         if needed > self.l1_len() { self.move_l1(needed).await } else { Ok(()) }
     }

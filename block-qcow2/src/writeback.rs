@@ -72,8 +72,8 @@ impl Batch {
 impl Qcow2Driver {
     /// Writes back what is dirty when the call begins.
     pub(crate) async fn write_back(&self, extent: Extent) -> Result<()> {
+        let _turn = self.writer()?.writeback.lock().await;
         let writer = self.writer()?;
-        let _turn = writer.writeback.lock().await;
         self.event("flush_to_os");
         // Version 2, to which an image may have been changed meanwhile, has no dirty bit.
         let can_be_lazy = self.geometry().version() == Version::V3;

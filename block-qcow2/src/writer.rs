@@ -48,6 +48,16 @@ pub(crate) struct Writer {
     pub(crate) compressed: CompressedWrites,
 }
 
+impl Writer {
+    /// What an image says anew of its metadata, beside what is known of it.
+    pub(crate) async fn read(&self, file: &Node, image: &Image) -> Result<Meta, OpenError> {
+        let (options, geometry) = (&self.options, image.parts.header.geometry);
+        let overlap = Arc::new(OverlapMap::new(geometry, options.guarded));
+        note_metadata(file, image, &overlap, options.guarded).await?;
+        read_meta(file, image, options, overlap, &self.budget).await
+    }
+}
+
 /// Which freed clusters are punched out of the file.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(crate) struct PassDiscards {
@@ -202,7 +212,7 @@ pub(crate) async fn make_writer(
 }
 
 /// Enters all metadata but the refcount structure, which enters itself.
-pub(crate) async fn note_metadata(
+async fn note_metadata(
     file: &Node,
     image: &Image,
     overlap: &OverlapMap,
@@ -242,7 +252,7 @@ pub(crate) async fn note_metadata(
 }
 
 /// Reads the refcount table; the blocks are read when they are needed.
-pub(crate) async fn read_meta(
+async fn read_meta(
     file: &Node,
     image: &Image,
     options: &WriterOptions,

@@ -217,7 +217,8 @@ impl Qcow2Driver {
         let v2 = geometry.version() == Version::V2;
         let target = match (self.writer()?.freeing, self.backing.is_some()) {
             _ if self.has_raw_data_file() => Target::ZeroInPlace,
-            (Freeing::Keep, _) => Target::ZeroInPlace,
+            // Version 2, to which an image may have been changed meanwhile, cannot say that.
+            (Freeing::Keep, _) if !v2 => Target::ZeroInPlace,
             // The backing file would show.
             (_, true) if v2 => return Err(Error::Unsupported),
             (_, true) => Target::Zero,

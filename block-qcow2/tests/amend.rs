@@ -13,7 +13,7 @@ use block_core::io::exec::block_on;
 use block_core::options::OpenFlags;
 use block_core::proto::file::FileFactory;
 use block_core::registry::OpenContext;
-use block_core::{Alignment, ByteRange, Node, OpenError, Options, Registry, RequestFlags};
+use block_core::{Alignment, ByteRange, Error, Node, OpenError, Options, Registry, RequestFlags};
 use block_qcow2::Qcow2Factory;
 use block_testkit::disk::crash::CrashDisk;
 use block_testkit::exec::Exec;
@@ -29,8 +29,12 @@ use serde_json::Value;
 use support::contents;
 
 fn open(dir: &ImageDir, name: &str) -> Node {
+    open_with(dir, name, Options::new())
+}
+
+fn open_with(dir: &ImageDir, name: &str, options: Options) -> Node {
     let registry = Registry::new().with(Qcow2Factory).with(RawFactory).with(FileFactory);
-    let options = Options::new().with("driver", "qcow2");
+    let options = options.with("driver", "qcow2");
     let options = options.with("filename", dir.path(name).to_str().unwrap());
     // Nothing here must survive a crash of the machine.
     let flags = OpenFlags { no_flush: true, ..OpenFlags::READ_WRITE };
@@ -161,6 +165,28 @@ fn versions_go_down_and_zero_clusters_become_data() {
         check(&dir, name, "compat=0.10");
         // And up again.
         check(&dir, name, "compat=1.1");
+    }
+}
+
+/// Version 2 cannot say of a cluster that it has a place and reads as zeroes.
+#[test]
+fn discards_of_an_image_that_went_down_leave_no_zero_clusters() {
+    let dir = ImageDir::new().unwrap();
+    for (name, there) in [("a", Ok(())), ("b-backed", Err(Error::Unsupported))] {
+        made(&dir, name, "cluster_size=4k", &[]);
+        let node = open_with(&dir, name, options("discard-no-unref=on"));
+        amend_node(&node, "compat=0.10").unwrap();
+        let mut expect = contents(&node, 1 << 20);
+        let range = ByteRange::new(8 << 10, 64 << 10).unwrap();
+        let discarded = block_on(Arc::clone(node.driver()).pdiscard(range));
+        assert_eq!(discarded, there, "{name}");
+        if discarded.is_ok() {
+            expect[8 << 10..72 << 10].fill(0);
+        }
+        assert!(contents(&node, 1 << 20) == expect, "{name}");
+        close(&node);
+        clean(&dir, name, "after the discard");
+        assert!(dir.raw_contents(name, &[]).unwrap() == expect, "{name}");
     }
 }
 

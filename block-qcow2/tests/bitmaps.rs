@@ -20,7 +20,7 @@ use block_core::{
 };
 use block_qcow2::Qcow2Factory;
 use block_testkit::disk::crash::CrashDisk;
-use block_testkit::disk::fault::{Fault, Rule};
+use block_testkit::disk::fault::{Effect, Fault, Rule};
 use block_testkit::disk::tap::{Kind, Tapped};
 use block_testkit::model::bitmap::BitmapModel;
 use block_testkit::naive::qcow2::Image;
@@ -719,6 +719,84 @@ fn a_crash_beside_a_write_in_place_leaves_no_bitmap_behind_the_disk() {
     assert_eq!(left, BTreeSet::from(["old", "in use"]));
     assert_eq!(naive_areas(&bytes, "b"), [(0, 4096)]);
     assert_clean(&dir, "crash.qcow2", &bytes);
+}
+
+/// The header may refer to the new directory after a store that failed. Whoever writes then makes sure that
+/// nobody trusts it, or does not write.
+#[test]
+fn a_crash_after_a_store_that_failed_leaves_no_bitmap_behind_the_disk() {
+    let dir = ImageDir::new().unwrap();
+    let (node, file) = writable(&created(&dir, "cluster_size=4k", "2M"));
+    for start in [0, MIB] {
+        let zeroes = IoBuf::zeroed(4096, Alignment::PAGE).unwrap();
+        let range = ByteRange::new(start, 4096).unwrap();
+        block_on(node.write(range, zeroes.into(), RequestFlags::empty())).unwrap();
+    }
+    close(&node).unwrap();
+    let none = file.to_bytes();
+    let (node, file) = writable(&none);
+    add(&node, "b", 4096).unwrap();
+    close(&node).unwrap();
+    let one = file.to_bytes();
+    let kinds = [(Kind::FlushToDisk, Effect::Nothing), (Kind::Write, Effect::All)];
+    let mut left = BTreeSet::new();
+    for bytes in [none, one] {
+        for (kind, effect) in kinds {
+            for again in [None, Some(0), Some(1)] {
+                let rule = |skip| Rule::new(kind).effect(effect).skip(skip).once();
+                let played = (0..).take_while(|skip| {
+                    after_a_failed_store(&bytes, rule(*skip), again.map(rule), &mut left)
+                });
+                assert!(played.count() >= 2, "{kind}");
+            }
+        }
+    }
+    assert!(left.contains("in use") && left.contains("new"), "{left:?}");
+}
+
+/// Stores bitmaps while a request fails, writes while another one does, and crashes; whether the first failed.
+fn after_a_failed_store(
+    bytes: &[u8],
+    first: Rule,
+    second: Option<Rule>,
+    left: &mut BTreeSet<&'static str>,
+) -> bool {
+    let disk = CrashDisk::new(bytes.to_vec());
+    let faults = Fault::new();
+    let node = open_driver(Tapped::new(Arc::clone(&disk) as _, Arc::clone(&faults)), RW).unwrap();
+    if node.dirty_bitmaps().find("b").is_none() {
+        add(&node, "b", 4096).unwrap();
+    }
+    write(&node, 0, 4096).unwrap();
+    faults.add(first);
+    let stored = block_on(graph::store_bitmaps(&node));
+    faults.clear();
+    if faults.injected() == 0 {
+        stored.unwrap();
+        return false;
+    }
+    stored.unwrap_err();
+    second.into_iter().for_each(|rule| faults.add(rule));
+    let mut rng = StdRng::seed_from_u64(7);
+    let mut shoot = || {
+        for _ in 0..40 {
+            left.insert(judge_crash(&disk.crash(&mut rng).bytes, None));
+        }
+    };
+    shoot();
+    let written = write(&node, MIB, 4096);
+    faults.clear();
+    shoot();
+    if written.is_err() {
+        write(&node, MIB, 4096).unwrap();
+        shoot();
+    }
+    close(&node).unwrap();
+    shoot();
+    let bytes = disk.to_vec();
+    assert_eq!(naive_areas(&bytes, "b"), [(0, 4096), (MIB, MIB + 4096)]);
+    assert_eq!(Image::open(&bytes).unwrap().check().unwrap().errors(), 0);
+    true
 }
 
 /// One bitmap of the game and its slow twin.

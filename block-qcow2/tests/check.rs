@@ -3,12 +3,26 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test helpers outside of #[test]")]
 
 mod damaged;
+mod kit;
 mod support;
 
+use std::sync::Arc;
+
 use block_core::ability::{CheckReport, Repair, Severity};
+use block_core::options::OpenFlags;
+use block_core::proto::mem::MemDriver;
+use block_core::{Alignment, ByteRange, Error, IoBuf, Node, RequestFlags, graph};
+use block_testkit::check::check_node;
+use block_testkit::disk::fault::{Fault, Rule};
+use block_testkit::disk::mem::MemConfig;
+use block_testkit::disk::tap::{Kind, Tapped};
+use block_testkit::exec::Exec;
 use block_testkit::naive::qcow2::Image;
 use block_testkit::peer::ImageDir;
 use damaged::{Damage, LARGE, Lost, Peer, SHAPES, Sample, check_bytes, damages};
+use futures::executor::block_on;
+use kit::World;
+use kit::setups::setup;
 use serde_json::Value;
 
 /// Exit status and numbers of the peer's check of `bytes`; no numbers if it made none.
@@ -204,4 +218,110 @@ fn marks_of_unclean_use_go_when_nothing_is_wrong_any_more() {
     let (report, _, after) = check_bytes(&marked.bytes, Repair::Leaks);
     assert!(report.corruptions > 0);
     assert_eq!(damaged::take(&after, 72, 8), 0b11);
+}
+
+/// What is in memory after a repair is of no use if it is not what the repair has left.
+#[test]
+fn an_image_that_was_mended_and_cannot_be_read_again_is_not_written() {
+    let dir = ImageDir::new().unwrap();
+    let good = Sample::make(&dir, "cluster_size=4k");
+    let names = ["data on an L2 table", "data on the refcount block", "refcount too low"];
+    for damage in damages().iter().filter(|damage| names.contains(&damage.name)) {
+        let mut damaged = good.clone();
+        (damage.apply)(&mut damaged).unwrap();
+        let (mut mended, mut refused) = (0, 0);
+        for skip in 0.. {
+            let place = format!("{}, read {skip}", damage.name);
+            let faults = Fault::new();
+            let disk = Arc::new(MemDriver::from_bytes(&damaged.bytes).unwrap());
+            let tapped = Tapped::new(Arc::clone(&disk) as _, Arc::clone(&faults));
+            let flags = OpenFlags { no_backing: true, ..OpenFlags::READ_WRITE };
+            let Ok(node) = support::open_driver(tapped, flags) else { panic!("{place}: open") };
+            faults.add(Rule::new(Kind::Read).skip(skip).once());
+            let checked = block_on(check_node(&node, Repair::All));
+            faults.clear();
+            let after = Sample { bytes: disk.to_bytes(), ..damaged.clone() };
+            if after.naive().check().unwrap().errors() > 0 {
+                // It has said that it could mend nothing.
+                assert!(faults.injected() > 0, "{place}");
+                continue;
+            }
+            mended += 1;
+            refused += i32::from(write_after(&node, &after, &place) == Err(Error::ReadOnly));
+            let now = Sample { bytes: disk.to_bytes(), ..damaged.clone() };
+            let report = now.naive().check().unwrap();
+            assert!(report.errors() == 0, "{place}: {report}");
+            if faults.injected() == 0 {
+                checked.unwrap();
+                break;
+            }
+        }
+        println!("{}: {mended} mended, {refused} read-only", damage.name);
+        assert!(refused > 2 && mended > refused, "{}", damage.name);
+    }
+}
+
+/// Writes clusters that have no place yet and closes; what else the disk holds stays as it is in `before`.
+fn write_after(node: &Node, before: &Sample, place: &str) -> Result<(), Error> {
+    let mut wanted = before.naive().contents().unwrap();
+    let range = ByteRange::new(damaged::EMPTY * before.cluster, 5 * before.cluster).unwrap();
+    let len = usize::try_from(range.len()).unwrap();
+    let buf = IoBuf::zeroed(len, Alignment::PAGE).unwrap();
+    buf.fill(0x77);
+    let written = block_on(node.write(range, buf.into(), RequestFlags::empty()));
+    if written.is_ok() {
+        let start = usize::try_from(range.offset()).unwrap();
+        wanted[start..start + len].fill(0x77);
+        let now = support::contents(node, 1 << 20);
+        assert!(now == wanted, "{place}: contents");
+    }
+    block_on(graph::close(node)).unwrap();
+    written
+}
+
+/// Whoever waits for a repair whose image cannot be read again is refused; another repair can be tried.
+#[test]
+fn what_waits_for_a_repair_is_not_done_to_an_image_that_is_not_known_any_more() {
+    let dir = ImageDir::new().unwrap();
+    let mut damaged = Sample::make(&dir, "cluster_size=4k");
+    let all = damages();
+    let damage = all.iter().find(|damage| damage.name == "data on an L2 table").unwrap();
+    (damage.apply)(&mut damaged).unwrap();
+    let mut refused = 0;
+    for skip in 0.. {
+        let disk = MemConfig { step: Some(512), ..MemConfig::file() }.holding(&damaged.bytes);
+        let (below, faults) = (Arc::clone(&disk), Fault::new());
+        let rules = Arc::clone(&faults);
+        let read_only = Exec::run(skip, move |_| async move {
+            let tapped = Tapped::new(below, Arc::clone(&rules));
+            let node = World::new(&setup("4k tiny"), tapped, None).open().await.unwrap();
+            rules.add(Rule::new(Kind::Read).skip(skip).once());
+            let rebase = node.driver().as_rebase().unwrap();
+            let both = futures::future::join(
+                check_node(&node, Repair::All),
+                rebase.change_backing(Some("b"), Some("raw")),
+            );
+            let renamed = both.await.1;
+            rules.clear();
+            let read_only = node.driver().is_read_only();
+            if read_only {
+                renamed.unwrap_err();
+                check_node(&node, Repair::All).await.unwrap();
+                assert!(!node.driver().is_read_only(), "it is read by now");
+            }
+            graph::close(&node).await.unwrap();
+            read_only
+        });
+        if read_only {
+            refused += 1;
+            let after = Sample { bytes: disk.to_vec(), ..damaged.clone() };
+            let report = after.naive().check().unwrap();
+            assert!(report.errors() == 0, "read {skip}: {report}");
+            assert_eq!(after.word(8), 0, "read {skip}: there is no backing file");
+        }
+        if faults.injected() == 0 {
+            break;
+        }
+    }
+    assert!(refused > 2, "{refused} times");
 }

@@ -10,19 +10,21 @@ mod kit;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use block_core::driver::{Exactness, Prealloc};
 use block_core::format::raw::RawDriver;
 use block_core::node::NodeOptions;
 use block_core::proto::mem::MemDriver;
 use block_core::range::to_u64;
 use block_core::{Alignment, ByteRange, Error, IoBuf, Node, RequestFlags, graph};
 use block_testkit::campaign::{Campaign, Game};
-use block_testkit::disk::fault::Effect;
-use block_testkit::disk::tap::Kind;
+use block_testkit::disk::fault::{Effect, Fault, Rule};
+use block_testkit::disk::mem::MemConfig;
+use block_testkit::disk::tap::{Kind, Tapped};
 use block_testkit::naive::qcow2::make::Made;
 use block_testkit::op::{Op, contents};
 use futures::executor::block_on;
 use games::faults::{Plan, Then, Told, quick_setups, run};
-use kit::setups::{setup, setups};
+use kit::setups::{Filled, TINY, empty, setup, setups};
 use kit::{Setup, World, judge, ops};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -129,6 +131,108 @@ fn a_refcount_table_that_moved_is_given_back_once() {
     let write = Op::Write { range, flags: RequestFlags::empty(), buffers: 1 };
     let injected = each_in_turn("512 full", write, "reftable_grow", &CHANGES);
     assert!(injected > 4, "{injected} faults");
+}
+
+/// A table that was written and is not in use after all: who gets its place reads nothing of it.
+#[test]
+fn where_a_refcount_table_did_not_get_to_only_the_guest_has_written() {
+    let mut setup = setup("512 full");
+    setup.filled = Filled::Empty;
+    setup.shape.size = 16 << 20;
+    let made = setup.make();
+    for (kind, effect) in CHANGES.into_iter().zip([Effect::Nothing, Effect::All]) {
+        let mut skip = 0;
+        while beside_a_table(&setup, &made, Rule::new(kind).skip(skip).effect(effect)) {
+            skip += 1;
+        }
+        assert!(skip > 1, "{skip} faults of {kind}");
+    }
+}
+
+/// Fails one request of a move of the refcount table, and has a part of a cluster written then; whether the
+/// request came.
+fn beside_a_table(setup: &Setup, made: &Made, rule: Rule) -> bool {
+    let place = format!("{rule:?}");
+    let disk = MemConfig { step: None, ..MemConfig::file() }.holding(&made.file);
+    let faults = Fault::new();
+    let world = World::new(setup, Tapped::new(Arc::clone(&disk) as _, Arc::clone(&faults)), None);
+    let (large, small) = (8 << 20, 9 << 20);
+    block_on(async {
+        let node = world.open().await.unwrap();
+        let range = |offset, len| ByteRange::new(offset, len).unwrap();
+        let none = RequestFlags::empty();
+        let write = |range: ByteRange, byte| {
+            let buf = IoBuf::zeroed(kit::index(range.len()), Alignment::ONE).unwrap();
+            buf.fill(byte);
+            node.write(range, buf.into(), none)
+        };
+        // Tables for what comes, and no cluster left that the refcounts cover.
+        for start in [large, small] {
+            node.write_zeroes(range(start, 32 << 10), none).await.unwrap();
+        }
+        write(range(0, 3958 * 512), 0xaa).await.unwrap();
+        faults.add(rule.after_event("reftable_grow").once());
+        let _ = write(range(large, 32 << 10), 1).await;
+        faults.clear();
+        write(range(small + 256, 10), 2).await.unwrap();
+        graph::close(&node).await.unwrap();
+    });
+    let judged = judge(setup, &Made { file: disk.to_vec(), data: Vec::new() }).unwrap();
+    judged.no_errors().unwrap_or_else(|why| panic!("{place}: {why}"));
+    let mut wanted = [0; 512];
+    wanted[256..266].fill(2);
+    let small = kit::index(small);
+    assert!(judged.contents[small..small + 512] == wanted, "{place}: beside what was written");
+    faults.injected() > 0
+}
+
+/// Clusters that got a place with a longer disk are inside of the file, whatever fails then.
+#[test]
+fn what_is_preallocated_is_inside_of_the_file_after_any_error() {
+    let setup = empty(TINY);
+    let made = setup.make();
+    let kinds = [Kind::Write, Kind::Read, Kind::Truncate, Kind::FlushToDisk];
+    for (kind, times) in
+        kinds.into_iter().flat_map(|kind| [(kind, Times::Once), (kind, Times::Ever)])
+    {
+        let mut skip = 0;
+        while preallocate(&setup, &made, kind, skip, times) {
+            skip += 1;
+        }
+        assert!(skip > 4, "{skip} faults of {kind}");
+    }
+}
+
+/// How often a request fails.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+enum Times {
+    Once,
+    /// As do all of its kind from then on, until the disk is closed.
+    Ever,
+}
+
+/// Makes the disk longer, with places for its clusters, while requests fail; whether any did.
+fn preallocate(setup: &Setup, made: &Made, kind: Kind, skip: u64, times: Times) -> bool {
+    let place = format!("{kind} {skip}, {times:?}");
+    let disk = MemConfig { step: None, ..MemConfig::file() }.holding(&made.file);
+    let faults = Fault::new();
+    let world = World::new(setup, Tapped::new(Arc::clone(&disk) as _, Arc::clone(&faults)), None);
+    let check = |when: &str| {
+        let judged = judge(setup, &Made { file: disk.to_vec(), data: Vec::new() }).unwrap();
+        judged.no_errors().unwrap_or_else(|why| panic!("{place}, {when}: {why}"));
+        assert!(judged.contents.iter().all(|byte| *byte == 0), "{place}, {when}: contents");
+    };
+    block_on(async {
+        let node = world.open().await.unwrap();
+        let rule = Rule::new(kind).skip(skip);
+        faults.add(if times == Times::Once { rule.once() } else { rule });
+        let _ = node.truncate(5 << 20, Exactness::Exact, Prealloc::Metadata).await;
+        check("at once");
+        faults.clear();
+        graph::close(&node).await.unwrap();
+    });
+    check("closed");
+    faults.injected() > 0
 }
 
 #[test]

@@ -7,10 +7,12 @@ mod kit;
 use std::sync::Arc;
 
 use block_core::ability::{NewSnapshot, Repair};
+use block_core::dirty::{DirtyBitmap, Granularity};
 use block_core::driver::BlockDriver;
-use block_core::{Alignment, ByteRange, Node, Options, RequestFlags};
+use block_core::{Alignment, ByteRange, Node, Options, RequestFlags, graph};
 use block_testkit::disk::mem::MemConfig;
 use block_testkit::exec::{Exec, poll_times, yield_now};
+use block_testkit::naive::qcow2::Image;
 use block_testkit::naive::qcow2::make::Made;
 use block_testkit::op::io_vec;
 use kit::setups::{Setup, TINY, empty};
@@ -72,6 +74,53 @@ fn what_is_given_up_half_way_is_finished() {
         }
         assert!(polls > 3, "{change:?}: {polls} polls");
     }
+}
+
+/// Closing stores bitmaps, which takes clusters that an amendment or a repair must know of.
+#[test]
+fn bitmaps_are_stored_behind_what_was_given_up() {
+    let setup = empty(TINY);
+    for change in [Change::Widen, Change::Mend] {
+        let mut polls = 0;
+        while !give_up_and_close(&setup, change, polls) {
+            polls += 1;
+            assert!(polls < 1000, "{change:?} never ends");
+        }
+        assert!(polls > 3, "{change:?}: {polls} polls");
+    }
+}
+
+/// Gives up after so many polls, and closes the disk, which has a bitmap; whether it was done before.
+fn give_up_and_close(setup: &Setup, change: Change, polls: usize) -> bool {
+    let disk = MemConfig { step: Some(512), ..MemConfig::file() }.holding(&setup.make().file);
+    let world = World::new(setup, Arc::clone(&disk) as _, None);
+    let done = Exec::run(u64::try_from(polls).unwrap(), move |_| async move {
+        let node = world.open().await.unwrap();
+        let granularity = Granularity::new(512).unwrap();
+        let mut bitmap = DirtyBitmap::new(Some("b"), granularity, node.len()).unwrap();
+        bitmap.make_persistent().unwrap();
+        node.dirty_bitmaps().insert(bitmap).unwrap();
+        for cluster in EARLY {
+            put(&node, 2, cluster).await;
+        }
+        let change = Box::pin(change.make(Arc::clone(node.driver())));
+        let done = poll_times(change, polls).await.is_some();
+        graph::close(&node).await.unwrap();
+        for _ in 0..64 {
+            yield_now().await;
+        }
+        done
+    });
+    let file = disk.to_vec();
+    let judged = judge(setup, &Made { file: file.clone(), data: Vec::new() }).unwrap();
+    judged.no_errors().unwrap_or_else(|why| panic!("{change:?} after {polls}: {why}"));
+    let image = Image::open(&file).unwrap();
+    let [bitmap] = &image.bitmaps().unwrap()[..] else { panic!("{change:?} after {polls}") };
+    assert!(!bitmap.is_in_use(), "{change:?} after {polls}");
+    let bits = image.bitmap_bits(bitmap).unwrap();
+    let dirty = bits.iter().filter(|dirty| **dirty).count();
+    assert_eq!(dirty, EARLY.len() * 8, "{change:?} after {polls}");
+    done
 }
 
 async fn put(node: &Node, op: u32, cluster: u64) {

@@ -11,7 +11,6 @@ mod refcount_width;
 mod version;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use block_core::ability::{Amend, ProgressSink};
@@ -201,7 +200,7 @@ impl Qcow2Driver {
             self.after(resized).await.map_err(failed("size"))?;
         }
         if changes.version == Some(Version::V2) && self.geometry().version() == Version::V3 {
-            let _exclusive = self.gate.exclusive().await;
+            let _exclusive = self.alone().await.map_err(failed("amend"))?;
             self.downgrade(progress).await?;
         }
         Ok(())
@@ -213,8 +212,9 @@ impl Qcow2Driver {
         changes: &Changes,
         progress: Progress<'_>,
     ) -> Result<(), OpenError> {
-        let _exclusive = self.gate.exclusive().await;
+        let _exclusive = self.alone().await.map_err(failed("amend"))?;
         self.clear_unknown().await.map_err(failed("header"))?;
+        self.mark_unsure().await.map_err(failed("bitmap directory"))?;
         self.settle_all().await.map_err(failed("write-back"))?;
         if changes.version == Some(Version::V3) && self.geometry().version() == Version::V2 {
             self.upgrade().await?;
@@ -237,14 +237,9 @@ impl Qcow2Driver {
         self.barrier().await.map_err(failed("header"))
     }
 
-    /// Takes over a header that changes how tables are read. If that fails, what is in memory is of no
-    /// use any more: the image must not be written again.
+    /// Takes over a header that changes how tables are read.
     async fn adopt(&self) -> Result<(), OpenError> {
-        let adopted = self.read_again().await;
-        if adopted.is_err() {
-            self.read_only.store(true, Ordering::Release);
-        }
-        adopted.map_err(failed("amended image"))
+        self.read_again().await.map_err(failed("amended image"))
     }
 }
 

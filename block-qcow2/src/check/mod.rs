@@ -64,11 +64,17 @@ impl Check for Qcow2Driver {
 
 impl Qcow2Driver {
     async fn check_alone(&self, repair: Repair, found: Found<'_>) -> Result<CheckReport> {
-        if self.writer().is_err() {
+        if self.writer.is_none() {
             return check_image(&self.file, self.data.as_ref(), repair, found).await;
         }
         let _exclusive = self.gate.exclusive().await;
-        self.settle_all().await?;
+        let is_written = self.writer().is_ok();
+        if is_written {
+            self.settle_all().await?;
+        }
+        if is_written && repair != Repair::Nothing {
+            self.mark_unsure().await?;
+        }
         let report = check_image(&self.file, self.data.as_ref(), repair, found).await;
         if repair != Repair::Nothing {
             self.read_again().await?;

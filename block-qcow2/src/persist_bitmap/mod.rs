@@ -68,12 +68,15 @@ pub(crate) async fn load(
 
 /// What a writer knows of the bitmaps in the file.
 pub(crate) struct BitmapGuard {
-    /// Some are trusted, or unknown autoclear bits are set.
+    /// Some are trusted, or may be (`unsure`), or unknown autoclear bits are set.
     trusted: AtomicBool,
     /// Some were marked as in use since they were loaded or stored.
     marked: AtomicBool,
     /// The revision of the node's bitmaps that is in the file; `None`: they were not loaded.
     known: Mutex<Option<u64>>,
+    /// Directories that the file may refer to, though the header in memory does not: a change of it failed.
+    /// With their bitmaps, marked as in use, which they need not be in the file.
+    unsure: Mutex<Vec<(BitmapsExtension, Vec<Bitmap>)>>,
     /// Held by the one change of the directory that is under way.
     turn: futures::lock::Mutex<()>,
 }
@@ -86,12 +89,14 @@ impl BitmapGuard {
             trusted: AtomicBool::new(is_trusted(bitmaps, unknown_autoclear)),
             marked: AtomicBool::new(false),
             known: Mutex::new(None),
+            unsure: Mutex::default(),
             turn: futures::lock::Mutex::default(),
         }
     }
 
     /// These stand in the file now.
     pub(crate) fn found(&self, bitmaps: &[Bitmap], unknown_autoclear: u64) {
+        self.unsure.lock().clear();
         self.trusted.store(is_trusted(bitmaps, unknown_autoclear), Ordering::Release);
     }
 
@@ -121,9 +126,13 @@ impl Qcow2Driver {
                 return Ok(());
             }
             let _turn = guard.turn.lock().await;
+            // Who has an exclusive turn may be changing where the directory is, and the header.
+            let _pass = self.gate.enter().await;
+            self.writer()?;
             if !guard.are_trusted() {
                 return Ok(());
             }
+            self.mark_unsure().await?;
             let mut bitmaps = self.lists.read().bitmaps.clone();
             bitmaps.iter_mut().for_each(|bitmap| bitmap.in_use = true);
             if let Some(place) = self.bitmaps_extension() {
@@ -138,6 +147,23 @@ impl Qcow2Driver {
             guard.trusted.store(false, Ordering::Release);
             Ok(())
         })
+    }
+
+    /// Marks the bitmaps of directories that the file may refer to since a store failed, and returns once that
+    /// is stable. Called in the turn of the guard or in an exclusive one of the gate: before a change of the
+    /// disk, and before clusters that nothing is known to refer to may be given back.
+    pub(crate) async fn mark_unsure(&self) -> Result<()> {
+        let guard = &self.writer()?.bitmaps;
+        let unsure = guard.unsure.lock().clone();
+        if unsure.is_empty() {
+            return Ok(());
+        }
+        for (place, marked) in &unsure {
+            self.write_directory(place.directory_offset, place.directory_size, marked).await?;
+        }
+        flush(&self.file).await?;
+        guard.unsure.lock().clear();
+        Ok(())
     }
 
     /// Clears the autoclear bits that are not known here, and returns once that is stable. To be called

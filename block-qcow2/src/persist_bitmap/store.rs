@@ -6,7 +6,7 @@
 //! 3. Clusters of the old directory are dropped like any others.
 //!
 //! An error before step 2 gives the new clusters back and leaves the old bitmaps; an error in it leaves
-//! both, as nobody knows which of them the file refers to.
+//! both, as nobody knows which of them the file refers to; before the disk changes, both are marked.
 //!
 //! [`HeaderStore::set_bitmaps`]: crate::header_store::HeaderStore::set_bitmaps
 
@@ -45,12 +45,14 @@ struct Taken(Vec<(HostOffset, u64)>);
 impl Qcow2Driver {
     /// Writes the persistent ones of `from` to the image, in place of all that it has.
     pub(super) async fn store_bitmaps(&self, from: &DirtyBitmaps) -> Result<()> {
-        let writer = self.writer()?;
-        let guard = &writer.bitmaps;
+        let guard = &self.writer()?.bitmaps;
         let _turn = guard.turn.lock().await;
+        // Clusters are taken, and who has an exclusive turn relies on nobody doing that.
+        let _pass = self.gate.enter().await;
+        let writer = self.writer()?;
         let old = self.lists.read().bitmaps.clone();
         let (revision, wanted) = (from.revision(), from.persistent());
-        let known = *guard.known.lock();
+        let (known, unsure) = (*guard.known.lock(), !guard.unsure.lock().is_empty());
         match known {
             None if wanted.is_empty() => return Ok(()),
             None if !old.is_empty() => return Err(Error::Invalid),
@@ -59,10 +61,16 @@ impl Qcow2Driver {
             }
             _ => {}
         }
-        if !(wanted.is_empty() && old.is_empty()) {
+        if unsure || !(wanted.is_empty() && old.is_empty()) {
             let planned = self.plan_bitmaps(from, &wanted, &old)?;
             self.clear_unknown().await?;
-            self.replace_bitmaps(writer, from, planned, old).await?;
+            let replaced = self.replace_bitmaps(writer, from, planned, old).await;
+            if replaced.is_err() {
+                // What the file may have of them is neither unknown to the next store nor good enough.
+                guard.known.lock().get_or_insert(revision);
+                guard.marked.store(true, Ordering::Release);
+            }
+            replaced?;
         }
         *guard.known.lock() = Some(revision);
         guard.marked.store(false, Ordering::Release);
@@ -137,21 +145,37 @@ impl Qcow2Driver {
             .filter(|planned| planned.source.is_none())
             .map(|planned| planned.entry.table_offset)
             .collect();
-        let mut new: Vec<Bitmap> = planned.into_iter().map(|planned| planned.entry).collect();
+        let new: Vec<Bitmap> = planned.into_iter().map(|planned| planned.entry).collect();
         if let Err(error) = self.header.set_bitmaps(directory).await {
-            // Should the file refer to it all the same, it must not be trusted after another change.
-            if let Some(place) = directory {
-                new.iter_mut().for_each(|bitmap| bitmap.in_use = true);
-                let (offset, len) = (place.directory_offset, place.directory_size);
-                let _ = self.write_directory(offset, len, &new).await;
-            }
+            self.note_unsure(writer, [(old_directory, old), (directory, new)]);
             return Err(error);
         }
+        writer.bitmaps.unsure.lock().clear();
         writer.bitmaps.trusted.store(any_trusted(&new), Ordering::Release);
         self.lists.write().bitmaps = new;
         let replaced = old.into_iter().filter(|old| !kept.contains(&old.table_offset)).collect();
         self.drop_bitmaps(writer, old_directory, replaced, &taken).await;
         Ok(())
+    }
+
+    /// Notes that the file may refer to any of these directories: the header was to be changed, and that
+    /// failed. The one that it refers to in memory is that of the image.
+    fn note_unsure(
+        &self,
+        writer: &Writer,
+        directories: [(Option<BitmapsExtension>, Vec<Bitmap>); 2],
+    ) {
+        let known = self.bitmaps_extension();
+        for (place, mut bitmaps) in directories {
+            let Some(place) = place else { continue };
+            if known == Some(place) {
+                self.lists.write().bitmaps = bitmaps;
+            } else {
+                bitmaps.iter_mut().for_each(|bitmap| bitmap.in_use = true);
+                writer.bitmaps.unsure.lock().push((place, bitmaps));
+            }
+        }
+        writer.bitmaps.trusted.store(true, Ordering::Release);
     }
 
     /// Step 1. The directory; `None` if it would be empty.

@@ -260,6 +260,8 @@ impl Refcounts {
             *entry.ok_or(Fault::new("refcount table index", *index))? = 0;
         }
         table.resize(to_usize(place.count << bits) / 8, 0);
+        // Should anything fail from here on, nothing counts what stands there then.
+        self.written_to = self.written_to.max(place.first + place.count);
         file.driver().event("refblock_alloc_write_blocks");
         for (at, (index, block)) in (first..).zip(&fresh) {
             let offset = HostOffset::new(at << bits);

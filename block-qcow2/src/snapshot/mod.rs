@@ -64,7 +64,7 @@ impl Snapshots for Qcow2Driver {
 impl Qcow2Driver {
     async fn create_snapshot(&self, new: &NewSnapshot) -> Result<()> {
         self.writer()?;
-        let _exclusive = self.gate.exclusive().await;
+        let _exclusive = self.alone().await?;
         let settled = self.begin().await;
         let done = match settled {
             Ok(()) => self.take(new).await,
@@ -79,7 +79,7 @@ impl Qcow2Driver {
             // They would not know what changed.
             return Err(Error::Busy);
         }
-        let _exclusive = self.gate.exclusive().await;
+        let _exclusive = self.alone().await?;
         let snapshot = self.snapshot(which)?;
         let (len, l1) = self.applicable(&snapshot).await?;
         let done = match self.begin().await {
@@ -100,7 +100,7 @@ impl Qcow2Driver {
 
     async fn delete_snapshot(&self, which: &str) -> Result<()> {
         self.writer()?;
-        let _exclusive = self.gate.exclusive().await;
+        let _exclusive = self.alone().await?;
         let snapshot = self.snapshot(which)?;
         let done = match self.begin().await {
             Ok(()) => {

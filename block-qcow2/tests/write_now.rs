@@ -128,6 +128,7 @@ fn old_contents_that_must_be_copied_take_the_usual_way() {
     let node = open(&dir, "x", Options::new());
     write(&node, 40 * CLUSTER, 4096, 1);
     assert_eq!(now(&node, 2, 1), None, "the backing file has it");
+    assert_eq!(now(&node, 15, 1), None, "the backing file ends with it");
     assert_eq!(now(&node, 1, 1), None, "it is compressed");
     assert_eq!(now(&node, 16, 1), Some(Ok(())), "behind the end of the backing file");
     for (cluster, around) in [(2, 5), (1, 7)] {

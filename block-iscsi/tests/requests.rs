@@ -5,6 +5,7 @@
 mod kit;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use block_core::driver::{BlockDriver, Exactness, Prealloc, ReopenOptions};
 use block_core::{Error, RequestFlags, graph};
@@ -194,6 +195,22 @@ fn a_deferred_error_makes_flushes_fail_whatever_command_met_it() {
         world.try_write(PAGE, &[1; 512]).await.unwrap_err();
         held.release();
         assert_eq!(flush.await, Err(Error::IO));
+    });
+}
+
+/// The target tells a read of the loss, and then that its cache is empty. Who flushes may run first.
+#[test]
+fn a_flush_fails_for_a_loss_that_somebody_else_was_told_of() {
+    on(gib(), CACHED, |world| async move {
+        world.write(0, &[1; 512]).await;
+        let met = Ending::Status(Status::CheckCondition, deferred(3, 0x0c, 0));
+        world.nexus.inject(1, met, is(READ10));
+        let mut read = Box::pin(world.try_read(0, 512));
+        assert!(futures::poll!(&mut read).is_pending());
+        world.exec.sleep(Duration::from_secs(1)).await;
+        assert!(world.nexus.has_met_all());
+        assert_eq!(world.node.flush().await, Err(Error::IO));
+        assert_eq!(read.await, Err(Error::IO));
     });
 }
 

@@ -200,7 +200,7 @@ impl Session {
         Ok(())
     }
 
-    /// Ends a SCSI task with a status.
+    /// Ends a SCSI task with a status. Sense data may tell of more than the task, so that all hear of it.
     fn complete(&mut self, id: TaskId, status: u8, residual: Residual, sense: &[u8]) {
         let Some(Task { kind: Kind::Scsi(command), stage: Stage::Active(active), .. }) =
             self.tasks.active_task(id)
@@ -210,7 +210,7 @@ impl Session {
         let Ok(status) = Status::from_code(status) else {
             return self.finish(id, Err(TaskError::Status { status }));
         };
-        let received = active.received;
+        let (received, lun) = (active.received, command.lun);
         let expected = match &command.data {
             Data::In(iov) => iov.len(),
             Data::None | Data::Out(_) => 0,
@@ -225,6 +225,10 @@ impl Session {
         }
         self.attempt.well_behaved();
         let sense = sense.to_vec();
+        if status == Status::CheckCondition {
+            let event = NexusEvent::Sense { lun, sense: sense.clone() };
+            self.events.push_back(SessionEvent::Nexus(event));
+        }
         self.finish(id, Ok(Answer::Scsi(Completion { status, sense, residual, received })));
     }
 

@@ -2,23 +2,25 @@
 
 use block_iscsi::keys::Pair;
 use block_iscsi::keys::text::encode;
-use block_iscsi::nexus::{NexusEvent, TaskError};
+use block_iscsi::nexus::{Data, NexusEvent, TaskError};
 use block_iscsi::pdu::bhs::Bhs;
 use block_iscsi::pdu::fields::{DataLen, Delivery};
 use block_iscsi::pdu::nop::NopIn;
 use block_iscsi::pdu::reject::{Reject, RejectReason};
+use block_iscsi::pdu::scsi::SenseSegment;
 use block_iscsi::pdu::task_mgmt::{
     TaskFunction, TaskManagementRequest, TaskManagementResponse, TaskResult,
 };
 use block_iscsi::pdu::text::{TextReply, TextResponse};
 use block_iscsi::pdu::{Pdu, Request};
+use block_iscsi::scsi::cdb::Cdb;
 use block_iscsi::scsi::luns::Lun;
 use block_iscsi::serial::Serial;
 use block_iscsi::session::{
     Answer, Awaited, Patience, SessionConfig, SessionError, SessionEvent, TaskId,
 };
 
-use crate::peer::{KEYS, Peer, SECOND, buffer, config, pairs, pattern, read, write};
+use crate::peer::{KEYS, Peer, SECOND, buffer, command, config, pairs, pattern, read, write};
 
 fn say_managed(peer: &mut Peer, task_tag: u32, result: TaskResult) {
     let serials = peer.next_status();
@@ -266,6 +268,41 @@ fn a_task_that_nobody_waits_for_runs_to_its_end() {
     peer.say_status(sent.task_tag, 0, &[]);
     assert_eq!(peer.events(), []);
     assert_eq!(peer.result(id), None);
+}
+
+/// Ends a command with CHECK CONDITION.
+fn say_sense(peer: &mut Peer, task_tag: u32, sense: &[u8]) -> SessionEvent {
+    let data = SenseSegment { sense, rest: &[] }.to_bytes().unwrap();
+    peer.say_status(task_tag, 2, &data);
+    let lun = Lun::from_number(5).unwrap();
+    SessionEvent::Nexus(NexusEvent::Sense { lun, sense: sense.to_vec() })
+}
+
+/// A write that was acknowledged is lost, and the flush behind the read that hears of it ends well.
+#[test]
+fn sense_data_is_told_before_any_command_ends_that_was_answered_later() {
+    let mut peer = Peer::up(config(), KEYS);
+    let read = peer.submit(read(&buffer(512)));
+    let flush = peer.submit(command(Cdb::SynchronizeCache10, Data::None));
+    let tags = [peer.hear_command().0.task_tag, peer.hear_command().0.task_tag];
+    let told = say_sense(&mut peer, tags[0], &[0x71, 0, 3, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0x0c, 0]);
+    peer.say_status(tags[1], 0, &[]);
+    let done = [read, flush].map(SessionEvent::Done);
+    assert_eq!(peer.events(), [[told].as_slice(), &done].concat());
+}
+
+#[test]
+fn sense_data_of_a_command_that_nobody_waits_for_is_told() {
+    let attention: &[u8] = &[0x70, 0, 6, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0x29, 0];
+    // Without any, something has happened all the same.
+    for sense in [attention, &[]] {
+        let mut peer = Peer::up(config(), KEYS);
+        let id = peer.submit(write(&pattern(512)));
+        let (sent, _) = peer.hear_command();
+        peer.session.abandon(id);
+        let told = say_sense(&mut peer, sent.task_tag, sense);
+        assert_eq!(peer.events(), [told]);
+    }
 }
 
 #[test]

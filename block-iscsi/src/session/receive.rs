@@ -102,7 +102,7 @@ impl Session {
                 Err(SessionError::EndedByTarget)
             }
             Response::AsyncMessage(pdu) => self.handle_async(&pdu, data, now),
-            Response::Reject(pdu) => self.handle_reject(&pdu, data),
+            Response::Reject(pdu) => self.handle_reject(&pdu, data, now),
             Response::Login(_) => Err(unexpected(Opcode::LoginResponse).into()),
         }
     }
@@ -404,24 +404,40 @@ impl Session {
         Ok(())
     }
 
-    /// A rejected command fails; whatever else is rejected, the two sides do not understand each
-    /// other.
-    fn handle_reject(&mut self, pdu: &Reject, data: &[u8]) -> Result<(), SessionError> {
+    /// A rejected command fails, unless it only came too late for this connection; whatever else is
+    /// rejected, the two sides do not understand each other.
+    fn handle_reject(
+        &mut self,
+        pdu: &Reject,
+        data: &[u8],
+        now: Duration,
+    ) -> Result<(), SessionError> {
         self.take_status(Opcode::Reject, pdu.serials)?;
         let reason = pdu.reason;
         let refused = Reject::refused(data).map_err(Violation::from)?;
         let id = TaskId::from_tag(refused.initiator_task_tag);
         let task = self.tasks.active_task(id);
         let is_task = task.is_some();
-        let abort = match task.map(|task| &task.kind) {
-            Some(Kind::Abort(of, error)) => Some((*of, error.clone())),
-            _ => None,
+        let (abort, may_wait) = match task {
+            Some(Task { kind: Kind::Abort(of, error), .. }) => (Some((*of, error.clone())), false),
+            Some(Task {
+                kind: Kind::Scsi(_) | Kind::Text(_),
+                stage: Stage::Active(active),
+                ..
+            }) => (None, !active.aborting),
+            _ => (None, false),
         };
         let is_request = matches!(
             refused.opcode(),
             Opcode::ScsiCommand | Opcode::TextRequest | Opcode::TaskManagementRequest
         );
         match refused.opcode() {
+            Opcode::ScsiCommand | Opcode::TextRequest
+                if may_wait && reason == RejectReason::WaitingForLogout && self.may_put_off() =>
+            {
+                self.put_off(id, now);
+                Ok(())
+            }
             _ if is_task && is_request && reason != RejectReason::DataDigestError => {
                 self.finish(id, Err(TaskError::Rejected { reason }));
                 abort.map_or(Ok(()), |(of, error)| self.abort_failed(of, error))

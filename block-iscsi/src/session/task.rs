@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use block_core::IoVec;
 
+use super::ANSWER_LEN_MAX;
 use crate::keys::Pair;
 use crate::keys::text::TextBuffer;
 use crate::nexus::{Command, Completion, TaskError};
@@ -68,6 +69,18 @@ pub(super) struct TextTask {
     /// The target has more to say under this tag.
     pub(super) target_tag: Option<u32>,
     pub(super) exchanges: u32,
+}
+
+impl TextTask {
+    pub(super) fn new(text: Vec<u8>) -> Self {
+        let received = TextBuffer::new(ANSWER_LEN_MAX);
+        Self { text, received, target_tag: None, exchanges: 0 }
+    }
+
+    /// It is sent from its beginning, over another connection.
+    pub(super) fn start_anew(&mut self) {
+        *self = Self::new(std::mem::take(&mut self.text));
+    }
 }
 
 /// Where a task stands.

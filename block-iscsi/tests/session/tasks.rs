@@ -3,10 +3,9 @@
 use block_iscsi::keys::Pair;
 use block_iscsi::keys::text::encode;
 use block_iscsi::nexus::{Data, NexusEvent, TaskError};
-use block_iscsi::pdu::bhs::Bhs;
 use block_iscsi::pdu::fields::{DataLen, Delivery};
 use block_iscsi::pdu::nop::NopIn;
-use block_iscsi::pdu::reject::{Reject, RejectReason};
+use block_iscsi::pdu::reject::RejectReason;
 use block_iscsi::pdu::scsi::SenseSegment;
 use block_iscsi::pdu::task_mgmt::{
     TaskFunction, TaskManagementRequest, TaskManagementResponse, TaskResult,
@@ -15,7 +14,6 @@ use block_iscsi::pdu::text::{TextReply, TextResponse};
 use block_iscsi::pdu::{Pdu, Request};
 use block_iscsi::scsi::cdb::Cdb;
 use block_iscsi::scsi::luns::Lun;
-use block_iscsi::serial::Serial;
 use block_iscsi::session::{
     Answer, Awaited, Patience, SessionConfig, SessionError, SessionEvent, TaskId,
 };
@@ -25,17 +23,6 @@ use crate::peer::{KEYS, Peer, SECOND, buffer, command, config, pairs, pattern, r
 fn say_managed(peer: &mut Peer, task_tag: u32, result: TaskResult) {
     let serials = peer.next_status();
     peer.say(TaskManagementResponse { result, task_tag, serials }, &[]);
-}
-
-fn say_rejected(peer: &mut Peer, refused: &Bhs, reason: RejectReason) {
-    let refused = refused.to_bytes();
-    let reject = Reject {
-        reason,
-        serials: peer.next_status(),
-        data_sn: Serial::new(0),
-        data_len: DataLen::of(&refused).unwrap(),
-    };
-    peer.say(reject, &refused);
 }
 
 /// Has the time of a command run out; the abort, and the command's tag.
@@ -93,7 +80,7 @@ fn an_abort_without_an_answer_ends_the_connection() {
 fn an_abort_that_is_rejected_ends_the_connection() {
     let mut peer = Peer::up(impatient(), KEYS);
     let (id, abort, _) = timed_out(&mut peer);
-    say_rejected(&mut peer, &abort.to_bhs(), RejectReason::CommandNotSupported);
+    peer.say_rejected(&abort.to_bhs(), RejectReason::CommandNotSupported);
     let down = SessionEvent::Down(SessionError::TimedOut(Awaited::TaskManagement));
     assert_eq!(peer.events(), [SessionEvent::Done(id), down]);
     assert_eq!(peer.result(id), Some(Err(TaskError::TimedOut)));
@@ -101,8 +88,22 @@ fn an_abort_that_is_rejected_ends_the_connection() {
     let mut peer = Peer::up(impatient(), KEYS);
     let (id, abort, tag) = timed_out(&mut peer);
     peer.say_status(tag, 0, &[]);
-    say_rejected(&mut peer, &abort.to_bhs(), RejectReason::CommandNotSupported);
+    peer.say_rejected(&abort.to_bhs(), RejectReason::CommandNotSupported);
     assert_eq!(peer.events(), [SessionEvent::Done(id)]);
+}
+
+/// Nobody waits for the next session.
+#[test]
+fn a_command_that_is_put_off_while_it_is_aborted_ends() {
+    let mut peer = Peer::up(impatient(), KEYS);
+    let id = peer.submit(write(&pattern(512)));
+    let (sent, _) = peer.hear_command();
+    peer.wait(SECOND);
+    assert!(matches!(peer.hear(), (Request::TaskManagement(_), _)));
+    let reason = RejectReason::WaitingForLogout;
+    peer.say_rejected(&sent.to_bhs(), reason);
+    assert_eq!(peer.events(), [SessionEvent::Done(id)]);
+    assert_eq!(peer.result(id), Some(Err(TaskError::Rejected { reason })));
 }
 
 #[test]
@@ -176,7 +177,7 @@ fn a_reset_that_is_not_carried_out_holds_nothing_back() {
         say_managed(peer, request.task_tag, TaskResult::NotSupported);
     };
     let reject = |peer: &mut Peer, request: &TaskManagementRequest| {
-        say_rejected(peer, &request.to_bhs(), RejectReason::CommandNotSupported);
+        peer.say_rejected(&request.to_bhs(), RejectReason::CommandNotSupported);
     };
     let say_nothing = |peer: &mut Peer, _: &TaskManagementRequest| {
         peer.wait(SECOND);
@@ -252,7 +253,7 @@ fn a_rejected_command_fails_alone() {
     let ids = [peer.submit(read(&buf)), peer.submit(write(&pattern(512)))];
     let (first, _) = peer.hear_command();
     let (second, _) = peer.hear_command();
-    say_rejected(&mut peer, &first.to_bhs(), RejectReason::InvalidField);
+    peer.say_rejected(&first.to_bhs(), RejectReason::InvalidField);
     let reason = RejectReason::InvalidField;
     assert_eq!(peer.result(ids[0]), Some(Err(TaskError::Rejected { reason })));
     peer.say_status(second.task_tag, 0, &[]);

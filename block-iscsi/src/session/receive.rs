@@ -10,7 +10,7 @@ use super::inbound::{Inbound, Received};
 use super::lifecycle::State;
 use super::outbound::Outbound;
 use super::send::{DataJob, LOGOUT_TAG, PING_TAG, Urgent};
-use super::task::{Active, Answer, Kind, Stage, Task, TaskId};
+use super::task::{Active, Answer, Kind, Stage, Task, TaskId, TextRest};
 use super::{Link, Session, SessionEvent, Up};
 use crate::nexus::{Completion, Data, NexusEvent, TaskError};
 use crate::pdu::async_event::{AsyncEvent, AsyncMessage};
@@ -364,7 +364,7 @@ impl Session {
                     let field = "number of text requests";
                     return Err(Violation::Beyond { opcode, field, found, limit });
                 }
-                text.target_tag = Some(target_tag);
+                text.rest = Some(TextRest { target_tag, lun: pdu.lun });
                 self.tasks.deactivate(id);
                 self.queue.push_front(id);
             }

@@ -202,6 +202,7 @@ fn a_reset_that_is_not_carried_out_holds_nothing_back() {
 /// In three parts, the second of which ends within a key.
 #[test]
 fn a_text_is_put_together_from_its_parts() {
+    const LUNS: [[u8; 8]; 3] = [[0, 7, 0, 0, 0, 0, 0, 0], [9; 8], [0; 8]];
     let mut peer = Peer::up(config(), KEYS);
     let all = Pair::new("SendTargets", "All");
     let id = peer.session.submit_text(std::slice::from_ref(&all), peer.now).unwrap();
@@ -214,12 +215,13 @@ fn a_text_is_put_together_from_its_parts() {
         peer.exp_cmd_sn = peer.exp_cmd_sn.next();
         let expected = if number == 0 { vec![all.clone()] } else { Vec::new() };
         assert_eq!(pairs(&data), expected);
-        let tag = if number == 0 { None } else { Some(44) };
-        assert_eq!(request.target_tag, tag);
+        // Each names what the last response named.
+        let named = if number == 0 { ([0; 8], None) } else { (LUNS[number - 1], Some(44)) };
+        assert_eq!((request.lun, request.target_tag), named);
         let last = number == 2;
         let response = TextResponse {
             reply: if last { TextReply::Final } else { TextReply::Partial { target_tag: 44 } },
-            lun: [0; 8],
+            lun: LUNS[number],
             task_tag: request.task_tag,
             serials: peer.next_status(),
             data_len: DataLen::of(part).unwrap(),

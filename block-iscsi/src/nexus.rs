@@ -4,7 +4,8 @@
 //! commands. The session over a network is one; a target in memory can be another, for tests.
 //!
 //! Invariants: a command's buffers are not touched after its future is ready; a [`NexusEvent`] is
-//! told before the end of any command that the target answered after it happened.
+//! told before the end of any command that the target answered after it happened, and sense data before
+//! the end of the command that it came with, whether or not anybody waits for that.
 
 use std::sync::Arc;
 
@@ -159,11 +160,11 @@ pub enum TaskError {
 pub enum NexusEvent {
     /// A new session stands in for a lost one. Anything may have happened meanwhile.
     Reinstated,
-    /// Sense data that came by itself, or with a command of somebody else.
+    /// Sense data that came by itself, or with a command that ended with CHECK CONDITION.
     Sense {
         /// The unit.
         lun: Lun,
-        /// The sense data.
+        /// The sense data; empty if there was none.
         sense: Vec<u8>,
     },
     /// This unit, or with `None` every one, was reset.

@@ -4,6 +4,8 @@
 
 mod kit;
 
+use std::time::Duration;
+
 use block_core::RequestFlags;
 use block_core::driver::ReopenOptions;
 use block_core::request::status::StatusDetail;
@@ -11,7 +13,10 @@ use block_core::{Error, graph};
 use block_iscsi::nexus::{Data, NexusEvent, TaskError};
 use block_iscsi::scsi::cdb::CdbBytes;
 use block_iscsi::scsi::luns::Lun;
+use block_iscsi::scsi::sense::Status;
 use block_testkit::iscsi::LunConfig;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use kit::*;
 
 const PAGE: u64 = 64 << 10;
@@ -239,6 +244,47 @@ fn every_unit_attention_makes_everything_unknown() {
             let forgets = forgets(world, async |world: &World| {
                 let lun = Lun::from_number(LUN).unwrap();
                 world.nexus.tell(&NexusEvent::Sense { lun, sense: sense(6, asc, ascq) });
+            });
+            forgets.await;
+        });
+    }
+}
+
+/// The target has told it, and tells it no second time.
+#[test]
+fn an_attention_that_nobody_waits_for_makes_everything_unknown() {
+    type Ask = fn(&World) -> BoxFuture<'_, ()>;
+    let raw: Ask = |world| {
+        let cdb = CdbBytes::raw(&[0; 6]).unwrap();
+        Box::pin(world.driver.execute_raw(cdb, Data::None).map(drop))
+    };
+    let luns: Ask = |world| Box::pin(world.driver.report_luns().map(drop));
+    let reserve: Ask = |world| Box::pin(world.driver.reserve().map(drop));
+    let keys: Ask = |world| Box::pin(world.driver.persistent_keys().map(drop));
+    for ask in [raw, luns, reserve, keys] {
+        on(gib(), CACHED, move |world| async move {
+            let forgets = forgets(world, async |world: &World| {
+                world.nexus.inject(1, refuses(6, 0x29, 0), |_| true);
+                let mut asked = ask(world);
+                assert!(futures::poll!(&mut asked).is_pending());
+                drop(asked);
+                world.exec.sleep(Duration::from_secs(1)).await;
+                assert!(world.nexus.has_met_all());
+            });
+            forgets.await;
+        });
+    }
+}
+
+/// Whatever it was meant to say.
+#[test]
+fn sense_data_that_cannot_be_read_makes_everything_unknown() {
+    for sense in [vec![], vec![0x70], vec![0x7f; 18]] {
+        on(gib(), CACHED, move |world| async move {
+            let forgets = forgets(world, async |world: &World| {
+                let unread = Ending::Status(Status::CheckCondition, sense);
+                world.nexus.inject(1, unread, |sent| sent.opcode() == WRITE10);
+                world.try_write(1 << 29, &[1; 512]).await.unwrap_err();
             });
             forgets.await;
         });

@@ -5,8 +5,10 @@
 mod kit;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use block_core::driver::{BlockDriver, Exactness, Prealloc, ReopenOptions};
+use block_core::options::OpenFlags;
 use block_core::{Error, RequestFlags, graph};
 use block_iscsi::driver::Compared;
 use block_iscsi::nexus::{Data, NexusEvent, TaskError};
@@ -194,6 +196,22 @@ fn a_deferred_error_makes_flushes_fail_whatever_command_met_it() {
         world.try_write(PAGE, &[1; 512]).await.unwrap_err();
         held.release();
         assert_eq!(flush.await, Err(Error::IO));
+    });
+}
+
+/// The target tells a read of the loss, and then that its cache is empty. Who flushes may run first.
+#[test]
+fn a_flush_fails_for_a_loss_that_somebody_else_was_told_of() {
+    on(gib(), CACHED, |world| async move {
+        world.write(0, &[1; 512]).await;
+        let met = Ending::Status(Status::CheckCondition, deferred(3, 0x0c, 0));
+        world.nexus.inject(1, met, is(READ10));
+        let mut read = Box::pin(world.try_read(0, 512));
+        assert!(futures::poll!(&mut read).is_pending());
+        world.exec.sleep(Duration::from_secs(1)).await;
+        assert!(world.nexus.has_met_all());
+        assert_eq!(world.node.flush().await, Err(Error::IO));
+        assert_eq!(read.await, Err(Error::IO));
     });
 }
 
@@ -574,6 +592,75 @@ fn compare_and_write_writes_what_it_has_compared() {
         assert_eq!(world.read(512, 1024).await, [9; 1024]);
         world.nexus.inject(1, refuses(5, 0x20, 0), is(0x89));
         assert_eq!(compare(&[9; 1024], &[1; 1024]).await, Err(Error::Unsupported));
+    });
+}
+
+/// The layer counts its own writes, and skips a flush where there were none.
+#[test]
+fn a_flush_covers_what_was_written_beside_the_layer() {
+    type Write = fn(World) -> BoxFuture<'static, ()>;
+    let compare: Write = |world| {
+        Box::pin(async move {
+            let (at, old, new) = (range(0, 512), iov_of(&[0; 512]), iov_of(&[7; 512]));
+            let compared = world.driver.compare_and_write(at, &old, &new, Caching::DEFAULT).await;
+            assert_eq!(compared, Ok(Compared::Written));
+        })
+    };
+    let raw: Write = |world| {
+        Box::pin(async move {
+            let cdb = CdbBytes::raw(&[WRITE10, 0, 0, 0, 0, 0, 0, 0, 1, 0]).unwrap();
+            let data = Data::Out(iov_of(&[7; 512]));
+            let done = world.driver.execute_raw(cdb, data).await.unwrap();
+            assert_eq!(done.status, Status::Good);
+        })
+    };
+    for write in [compare, raw] {
+        on(gib(), CACHED, move |world| async move {
+            write(world.clone()).await;
+            world.nexus.take_log();
+            // One that failed has flushed nothing.
+            world.nexus.inject(1, refuses(2, 0x04, 0x02), is(SYNC10));
+            assert_eq!(world.node.flush().await.map_err(Error::errno), Err(libc::EBUSY));
+            for _ in 0..2 {
+                world.node.flush().await.unwrap();
+                assert_eq!(world.nexus.count(SYNC10), 2);
+            }
+        });
+        on(gib(), CACHED, move |world| async move {
+            write(world.clone()).await;
+            graph::close(&world.node).await.unwrap();
+            assert_eq!(world.nexus.count(SYNC10), 1);
+        });
+        // What it wrote is lost, and nobody else wrote anything.
+        on(gib(), CACHED, move |world| async move {
+            write(world.clone()).await;
+            world.node.flush().await.unwrap();
+            let lun = Lun::from_number(LUN).unwrap();
+            world.nexus.tell(&NexusEvent::Sense { lun, sense: deferred(3, 0x0c, 0) });
+            for _ in 0..2 {
+                assert_eq!(world.node.flush().await, Err(Error::IO));
+            }
+        });
+    }
+}
+
+#[test]
+fn a_disk_that_is_opened_for_reading_is_not_compared_and_written() {
+    on(gib(), OpenFlags::READ_ONLY, |world| async move {
+        let (at, iov) = (range(0, 512), iov_of(&[0; 512]));
+        let refused = world.driver.compare_and_write(at, &iov, &iov, Caching::DEFAULT).await;
+        assert_eq!((refused, world.nexus.count(0x89)), (Err(Error::ReadOnly), 0));
+    });
+}
+
+/// As `cache=unsafe` has it.
+#[test]
+fn a_flush_that_stops_at_the_driver_sends_nothing() {
+    on(gib(), OpenFlags { no_flush: true, ..CACHED }, |world| async move {
+        let (at, old, new) = (range(0, 512), iov_of(&[0; 512]), iov_of(&[7; 512]));
+        world.driver.compare_and_write(at, &old, &new, Caching::DEFAULT).await.unwrap();
+        world.node.flush().await.unwrap();
+        assert_eq!(world.nexus.count(SYNC10), 0);
     });
 }
 

@@ -180,6 +180,25 @@ fn all_requests_wait_for_the_new_length() {
     });
 }
 
+/// A read hears of it, and whoever writes runs before the reader does.
+#[test]
+fn no_command_is_sent_after_an_attention_that_somebody_else_was_told_of() {
+    for (asc, ascq) in [(0x2a, 0x09), (0x29, 0x00)] {
+        on(gib(), CACHED, move |world| async move {
+            world.write(0, &[7; LEN]).await;
+            world.nexus.take_log();
+            world.nexus.inject(1, refuses(6, asc, ascq), |sent| sent.opcode() == READ10);
+            let mut read = Box::pin(world.read(0, 512));
+            assert!(futures::poll!(&mut read).is_pending());
+            world.exec.sleep(Duration::from_secs(1)).await;
+            world.write(PAGE, &[7; 512]).await;
+            let opcodes: Vec<_> = world.nexus.take_log().iter().map(Sent::opcode).collect();
+            assert_eq!(opcodes, [READ10, 0x9e, WRITE10], "{asc:02x}/{ascq:02x}");
+            assert_eq!(read.await, [7; 512]);
+        });
+    }
+}
+
 /// FORMAT UNIT, say.
 #[test]
 fn a_raw_command_that_nobody_waits_for_any_more_may_have_changed_the_shape() {

@@ -74,6 +74,12 @@ pub struct IscsiDriver {
     same_max: AtomicU64,
     /// What was acknowledged is lost: no flush succeeds any more.
     write_lost: AtomicBool,
+    /// Counts what may have changed the medium without a request of the layer.
+    unseen: AtomicU64,
+    /// So many of them are stable.
+    unseen_flushed: AtomicU64,
+    /// Flushes stop here, as the layer knows, too.
+    no_flush: bool,
     /// Unmapped blocks read as zeroes, and have since the unit was opened.
     reads_zeroes: AtomicBool,
     /// Counts what may have given the unit another shape: another length, other blocks.
@@ -116,6 +122,9 @@ impl IscsiDriver {
             refused: AtomicU8::new(0),
             same_max: AtomicU64::new(zeroes::same_max(&facts)),
             write_lost: AtomicBool::new(false),
+            unseen: AtomicU64::new(0),
+            unseen_flushed: AtomicU64::new(0),
+            no_flush: options.flags.no_flush,
             reads_zeroes: AtomicBool::new(facts.reads_zeroes),
             shape_events: AtomicU64::new(0),
             shape_known: AtomicU64::new(0),
@@ -285,6 +294,10 @@ impl BlockDriver for IscsiDriver {
             // There is one layer, and it holds everything.
             StatusDetail::Allocation => Ok(DriverStatus::data(range.len())),
         }
+    }
+
+    async fn flush_to_os(self: Arc<Self>) -> Result<()> {
+        self.flush_unseen().await
     }
 
     async fn flush_to_disk(self: Arc<Self>) -> Result<()> {

@@ -1,7 +1,10 @@
 //! What a unit can do beside requests: commands of somebody else, COMPARE AND WRITE, reservations.
 //!
 //! All of it passes by here, and not by the unit itself, because what is known of the medium must hear
-//! of whatever changes it.
+//! of whatever changes it. The layer does not hear of it: no request waits for it, and dirty bitmaps do not
+//! know what it writes. Flushes do.
+
+use std::sync::atomic::Ordering;
 
 use block_core::error::{Error, Result};
 use block_core::{ByteRange, IoVec};
@@ -41,14 +44,19 @@ impl IscsiDriver {
         let running = self.knowledge.begin_anything();
         // It may run without anybody who waits for its end.
         self.shape_may_be_another();
+        self.note_unseen();
         let completion = self.unit.pass_through(cdb, Replay::Unsafe, data).await;
         self.knowledge.done(running);
         self.shape_may_be_another();
+        self.note_unseen();
         completion
     }
 
     /// Writes `new` to `range`, of at most 255 blocks, if that holds `expected`; nobody else's command
-    /// comes in between.
+    /// comes in between. `ReadOnly` if the disk was not opened for writing.
+    ///
+    /// Must not run beside writes of a node to the same blocks: the layer may read blocks and write them
+    /// back. A flush that begins after its end makes it stable.
     pub async fn compare_and_write(
         &self,
         range: ByteRange,
@@ -56,6 +64,9 @@ impl IscsiDriver {
         new: &IoVec,
         caching: Caching,
     ) -> Result<Compared> {
+        if self.read_only.load(Ordering::Acquire) {
+            return Err(Error::ReadOnly);
+        }
         let max = self.facts.limits.max_compare_and_write.ok_or(Error::Unsupported)?;
         let aligned = range.is_aligned(self.facts.limits.block) && !range.is_empty();
         let len = block_core::range::to_usize(range.len());
@@ -67,7 +78,9 @@ impl IscsiDriver {
         let blocks = u8::try_from(blocks).map_err(|_| Error::Invalid)?;
         let data: IoVec = expected.bufs().iter().chain(new.bufs()).cloned().collect();
         let running = self.knowledge.begin(range, Change::Data);
+        self.note_unseen();
         let written = self.unit.compare_and_write(lba, blocks, data, caching).await;
+        self.note_unseen();
         match written {
             Ok(()) => {
                 self.knowledge.done(running);

@@ -35,9 +35,38 @@ impl IscsiDriver {
     /// something is lost, this fails until the disk is closed and opened anew: no later flush could bring it
     /// back.
     pub(super) async fn synchronize(&self) -> Result<()> {
+        let unseen = self.unseen.load(Ordering::Acquire);
         let emptied = self.empty_cache().await;
         // Also where somebody else's command was told of the loss meanwhile.
-        if self.write_lost.load(Ordering::Acquire) { Err(Error::IO) } else { emptied }
+        if self.write_lost.load(Ordering::Acquire) {
+            return Err(Error::IO);
+        }
+        if emptied.is_ok() {
+            self.unseen_flushed.fetch_max(unseen, Ordering::AcqRel);
+        }
+        emptied
+    }
+
+    /// A command that is no request of the layer may change the medium, or has done so.
+    pub(super) fn note_unseen(&self) {
+        self.unseen.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Comes first in every flush of the layer, which leaves out the rest where it has written nothing
+    /// itself.
+    pub(super) async fn flush_unseen(&self) -> Result<()> {
+        if self.no_flush {
+            return Ok(());
+        }
+        if self.write_lost.load(Ordering::Acquire) {
+            return Err(Error::IO);
+        }
+        let flushed = self.unseen_flushed.load(Ordering::Acquire);
+        if flushed == self.unseen.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.catch_up().await?;
+        self.synchronize().await
     }
 
     async fn empty_cache(&self) -> Result<()> {

@@ -10,7 +10,6 @@ use super::send::{CID, Urgent};
 use super::task::{Kind, Task, TaskId};
 use super::{Leaving, Link, Session, SessionEvent, Up, VIOLATIONS_MAX, Wanted};
 use crate::chap::{CHALLENGE_LEN, Nonce};
-use crate::keys::text::TextBuffer;
 use crate::login::{Login, LoginConfig, LoginError, Progress, SessionParameters};
 use crate::nexus::{Command, NexusEvent, TaskError};
 use crate::pdu::logout::LogoutReason;
@@ -32,6 +31,10 @@ const STEADY: Duration = Duration::from_secs(5);
 
 /// How often a task may be under way when a connection is lost, before it is taken for the reason.
 pub(super) const LOSSES_MAX: u32 = 32;
+
+/// How many sessions in a row, none of them steady, may be left with commands that the target put off,
+/// before those are taken for refused.
+const PUT_OFF_MAX: u32 = 32;
 
 /// Longest time for which the target can have us stay away. Who comes earlier than told is refused at
 /// worst, and tries again.
@@ -74,6 +77,8 @@ pub(super) struct Attempt {
     failures: u32,
     /// In a row without a task that ended in between.
     violations: u32,
+    /// Sessions that were left with commands that the target had put off, since the last steady one.
+    put_off: u32,
     /// There was a session before.
     was_up: bool,
     /// Since when there is none.
@@ -89,6 +94,7 @@ impl Attempt {
             redirects: 0,
             failures: 0,
             violations: 0,
+            put_off: 0,
             was_up: false,
             down_since: Some(now),
             wait: Duration::ZERO,
@@ -233,6 +239,7 @@ impl Session {
             jobs: Default::default(),
             urgent: Default::default(),
             resets: Default::default(),
+            put_off: Default::default(),
             since: now,
             heard: now,
             pinged: None,
@@ -271,9 +278,10 @@ impl Session {
         }
         if let State::Up(up) = &lost {
             if up.since + STEADY <= now {
-                self.attempt.failures = 0;
+                (self.attempt.failures, self.attempt.put_off) = (0, 0);
             }
-            self.take_back(up.cmd_sn);
+            self.attempt.put_off += u32::from(!up.put_off.is_empty());
+            self.take_back(up);
         }
         if self.closing && self.tasks.open() == 0 {
             return self.end(SessionError::Closed);
@@ -301,9 +309,23 @@ impl Session {
         self.events.push_back(SessionEvent::Ended(error));
     }
 
-    /// The tasks of a lost connection wait to be sent again, if they may be. `next` is the number of
-    /// the command that would have been next.
-    fn take_back(&mut self, next: Serial) {
+    /// Whether a command that the target puts off may wait for the next connection.
+    pub(super) fn may_put_off(&self) -> bool {
+        self.attempt.put_off < PUT_OFF_MAX
+    }
+
+    /// The target takes no more commands before a logout, and did not run this one (section 11.9.1). It
+    /// goes over the next connection. What is under way has some time to end.
+    pub(super) fn put_off(&mut self, id: TaskId, now: Duration) {
+        let State::Up(up) = &mut self.state else { return };
+        let Some(active) = self.tasks.active_task(id).and_then(Task::active) else { return };
+        up.put_off.push((active.cmd_sn, id));
+        self.tasks.deactivate(id);
+        self.leave(now + self.config.patience.logout, now);
+    }
+
+    /// The tasks of a lost connection wait to be sent again, if they may be, in the order of their numbers.
+    fn take_back(&mut self, up: &Up) {
         let ids = self.tasks.ids();
         for id in &ids {
             if let Some(Task { kind: Kind::Abort(of, error), .. }) = self.tasks.get(*id) {
@@ -312,10 +334,14 @@ impl Session {
                 self.finish(*id, Err(TaskError::Aborted));
             }
         }
-        let mut again: Vec<(Reverse<u32>, TaskId)> = Vec::new();
+        let age = |cmd_sn| Reverse(up.cmd_sn.steps_from(cmd_sn).unwrap_or(0));
+        let mut again: Vec<_> = up.put_off.iter().map(|(cmd_sn, id)| (age(*cmd_sn), *id)).collect();
         for id in ids {
-            let Some(task) = self.tasks.active_task(id) else { continue };
-            let age = task.active().and_then(|active| next.steps_from(active.cmd_sn));
+            let Some(task) = self.tasks.get(id) else { continue };
+            if let Kind::Text(text) = &mut task.kind {
+                text.start_anew();
+            }
+            let Some(cmd_sn) = task.active().map(|active| active.cmd_sn) else { continue };
             match &mut task.kind {
                 Kind::Scsi(command) if command.replay == Replay::Unsafe => {
                     self.finish(id, Err(TaskError::Unknown));
@@ -325,11 +351,7 @@ impl Session {
                     self.finish(id, Err(TaskError::Lost { times: LOSSES_MAX }));
                     continue;
                 }
-                Kind::Text(text) => {
-                    text.received = TextBuffer::new(super::ANSWER_LEN_MAX);
-                    (text.target_tag, text.exchanges) = (None, 0);
-                }
-                Kind::Scsi(_) | Kind::Reset(_) | Kind::Abort(..) => {}
+                Kind::Scsi(_) | Kind::Text(_) | Kind::Reset(_) | Kind::Abort(..) => {}
             }
             task.losses += 1;
             let is_reset = matches!(task.kind, Kind::Reset(_));
@@ -337,7 +359,7 @@ impl Session {
             if is_reset {
                 continue;
             }
-            again.push((Reverse(age.unwrap_or(0)), id));
+            again.push((age(cmd_sn), id));
         }
         again.sort_by_key(|(age, _)| *age);
         for (_, id) in again.into_iter().rev() {

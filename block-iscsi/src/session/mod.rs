@@ -16,7 +16,8 @@
 //! are sent again, in the order in which they were sent before. Tasks that must not
 //! ([`Replay::Unsafe`](crate::scsi::cdb::Replay)) fail with [`TaskError::Unknown`] if they had been
 //! handed to the connection. Commands that are meant for one session wait for the next one, too, and are
-//! handed back then, sent or not ([`TaskError::Reinstated`]).
+//! handed back then, sent or not ([`TaskError::Reinstated`]). What a target does not take any more because
+//! it waits for a logout was not sent.
 //!
 //! Invariants: commands go out in the order of CmdSN and within the target's window; a PDU of the
 //! target is believed only after all its fields were checked against the task that it names, and
@@ -45,7 +46,7 @@ pub use inbound::Inbound;
 pub use outbound::{Outbound, Parts};
 pub use task::{Answer, TASKS_MAX, TaskId};
 
-use crate::keys::text::{TextBuffer, encode};
+use crate::keys::text::encode;
 use crate::keys::{Negotiated, Pair};
 use crate::login::LoginError;
 use crate::nexus::{Command, NexusEvent, TaskError};
@@ -131,6 +132,9 @@ struct Up {
     urgent: VecDeque<send::Urgent>,
     /// Resets that may be under way: those that have ended are dropped when somebody looks.
     resets: Vec<TaskId>,
+    /// Commands and texts that the target did not take any more, with the numbers that they had. They wait
+    /// for the next connection.
+    put_off: Vec<(crate::serial::Serial, TaskId)>,
     /// When it began.
     since: Duration,
     /// When the last byte came.
@@ -194,8 +198,7 @@ impl Session {
         if text.len() > crate::keys::text::TEXT_LEN_MAX {
             return Err(TaskError::TooLong { len: text.len() });
         }
-        let received = TextBuffer::new(ANSWER_LEN_MAX);
-        self.enqueue(Kind::Text(TextTask { text, received, target_tag: None, exchanges: 0 }), now)
+        self.enqueue(Kind::Text(TextTask::new(text)), now)
     }
 
     /// The result of a task that is done, once. Its [`TaskId`] means nothing after that.

@@ -10,7 +10,7 @@ use super::inbound::{Inbound, Received};
 use super::lifecycle::State;
 use super::outbound::Outbound;
 use super::send::{DataJob, LOGOUT_TAG, PING_TAG, Urgent};
-use super::task::{Active, Answer, Kind, Stage, Task, TaskId};
+use super::task::{Active, Answer, Kind, Stage, Task, TaskId, TextRest};
 use super::{Link, Session, SessionEvent, Up};
 use crate::nexus::{Completion, Data, NexusEvent, TaskError};
 use crate::pdu::async_event::{AsyncEvent, AsyncMessage};
@@ -102,7 +102,7 @@ impl Session {
                 Err(SessionError::EndedByTarget)
             }
             Response::AsyncMessage(pdu) => self.handle_async(&pdu, data, now),
-            Response::Reject(pdu) => self.handle_reject(&pdu, data),
+            Response::Reject(pdu) => self.handle_reject(&pdu, data, now),
             Response::Login(_) => Err(unexpected(Opcode::LoginResponse).into()),
         }
     }
@@ -200,7 +200,7 @@ impl Session {
         Ok(())
     }
 
-    /// Ends a SCSI task with a status.
+    /// Ends a SCSI task with a status. Sense data may tell of more than the task, so that all hear of it.
     fn complete(&mut self, id: TaskId, status: u8, residual: Residual, sense: &[u8]) {
         let Some(Task { kind: Kind::Scsi(command), stage: Stage::Active(active), .. }) =
             self.tasks.active_task(id)
@@ -210,7 +210,7 @@ impl Session {
         let Ok(status) = Status::from_code(status) else {
             return self.finish(id, Err(TaskError::Status { status }));
         };
-        let received = active.received;
+        let (received, lun) = (active.received, command.lun);
         let expected = match &command.data {
             Data::In(iov) => iov.len(),
             Data::None | Data::Out(_) => 0,
@@ -225,6 +225,10 @@ impl Session {
         }
         self.attempt.well_behaved();
         let sense = sense.to_vec();
+        if status == Status::CheckCondition {
+            let event = NexusEvent::Sense { lun, sense: sense.clone() };
+            self.events.push_back(SessionEvent::Nexus(event));
+        }
         self.finish(id, Ok(Answer::Scsi(Completion { status, sense, residual, received })));
     }
 
@@ -360,7 +364,7 @@ impl Session {
                     let field = "number of text requests";
                     return Err(Violation::Beyond { opcode, field, found, limit });
                 }
-                text.target_tag = Some(target_tag);
+                text.rest = Some(TextRest { target_tag, lun: pdu.lun });
                 self.tasks.deactivate(id);
                 self.queue.push_front(id);
             }
@@ -400,24 +404,40 @@ impl Session {
         Ok(())
     }
 
-    /// A rejected command fails; whatever else is rejected, the two sides do not understand each
-    /// other.
-    fn handle_reject(&mut self, pdu: &Reject, data: &[u8]) -> Result<(), SessionError> {
+    /// A rejected command fails, unless it only came too late for this connection; whatever else is
+    /// rejected, the two sides do not understand each other.
+    fn handle_reject(
+        &mut self,
+        pdu: &Reject,
+        data: &[u8],
+        now: Duration,
+    ) -> Result<(), SessionError> {
         self.take_status(Opcode::Reject, pdu.serials)?;
         let reason = pdu.reason;
         let refused = Reject::refused(data).map_err(Violation::from)?;
         let id = TaskId::from_tag(refused.initiator_task_tag);
         let task = self.tasks.active_task(id);
         let is_task = task.is_some();
-        let abort = match task.map(|task| &task.kind) {
-            Some(Kind::Abort(of, error)) => Some((*of, error.clone())),
-            _ => None,
+        let (abort, may_wait) = match task {
+            Some(Task { kind: Kind::Abort(of, error), .. }) => (Some((*of, error.clone())), false),
+            Some(Task {
+                kind: Kind::Scsi(_) | Kind::Text(_),
+                stage: Stage::Active(active),
+                ..
+            }) => (None, !active.aborting),
+            _ => (None, false),
         };
         let is_request = matches!(
             refused.opcode(),
             Opcode::ScsiCommand | Opcode::TextRequest | Opcode::TaskManagementRequest
         );
         match refused.opcode() {
+            Opcode::ScsiCommand | Opcode::TextRequest
+                if may_wait && reason == RejectReason::WaitingForLogout && self.may_put_off() =>
+            {
+                self.put_off(id, now);
+                Ok(())
+            }
             _ if is_task && is_request && reason != RejectReason::DataDigestError => {
                 self.finish(id, Err(TaskError::Rejected { reason }));
                 abort.map_or(Ok(()), |(of, error)| self.abort_failed(of, error))

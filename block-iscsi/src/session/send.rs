@@ -280,13 +280,13 @@ impl Up {
         let serials = self.take_serials();
         text.exchanges += 1;
         // What follows the first request only fetches the rest of the answer.
-        let data: &[u8] = if text.target_tag.is_none() { &text.text } else { &[] };
+        let data: &[u8] = if text.rest.is_none() { &text.text } else { &[] };
         let pdu = TextRequest {
             delivery: Delivery::Ordered,
             step: TextStep::Final,
-            lun: [0; 8],
+            lun: text.rest.map_or([0; 8], |rest| rest.lun),
             task_tag: id.tag(),
-            target_tag: text.target_tag,
+            target_tag: text.rest.map(|rest| rest.target_tag),
             serials,
             data_len: data_len(data.len()),
         };

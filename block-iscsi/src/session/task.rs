@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use block_core::IoVec;
 
+use super::ANSWER_LEN_MAX;
 use crate::keys::Pair;
 use crate::keys::text::TextBuffer;
 use crate::nexus::{Command, Completion, TaskError};
@@ -65,9 +66,28 @@ pub(super) enum Kind {
 pub(super) struct TextTask {
     pub(super) text: Vec<u8>,
     pub(super) received: TextBuffer,
-    /// The target has more to say under this tag.
-    pub(super) target_tag: Option<u32>,
+    /// The target has more to say, to a request that names this.
+    pub(super) rest: Option<TextRest>,
     pub(super) exchanges: u32,
+}
+
+/// What a text request names that fetches more of an answer.
+#[derive(Copy, Clone, Debug)]
+pub(super) struct TextRest {
+    pub(super) target_tag: u32,
+    pub(super) lun: [u8; 8],
+}
+
+impl TextTask {
+    pub(super) fn new(text: Vec<u8>) -> Self {
+        let received = TextBuffer::new(ANSWER_LEN_MAX);
+        Self { text, received, rest: None, exchanges: 0 }
+    }
+
+    /// It is sent from its beginning, over another connection.
+    pub(super) fn start_anew(&mut self) {
+        *self = Self::new(std::mem::take(&mut self.text));
+    }
 }
 
 /// Where a task stands.

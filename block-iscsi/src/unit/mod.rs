@@ -3,8 +3,9 @@
 //! [`Unit::execute`] runs a command and sends it again where status and sense data say that this is
 //! worth it: at once after a unit attention, later after BUSY, TASK SET FULL or "becoming ready".
 //! Whoever listens hears of every unit attention *before* the command is sent again, of what happens to
-//! the session, and of writes that are lost. A [`UnitGate`] decides each time whether a command that names
-//! blocks means what it says, in the session that there is then: in no other one is it sent.
+//! the session, and of writes that are lost: all that comes from the nexus, whoever waits for a command. A
+//! [`UnitGate`] decides each time whether a command that names blocks means what it says, in the session
+//! that there is then: in no other one is it sent.
 //!
 //! A unit knows nothing of what its medium holds: an allocation map belongs to the driver, which has
 //! to hear of every command that changes the medium.
@@ -157,7 +158,7 @@ impl Unit {
         loop {
             let session = self.pass_gate(&cdb).await?;
             let completion = self.send(bytes, replay, data.clone(), session).await;
-            let (error, retry) = match self.judge(cdb.opcode(), replay, completion) {
+            let (error, retry) = match Self::judge(cdb.opcode(), replay, completion) {
                 Ok(reply) => return Ok(reply),
                 Err(failed) => failed,
             };
@@ -167,8 +168,8 @@ impl Unit {
         }
     }
 
-    /// Sends a command once, whatever it is, and gives what the target says. Listeners hear of it,
-    /// too. It is sent in the session that there is now, and in no other one.
+    /// Sends a command once, whatever it is, and gives what the target says. It is sent in the session that
+    /// there is now, and in no other one.
     pub async fn pass_through(
         &self,
         cdb: CdbBytes,
@@ -176,11 +177,7 @@ impl Unit {
         data: Data,
     ) -> Result<Completion, TaskError> {
         let session = Some(self.nexus.session());
-        let completion = self.send(cdb, replay, data, session).await?;
-        if completion.status == Status::CheckCondition {
-            self.tell_sense(Sense::parse(&completion.sense).ok());
-        }
-        Ok(completion)
+        self.send(cdb, replay, data, session).await
     }
 
     async fn send(
@@ -193,15 +190,8 @@ impl Unit {
         self.nexus.execute(Command { lun: self.lun, cdb, data, replay, session }).await
     }
 
-    fn tell_sense(&self, sense: Option<Sense>) {
-        if let Some(event) = sense.as_ref().and_then(event_of_sense) {
-            self.tell(event);
-        }
-    }
-
     /// Whether the command is done; if not, why, and when to send it again.
     fn judge(
-        &self,
         opcode: u8,
         replay: Replay,
         completion: Result<Completion, TaskError>,
@@ -218,7 +208,6 @@ impl Unit {
             Status::CheckCondition => Sense::parse(&sense).ok(),
             _ => None,
         };
-        self.tell_sense(sense);
         let Some(retry) = status.retry(sense.as_ref()) else {
             return Ok(Reply { received, residual });
         };

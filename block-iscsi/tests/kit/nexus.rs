@@ -1,6 +1,6 @@
 //! A [`Nexus`] whose target is the test kit's device, and what a test can do to the commands on their way.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -125,6 +125,8 @@ pub struct MemoryNexus {
     exec: Exec,
     /// Whether answers take random times.
     dawdles: bool,
+    /// For the commands, which run whether or not anybody waits for them.
+    this: Weak<Self>,
     state: Mutex<State>,
 }
 
@@ -147,7 +149,12 @@ impl MemoryNexus {
             resets: 0,
             closed: false,
         };
-        Arc::new(Self { exec: exec.clone(), dawdles, state: Mutex::new(state) })
+        Arc::new_cyclic(|this| Self {
+            exec: exec.clone(),
+            dawdles,
+            this: Weak::clone(this),
+            state: Mutex::new(state),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -257,6 +264,30 @@ impl MemoryNexus {
         }
     }
 
+    /// Runs a command that was sent after so many resets.
+    async fn run_to_the_end(
+        &self,
+        command: Command,
+        sent: Sent,
+        resets: u64,
+    ) -> Result<Completion, TaskError> {
+        self.pass(Point::Before, &sent).await;
+        if self.state().resets != resets {
+            return Err(TaskError::Aborted);
+        }
+        let answer = self.run(&sent);
+        self.pass(Point::After, &sent).await;
+        let (completion, data) = answer?;
+        if completion.status == Status::CheckCondition {
+            let (lun, sense) = (command.lun, completion.sense.clone());
+            self.tell(&NexusEvent::Sense { lun, sense });
+        }
+        if let Data::In(iov) = &command.data {
+            iov.copy_from(0, &data[..data.len().min(iov.len())]);
+        }
+        Ok(completion)
+    }
+
     /// Runs a command on the device, or whatever was injected.
     fn run(&self, sent: &Sent) -> Result<(Completion, Vec<u8>), TaskError> {
         let mut state = self.state();
@@ -320,17 +351,9 @@ impl Nexus for MemoryNexus {
             state.log.push(sent.clone());
             state.resets
         };
-        self.pass(Point::Before, &sent).await;
-        if self.state().resets != resets {
-            return Err(TaskError::Aborted);
-        }
-        let answer = self.run(&sent);
-        self.pass(Point::After, &sent).await;
-        let (completion, data) = answer?;
-        if let Data::In(iov) = &command.data {
-            iov.copy_from(0, &data[..data.len().min(iov.len())]);
-        }
-        Ok(completion)
+        let this = self.this.upgrade().unwrap();
+        let run = async move { this.run_to_the_end(command, sent, resets).await };
+        self.exec.spawn("command", run).await
     }
 
     async fn reset(&self, lun: Lun) -> Result<(), TaskError> {

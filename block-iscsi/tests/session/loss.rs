@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use block_iscsi::keys::Pair;
+use block_iscsi::keys::text::encode;
 use block_iscsi::nexus::{Command, NexusEvent, TaskError};
 use block_iscsi::pdu::Request;
 use block_iscsi::pdu::async_event::{AsyncEvent, AsyncMessage};
@@ -9,9 +11,11 @@ use block_iscsi::pdu::fields::DataLen;
 use block_iscsi::pdu::login::{LoginAnswer, LoginStatus};
 use block_iscsi::pdu::logout::{LogoutReason, LogoutResponse, LogoutResult};
 use block_iscsi::pdu::nop::NopIn;
+use block_iscsi::pdu::reject::RejectReason;
+use block_iscsi::pdu::text::{TextReply, TextResponse};
 use block_iscsi::session::{
-    Awaited, ConnectionError, Patience, SessionConfig, SessionError, SessionEvent, VIOLATIONS_MAX,
-    Wanted,
+    Answer, Awaited, ConnectionError, Patience, SessionConfig, SessionError, SessionEvent,
+    VIOLATIONS_MAX, Wanted,
 };
 
 use crate::peer::{
@@ -282,6 +286,120 @@ fn a_target_that_wants_a_logout_gets_one() {
     let (sent, _) = peer.hear_command();
     peer.say_status(sent.task_tag, 0, &[]);
     assert!(peer.events().contains(&SessionEvent::Done(b)));
+}
+
+/// They crossed its wish, and did not run (section 11.9.1).
+#[test]
+fn what_a_target_puts_off_before_a_logout_is_sent_after_it() {
+    let mut peer = Peer::up(config(), KEYS);
+    let buf = buffer(512);
+    let a = peer.submit(unsafe_write(&pattern(512)));
+    let text = peer.session.submit_text(&[Pair::new("SendTargets", "")], peer.now).unwrap();
+    let bound = peer.submit(Command { session: Some(0), ..unsafe_write(&pattern(512)) });
+    let b = peer.submit(read(&buf));
+    peer.listen();
+    let sent: Vec<_> = peer.heard.drain(..).map(|(request, _)| request.to_bhs()).collect();
+    say_async(&mut peer, AsyncEvent::LogoutRequested { within_secs: 10 });
+    // In whatever order.
+    for at in [2, 0, 1] {
+        peer.hear_nothing();
+        peer.say_rejected(&sent[at], RejectReason::WaitingForLogout);
+    }
+    // What the target has taken is waited for, or comes again, too.
+    peer.hear_nothing();
+    peer.wait(SECOND * 5);
+    assert_eq!(peer.events(), []);
+    let (Request::Logout(logout), _) = peer.hear() else { panic!("no logout") };
+    say_logged_out(&mut peer, logout.task_tag);
+    assert_eq!(peer.events(), [SessionEvent::Down(SessionError::EndedByTarget)]);
+    peer.reconnect();
+    peer.log_in(KEYS);
+    let reinstated = SessionEvent::Nexus(NexusEvent::Reinstated);
+    assert_eq!(peer.events(), [reinstated, SessionEvent::Done(bound), SessionEvent::Up]);
+    assert_eq!(peer.result(bound), Some(Err(TaskError::Reinstated { sent: false })));
+    let (sent, _) = peer.hear_command();
+    assert_eq!(sent.cdb.head()[0], 0x2a);
+    peer.say_status(sent.task_tag, 0, &[]);
+    assert!(matches!(peer.hear(), (Request::Text(_), data) if !data.is_empty()));
+    peer.exp_cmd_sn = peer.exp_cmd_sn.next();
+    let (sent, _) = peer.hear_command();
+    peer.data_in(sent.task_tag, 0, 0, &[5; 512], true);
+    assert_eq!(peer.events(), [a, b].map(SessionEvent::Done));
+    assert_eq!(peer.result(text), None);
+}
+
+/// The target's tag means nothing in the next session.
+#[test]
+fn a_text_that_a_logout_interrupts_starts_anew() {
+    let mut peer = Peer::up(config(), KEYS);
+    let id = peer.session.submit_text(&[Pair::new("SendTargets", "")], peer.now).unwrap();
+    let found = vec![Pair::new("TargetName", "iqn.a:b")];
+    let text = encode(&found);
+    for round in 0..2 {
+        let (Request::Text(request), data) = peer.hear() else { panic!("no text") };
+        assert_eq!((request.target_tag, data.is_empty()), (None, false));
+        let (reply, part) = match round {
+            0 => (TextReply::Partial { target_tag: 44 }, &text[..3]),
+            _ => (TextReply::Final, &text[..]),
+        };
+        say_async(&mut peer, AsyncEvent::LogoutRequested { within_secs: 10 });
+        peer.exp_cmd_sn = peer.exp_cmd_sn.next();
+        let (serials, data_len) = (peer.next_status(), DataLen::of(part).unwrap());
+        let (lun, task_tag) = ([0; 8], request.task_tag);
+        peer.say(TextResponse { reply, lun, task_tag, serials, data_len }, part);
+        if round == 0 {
+            let (Request::Logout(logout), _) = peer.hear() else { panic!("no logout") };
+            say_logged_out(&mut peer, logout.task_tag);
+            peer.reconnect();
+            peer.log_in(KEYS);
+        }
+    }
+    assert_eq!(peer.result(id), Some(Ok(Answer::Text(found))));
+}
+
+/// It has not said before that it waits for one.
+#[test]
+fn a_target_that_waits_for_a_logout_gets_one() {
+    let mut peer = Peer::up(config(), KEYS);
+    let a = peer.submit(write(&pattern(512)));
+    let b = peer.submit(write(&pattern(512)));
+    let (taken, _) = peer.hear_command();
+    let (refused, _) = peer.hear_command();
+    peer.say_rejected(&refused.to_bhs(), RejectReason::WaitingForLogout);
+    peer.hear_nothing();
+    peer.say_status(taken.task_tag, 0, &[]);
+    assert!(matches!(peer.hear(), (Request::Logout(_), _)));
+    assert_eq!(peer.events(), [SessionEvent::Done(a)]);
+    assert_eq!(peer.result(b), None);
+}
+
+/// Nobody would wait for ever.
+#[test]
+fn a_target_that_puts_off_the_same_command_again_and_again_has_refused_it() {
+    let mut peer = Peer::up(config(), KEYS);
+    let id = peer.submit(unsafe_write(&pattern(512)));
+    let mut rounds = 0;
+    loop {
+        let (sent, _) = peer.hear_command();
+        // Other commands end well.
+        let other = peer.submit(read(&buffer(512)));
+        let tag = peer.hear_command().0.task_tag;
+        peer.data_in(tag, 0, 0, &[5; 512], true);
+        assert!(peer.result(other).is_some());
+        peer.say_rejected(&sent.to_bhs(), RejectReason::WaitingForLogout);
+        if let Some(result) = peer.result(id) {
+            let reason = RejectReason::WaitingForLogout;
+            assert_eq!(result, Err(TaskError::Rejected { reason }));
+            break;
+        }
+        let (Request::Logout(logout), _) = peer.hear() else { panic!("no logout") };
+        say_logged_out(&mut peer, logout.task_tag);
+        peer.wait(SECOND);
+        peer.reconnect();
+        peer.log_in(KEYS);
+        rounds += 1;
+    }
+    assert_eq!(rounds, 32);
 }
 
 /// Nobody would ever hear of the tasks that the target has dropped.

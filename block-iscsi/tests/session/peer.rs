@@ -10,11 +10,12 @@ use block_iscsi::keys::text::{TextBuffer, encode};
 use block_iscsi::keys::{Offer, Pair};
 use block_iscsi::login::{Authentication, SessionTarget};
 use block_iscsi::nexus::{Command, Data, TaskError};
-use block_iscsi::pdu::bhs::BHS_LEN;
+use block_iscsi::pdu::bhs::{BHS_LEN, Bhs};
 use block_iscsi::pdu::data::{DataIn, DataInEnd, ReadyToTransfer, Sequence};
 use block_iscsi::pdu::digest::digest;
 use block_iscsi::pdu::fields::{DataLen, Residual, ResponseSerials};
 use block_iscsi::pdu::login::{LoginAnswer, LoginResponse, LoginStage, LoginStep};
+use block_iscsi::pdu::reject::{Reject, RejectReason};
 use block_iscsi::pdu::scsi::{CommandOutcome, ScsiResponse};
 use block_iscsi::pdu::{Request, Response};
 use block_iscsi::scsi::cdb::{Caching, Cdb, Replay};
@@ -292,6 +293,18 @@ impl Peer {
             data_len: DataLen::of(data).unwrap(),
         };
         self.say(response, data);
+    }
+
+    /// Refuses a PDU.
+    pub(crate) fn say_rejected(&mut self, refused: &Bhs, reason: RejectReason) {
+        let refused = refused.to_bytes();
+        let reject = Reject {
+            reason,
+            serials: self.next_status(),
+            data_sn: Serial::new(0),
+            data_len: DataLen::of(&refused).unwrap(),
+        };
+        self.say(reject, &refused);
     }
 
     /// Data of a read, with a status behind the last of it.

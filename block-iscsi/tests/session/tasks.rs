@@ -2,38 +2,27 @@
 
 use block_iscsi::keys::Pair;
 use block_iscsi::keys::text::encode;
-use block_iscsi::nexus::{NexusEvent, TaskError};
-use block_iscsi::pdu::bhs::Bhs;
+use block_iscsi::nexus::{Data, NexusEvent, TaskError};
 use block_iscsi::pdu::fields::{DataLen, Delivery};
 use block_iscsi::pdu::nop::NopIn;
-use block_iscsi::pdu::reject::{Reject, RejectReason};
+use block_iscsi::pdu::reject::RejectReason;
+use block_iscsi::pdu::scsi::SenseSegment;
 use block_iscsi::pdu::task_mgmt::{
     TaskFunction, TaskManagementRequest, TaskManagementResponse, TaskResult,
 };
 use block_iscsi::pdu::text::{TextReply, TextResponse};
 use block_iscsi::pdu::{Pdu, Request};
+use block_iscsi::scsi::cdb::Cdb;
 use block_iscsi::scsi::luns::Lun;
-use block_iscsi::serial::Serial;
 use block_iscsi::session::{
     Answer, Awaited, Patience, SessionConfig, SessionError, SessionEvent, TaskId,
 };
 
-use crate::peer::{KEYS, Peer, SECOND, buffer, config, pairs, pattern, read, write};
+use crate::peer::{KEYS, Peer, SECOND, buffer, command, config, pairs, pattern, read, write};
 
 fn say_managed(peer: &mut Peer, task_tag: u32, result: TaskResult) {
     let serials = peer.next_status();
     peer.say(TaskManagementResponse { result, task_tag, serials }, &[]);
-}
-
-fn say_rejected(peer: &mut Peer, refused: &Bhs, reason: RejectReason) {
-    let refused = refused.to_bytes();
-    let reject = Reject {
-        reason,
-        serials: peer.next_status(),
-        data_sn: Serial::new(0),
-        data_len: DataLen::of(&refused).unwrap(),
-    };
-    peer.say(reject, &refused);
 }
 
 /// Has the time of a command run out; the abort, and the command's tag.
@@ -91,7 +80,7 @@ fn an_abort_without_an_answer_ends_the_connection() {
 fn an_abort_that_is_rejected_ends_the_connection() {
     let mut peer = Peer::up(impatient(), KEYS);
     let (id, abort, _) = timed_out(&mut peer);
-    say_rejected(&mut peer, &abort.to_bhs(), RejectReason::CommandNotSupported);
+    peer.say_rejected(&abort.to_bhs(), RejectReason::CommandNotSupported);
     let down = SessionEvent::Down(SessionError::TimedOut(Awaited::TaskManagement));
     assert_eq!(peer.events(), [SessionEvent::Done(id), down]);
     assert_eq!(peer.result(id), Some(Err(TaskError::TimedOut)));
@@ -99,8 +88,22 @@ fn an_abort_that_is_rejected_ends_the_connection() {
     let mut peer = Peer::up(impatient(), KEYS);
     let (id, abort, tag) = timed_out(&mut peer);
     peer.say_status(tag, 0, &[]);
-    say_rejected(&mut peer, &abort.to_bhs(), RejectReason::CommandNotSupported);
+    peer.say_rejected(&abort.to_bhs(), RejectReason::CommandNotSupported);
     assert_eq!(peer.events(), [SessionEvent::Done(id)]);
+}
+
+/// Nobody waits for the next session.
+#[test]
+fn a_command_that_is_put_off_while_it_is_aborted_ends() {
+    let mut peer = Peer::up(impatient(), KEYS);
+    let id = peer.submit(write(&pattern(512)));
+    let (sent, _) = peer.hear_command();
+    peer.wait(SECOND);
+    assert!(matches!(peer.hear(), (Request::TaskManagement(_), _)));
+    let reason = RejectReason::WaitingForLogout;
+    peer.say_rejected(&sent.to_bhs(), reason);
+    assert_eq!(peer.events(), [SessionEvent::Done(id)]);
+    assert_eq!(peer.result(id), Some(Err(TaskError::Rejected { reason })));
 }
 
 #[test]
@@ -174,7 +177,7 @@ fn a_reset_that_is_not_carried_out_holds_nothing_back() {
         say_managed(peer, request.task_tag, TaskResult::NotSupported);
     };
     let reject = |peer: &mut Peer, request: &TaskManagementRequest| {
-        say_rejected(peer, &request.to_bhs(), RejectReason::CommandNotSupported);
+        peer.say_rejected(&request.to_bhs(), RejectReason::CommandNotSupported);
     };
     let say_nothing = |peer: &mut Peer, _: &TaskManagementRequest| {
         peer.wait(SECOND);
@@ -199,6 +202,7 @@ fn a_reset_that_is_not_carried_out_holds_nothing_back() {
 /// In three parts, the second of which ends within a key.
 #[test]
 fn a_text_is_put_together_from_its_parts() {
+    const LUNS: [[u8; 8]; 3] = [[0, 7, 0, 0, 0, 0, 0, 0], [9; 8], [0; 8]];
     let mut peer = Peer::up(config(), KEYS);
     let all = Pair::new("SendTargets", "All");
     let id = peer.session.submit_text(std::slice::from_ref(&all), peer.now).unwrap();
@@ -211,12 +215,13 @@ fn a_text_is_put_together_from_its_parts() {
         peer.exp_cmd_sn = peer.exp_cmd_sn.next();
         let expected = if number == 0 { vec![all.clone()] } else { Vec::new() };
         assert_eq!(pairs(&data), expected);
-        let tag = if number == 0 { None } else { Some(44) };
-        assert_eq!(request.target_tag, tag);
+        // Each names what the last response named.
+        let named = if number == 0 { ([0; 8], None) } else { (LUNS[number - 1], Some(44)) };
+        assert_eq!((request.lun, request.target_tag), named);
         let last = number == 2;
         let response = TextResponse {
             reply: if last { TextReply::Final } else { TextReply::Partial { target_tag: 44 } },
-            lun: [0; 8],
+            lun: LUNS[number],
             task_tag: request.task_tag,
             serials: peer.next_status(),
             data_len: DataLen::of(part).unwrap(),
@@ -250,7 +255,7 @@ fn a_rejected_command_fails_alone() {
     let ids = [peer.submit(read(&buf)), peer.submit(write(&pattern(512)))];
     let (first, _) = peer.hear_command();
     let (second, _) = peer.hear_command();
-    say_rejected(&mut peer, &first.to_bhs(), RejectReason::InvalidField);
+    peer.say_rejected(&first.to_bhs(), RejectReason::InvalidField);
     let reason = RejectReason::InvalidField;
     assert_eq!(peer.result(ids[0]), Some(Err(TaskError::Rejected { reason })));
     peer.say_status(second.task_tag, 0, &[]);
@@ -266,6 +271,41 @@ fn a_task_that_nobody_waits_for_runs_to_its_end() {
     peer.say_status(sent.task_tag, 0, &[]);
     assert_eq!(peer.events(), []);
     assert_eq!(peer.result(id), None);
+}
+
+/// Ends a command with CHECK CONDITION.
+fn say_sense(peer: &mut Peer, task_tag: u32, sense: &[u8]) -> SessionEvent {
+    let data = SenseSegment { sense, rest: &[] }.to_bytes().unwrap();
+    peer.say_status(task_tag, 2, &data);
+    let lun = Lun::from_number(5).unwrap();
+    SessionEvent::Nexus(NexusEvent::Sense { lun, sense: sense.to_vec() })
+}
+
+/// A write that was acknowledged is lost, and the flush behind the read that hears of it ends well.
+#[test]
+fn sense_data_is_told_before_any_command_ends_that_was_answered_later() {
+    let mut peer = Peer::up(config(), KEYS);
+    let read = peer.submit(read(&buffer(512)));
+    let flush = peer.submit(command(Cdb::SynchronizeCache10, Data::None));
+    let tags = [peer.hear_command().0.task_tag, peer.hear_command().0.task_tag];
+    let told = say_sense(&mut peer, tags[0], &[0x71, 0, 3, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0x0c, 0]);
+    peer.say_status(tags[1], 0, &[]);
+    let done = [read, flush].map(SessionEvent::Done);
+    assert_eq!(peer.events(), [[told].as_slice(), &done].concat());
+}
+
+#[test]
+fn sense_data_of_a_command_that_nobody_waits_for_is_told() {
+    let attention: &[u8] = &[0x70, 0, 6, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0x29, 0];
+    // Without any, something has happened all the same.
+    for sense in [attention, &[]] {
+        let mut peer = Peer::up(config(), KEYS);
+        let id = peer.submit(write(&pattern(512)));
+        let (sent, _) = peer.hear_command();
+        peer.session.abandon(id);
+        let told = say_sense(&mut peer, sent.task_tag, sense);
+        assert_eq!(peer.events(), [told]);
+    }
 }
 
 #[test]

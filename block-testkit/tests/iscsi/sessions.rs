@@ -127,26 +127,33 @@ fn pings_are_answered_in_both_directions() {
     assert_eq!(wire.target.pongs(link), 1);
 }
 
+/// Sends a text, or asks for more of its answer.
+fn say_text(wire: &mut Wire, text: &[u8], target_tag: Option<u32>, lun: [u8; 8]) {
+    let request = TextRequest {
+        delivery: Delivery::Ordered,
+        step: TextStep::Final,
+        lun,
+        task_tag: 9,
+        target_tag,
+        serials: wire.serials(),
+        data_len: DataLen::of(text).unwrap(),
+    };
+    wire.send(request, text);
+}
+
 fn ask(wire: &mut Wire, pairs: &[(&str, &str)]) -> Vec<Pair> {
     let pairs: Vec<_> = pairs.iter().map(|(key, value)| Pair::new(key, value)).collect();
     let mut text = encode(&pairs);
-    let (mut target_tag, mut all) = (None, TextBuffer::new(1 << 16));
+    let (mut target_tag, mut lun, mut all) = (None, [0; 8], TextBuffer::new(1 << 16));
     loop {
-        let request = TextRequest {
-            delivery: Delivery::Ordered,
-            step: TextStep::Final,
-            lun: [0; 8],
-            task_tag: 9,
-            target_tag,
-            serials: wire.serials(),
-            data_len: DataLen::of(&text).unwrap(),
-        };
-        wire.send(request, &text);
+        say_text(wire, &text, target_tag, lun);
         let (Response::Text(response), data) = wire.hear() else { panic!("no text") };
         all.push(&data).unwrap();
         match response.reply {
             TextReply::Final => return all.take_pairs().unwrap(),
-            TextReply::Partial { target_tag: tag } => target_tag = Some(tag),
+            TextReply::Partial { target_tag: tag } => {
+                (target_tag, lun) = (Some(tag), response.lun);
+            }
             TextReply::Open { .. } => panic!("it was final"),
         }
         text.clear();
@@ -179,6 +186,22 @@ fn discovery_tells_all_targets_and_where_they_are() {
     assert_eq!(ask(&mut wire, &[("SendTargets", "All")]), [Pair::new("SendTargets", "Reject")]);
     assert_eq!(ask(&mut wire, &[("MaxRecvDataSegmentLength", "600")]), []);
     assert_eq!(wire.target.agreed(wire.link).unwrap().max_send_data_segment_len, 600);
+}
+
+#[test]
+fn more_of_a_text_is_told_to_who_names_the_lun_of_the_answer() {
+    let mut wire = Wire::plain();
+    wire.target.config().limits.text_len = 7;
+    let text = encode(&[Pair::new("SendTargets", "")]);
+    say_text(&mut wire, &text, None, [0; 8]);
+    let (Response::Text(response), _) = wire.hear() else { panic!("no text") };
+    let TextReply::Partial { target_tag } = response.reply else { panic!("{response:?}") };
+    assert_ne!(response.lun, [0; 8]);
+    say_text(&mut wire, &[], Some(target_tag), [0; 8]);
+    let (Response::Reject(reject), _) = wire.hear() else { panic!("no reject") };
+    assert_eq!(reject.reason, RejectReason::ProtocolError);
+    say_text(&mut wire, &[], Some(target_tag), response.lun);
+    assert!(matches!(wire.hear(), (Response::Text(_), _)));
 }
 
 fn manage(wire: &mut Wire, unit: u8, function: TaskFunction) -> TaskResult {

@@ -29,6 +29,8 @@ use crate::iscsi::Nexus;
 const REPLY_LEN_MAX: usize = 1 << 16;
 /// Our tag of text exchanges, of which there is one at a time.
 const TEXT_TAG: u32 = 0x7e87;
+/// What goes with that tag, both ways.
+const TEXT_LUN: [u8; 8] = [0, 0x7e, 0, 0, 0, 0, 0, 0x87];
 
 /// Header and data of a request.
 type Kept = (Vec<u8>, Vec<u8>);
@@ -294,7 +296,8 @@ impl Session {
     }
 
     fn texts(&mut self, request: &TextRequest, frame: Frame<'_>, out: &mut Output, core: &Core) {
-        let strange = request.target_tag.is_some_and(|tag| tag != TEXT_TAG);
+        let named = request.target_tag.map(|tag| (tag, request.lun));
+        let strange = named.is_some_and(|named| named != (TEXT_TAG, TEXT_LUN));
         if request.target_tag.is_none() {
             // It starts anew.
             self.text_rest = None;
@@ -343,7 +346,7 @@ impl Session {
     fn reply(&mut self, request: &TextRequest, reply: TextReply, text: &[u8], out: &mut Output) {
         let response = TextResponse {
             reply,
-            lun: request.lun,
+            lun: if reply == TextReply::Final { [0; 8] } else { TEXT_LUN },
             task_tag: request.task_tag,
             serials: self.take_serials(),
             data_len: DataLen::of(text).unwrap_or_default(),

@@ -42,6 +42,27 @@ fn the_last_block_is_all_there_where_whole_blocks_are_read() {
     }
 }
 
+/// A file of 1000 bytes that cannot be guessed.
+fn odd() -> Vec<u8> {
+    (0..1000).map(|n| u8::try_from(n % 251).unwrap() | 1).collect()
+}
+
+#[test]
+fn a_target_that_exists_may_end_inside_of_the_last_sector_of_the_source() {
+    for (len, status, after) in [(512, 1, 512), (900, 0, 1024), (1000, 0, 1024), (1024, 0, 1024)] {
+        for tool in TOOLS {
+            let dir = ImageDir::new().unwrap();
+            dir.write("odd", &odd()).unwrap();
+            dir.write("target", &vec![9; len]).unwrap();
+            let args = ["convert", "-n", "-f", "raw", "-O", "raw", "odd", "target"];
+            assert_eq!(run(&dir, tool, &args).0, status, "{tool} {len}");
+            let mut expected = if status == 0 { odd() } else { vec![9; len] };
+            expected.resize(after, 0);
+            assert_eq!(dir.bytes("target").unwrap(), expected, "{tool} {len}");
+        }
+    }
+}
+
 #[test]
 fn hints_and_preallocation_are_taken() {
     for create in ["off", "falloc", "full"] {

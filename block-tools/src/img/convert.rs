@@ -575,7 +575,7 @@ async fn open_existing(
     if args.compress {
         compression::check_node(&node)?;
     }
-    if node.len() < total {
+    if sector_len(&node) < total {
         return Err(Failure::new("output file is smaller than input file"));
     }
     if args.target_is_zero && (node.backing().is_some() || plan.backing.is_some()) {

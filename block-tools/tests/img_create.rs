@@ -221,8 +221,23 @@ fn measure_gives_the_numbers_of_the_peer() {
             compare(&[&args[..], &["--size", "1000"]].concat());
         }
     }
-    let backing = "backing_file=base.raw,backing_fmt=raw";
-    compare(&["measure", "-O", "qcow2", "-o", backing, "s"]);
+    for backing in [
+        "backing_file=base.raw,backing_fmt=raw",
+        "backing_file=missing",
+        "backing_file=missing,backing_fmt=bogus",
+        "backing_fmt=raw",
+        "backing_file=base.raw,preallocation=full",
+        "backing_file=base.raw,data_file=d,data_file_raw=on",
+    ] {
+        compare(&["measure", "-O", "qcow2", "-o", backing, "s"]);
+        compare(&["measure", "-O", "qcow2", "-o", backing, "--size", "1G"]);
+    }
+    for format in ["raw", "qcow2"] {
+        for option in ["nocow=on", "extent_size_hint=1M", "extent_size_hint=4G"] {
+            compare(&["measure", "-O", format, "-o", option, "--size", "1M"]);
+            compare(&["measure", "-O", format, "-o", option, "s"]);
+        }
+    }
     compare(&["measure", "-O", "qcow2", "-o", "size=1G", "s"]);
     dir.qemu_img(&["snapshot", "-c", "one", "s"]).unwrap();
     dir.qemu_io("s", &["write 15M 1M"]).unwrap();
@@ -243,6 +258,8 @@ fn measure_refuses_what_the_peer_refuses() {
         &["measure", "-O", "bogus", "--size", "1"],
         &["measure", "-O", "null-co", "--size", "1"],
         &["measure", "-O", "qcow2", "-o", "bogus=1", "--size", "1"],
+        &["measure", "-O", "qcow2", "-o", "nocow=x", "--size", "1"],
+        &["measure", "-O", "raw", "-o", "extent_size_hint=x", "--size", "1"],
         &["measure", "missing"],
     ] {
         let told = TOOLS.map(|tool| run(&dir, tool, args));

@@ -24,6 +24,7 @@ fn run(dir: &ImageDir, tool: &'static str, args: &[&str]) -> (i32, String, Strin
 fn prepared() -> ImageDir {
     let dir = ImageDir::new().unwrap();
     dir.qemu_img(&["create", "-q", "-f", "raw", "base.raw", "3000320"]).unwrap();
+    dir.write("odd.raw", &[7; 1000]).unwrap();
     dir.qemu_img(&["create", "-q", "-f", "qcow2", "base.qcow2", "5M"]).unwrap();
     dir.qemu_io("base.qcow2", &["write -P 5 1M 100k"]).unwrap();
     dir
@@ -42,6 +43,7 @@ fn create_says_what_the_peer_says_and_makes_what_it_makes() {
         &["-o", "data_file=d,data_file_raw=on", "a", "1M"],
         &["-o", "data_file=d", "-b", "base.raw", "-F", "raw", "a", "1M"],
         &["-b", "base.raw", "-F", "raw", "a"],
+        &["-b", "odd.raw", "-F", "raw", "a"],
         &["-b", "base.qcow2", "-F", "qcow2", "a", "9M"],
         &["-o", "backing_file=base.qcow2,backing_fmt=qcow2", "a"],
         &["-b", "base.qcow2", "-F", "qcow2", "-o", "backing_file=missing", "a"],

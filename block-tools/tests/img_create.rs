@@ -72,6 +72,72 @@ fn create_says_what_the_peer_says_and_makes_what_it_makes() {
 }
 
 #[test]
+fn sizes_are_written_as_for_the_peer() {
+    let sizes = [
+        "+1k",
+        " 1k",
+        "\t\n +1k",
+        "+ 1k",
+        ".5k",
+        "+.5k",
+        "5.",
+        "5.k",
+        "5.b",
+        ".",
+        ".k",
+        "+",
+        "++1k",
+        "+-1",
+        "+0x10",
+        " 0x10",
+        "0x+10",
+        "0x",
+        "0x10.",
+        "1.0",
+        "1.",
+        "0.0",
+        ".0",
+        "1.5",
+        "1.5b",
+        "1..",
+        "1e3",
+        "1k ",
+        "1 k",
+        "007",
+        "1.999999999999999999999k",
+        "0.0000000000000000000001k",
+        "1.0000000001",
+        "+1.5k",
+        "1.0004k",
+        "1.0005k",
+        ".0009k",
+    ];
+    let dir = ImageDir::new().unwrap();
+    for size in sizes {
+        let option = format!("size={size}");
+        for args in [["a", size], ["-o", &option]] {
+            let mut made = Vec::new();
+            for tool in TOOLS {
+                let name: &[&str] = if args[0] == "-o" { &["a"] } else { &[] };
+                let args = [&["create", "-q", "-f", "raw"], &args[..], name].concat();
+                let (status, _, _) = run(&dir, tool, &args);
+                made.push((status, dir.bytes("a").ok().map(|bytes| bytes.len())));
+                let _ = std::fs::remove_file(dir.path("a"));
+            }
+            assert_eq!(made[1], made[0], "{args:?}");
+        }
+        let mut made = Vec::new();
+        for tool in TOOLS {
+            dir.write("r", &[7; 4096]).unwrap();
+            let args = ["resize", "-q", "-f", "raw", "--shrink", "r", size];
+            let (status, _, _) = run(&dir, tool, &args);
+            made.push((status, dir.bytes("r").unwrap().len()));
+        }
+        assert_eq!(made[1], made[0], "resize {size:?}");
+    }
+}
+
+#[test]
 fn create_refuses_what_the_peer_refuses() {
     // Those whose words are the peer's as well come first.
     let same: &[&[&str]] = &[

@@ -310,6 +310,10 @@ fn refusals_say_what_is_wrong() {
     let images = Images::new();
     let create = "create -q -f qcow2";
     images.fail(
+        &format!("{create} -o encryption=on @a 1M"),
+        "encryption is not supported by 'qcow2'",
+    );
+    images.fail(
         &format!("{create} -o preallocation=bogus @a 1M"),
         "Parameter 'preallocation' does not accept value 'bogus'",
     );

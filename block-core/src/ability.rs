@@ -206,6 +206,18 @@ pub trait Rebase: Send + Sync {
         false
     }
 
+    /// Gives the state that the image will have after the changes to come another name than it has now, if images on
+    /// top of it name its state and it was not done since it was opened. Stable when this returns.
+    async fn renew_state(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Names the state that the backing file has now, where the image names states and the backing file is open for
+    /// writing. Stable when this returns.
+    async fn follow_backing(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Drops all of the image's own data, so that the backing file shows. Nothing else is lost:
     /// snapshots, bitmaps and unknown extensions stay.
     async fn make_empty(&self) -> Result<()>;

@@ -138,11 +138,15 @@ fn unknown_value(name: &str) -> OpenError {
     OpenError::Option { option: name.to_owned(), problem: Problem::Unknown }
 }
 
-/// Reads a size: decimal (with a fraction if there is a suffix) or `0x` digits, and one optional
-/// binary suffix of `b k K M G T P E`; `None` for anything else or more than 64 bits.
+/// Reads a size: `0x` digits, or decimal ones (with a fraction if there is a suffix) and one optional
+/// binary suffix of `b k M G T P E` in either case, rounded to bytes. White space and one `+` may stand before it, and
+/// the digits on one side of the point may be missing. `None` for anything else or more than 64 bits.
 pub fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim_ascii_start();
+    let text = text.strip_prefix('+').unwrap_or(text);
     if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        return u64::from_str_radix(hex, 16).ok();
+        let only_digits = hex.bytes().all(|b| b.is_ascii_hexdigit());
+        return u64::from_str_radix(hex, 16).ok().filter(|_| only_digits);
     }
     let (digits, shift) = match text.as_bytes().last()? {
         b'b' | b'B' => (&text[..text.len() - 1], 0),
@@ -154,23 +158,28 @@ pub fn parse_size(text: &str) -> Option<u64> {
         b'e' | b'E' => (&text[..text.len() - 1], 60),
         _ => (text, 0),
     };
-    let (whole, fraction) = match digits.split_once('.') {
-        Some((whole, fraction)) if shift > 0 => (whole, fraction),
-        Some(_) => return None,
-        None => (digits, ""),
-    };
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
     let only_digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
-    if whole.is_empty() || !only_digits(whole) || !only_digits(fraction) || fraction.len() > 18 {
+    if (whole.is_empty() && fraction.is_empty()) || !only_digits(whole) || !only_digits(fraction) {
         return None;
     }
-    let unit = 1u128 << shift;
-    let mut total = u128::from(whole.parse::<u64>().ok()?) * unit;
-    if !fraction.is_empty() {
-        let scale = 10u128.pow(u32::try_from(fraction.len()).ok()?);
-        total += u128::from(fraction.parse::<u64>().ok()?) * unit / scale;
+    let fraction = fraction.trim_end_matches('0');
+    if shift == 0 && !fraction.is_empty() {
+        return None;
     }
+    let number = |digits: &str| -> Option<u64> {
+        if digits.is_empty() { Some(0) } else { digits.parse().ok() }
+    };
+    let unit = 1u128 << shift;
+    let mut total = u128::from(number(whole)?) * unit;
+    let kept = fraction.get(..FRACTION_DIGITS).unwrap_or(fraction);
+    let scale = 10u128.pow(u32::try_from(kept.len()).ok()?);
+    total += (u128::from(number(kept)?) * unit + scale / 2) / scale;
     u64::try_from(total).ok()
 }
+
+/// Digits of a fraction that count; what follows is less than two bytes of an exbibyte.
+const FRACTION_DIGITS: usize = 18;
 
 #[cfg(test)]
 mod tests {
@@ -190,6 +199,31 @@ mod tests {
             ("1kk", None),
             ("", None),
             ("18446744073709551615", Some(u64::MAX)),
+            ("+1k", Some(1024)),
+            (" \t\n1k", Some(1024)),
+            (" +0x10", Some(16)),
+            (".5k", Some(512)),
+            ("+.5k", Some(512)),
+            ("5.", Some(5)),
+            ("5.k", Some(5120)),
+            ("1.0", Some(1)),
+            (".0", Some(0)),
+            ("1.500000000000000000000k", Some(1536)),
+            ("1.999999999999999999999k", Some(2048)),
+            ("1.0005k", Some(1025)),
+            ("1.0004k", Some(1024)),
+            ("1.00000000000000000001", None),
+            ("1.50000000000000000000xk", None),
+            (".", None),
+            (".k", None),
+            ("1..k", None),
+            ("+", None),
+            ("++1", None),
+            ("+ 1", None),
+            ("1k ", None),
+            ("0x", None),
+            ("0x+1", None),
+            ("0x1.8k", None),
         ];
         for (text, expect) in cases {
             assert_eq!(parse_size(text), expect, "{text:?}");

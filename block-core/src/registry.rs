@@ -1,6 +1,7 @@
 //! Which drivers there are, and how a name or a set of options becomes a node.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Component, Path};
 use std::sync::Arc;
 
@@ -126,9 +127,9 @@ pub struct OpenContext {
     pub policy: ReferencePolicy,
     /// How many images are above this one.
     pub depth: usize,
-    /// How many images are above the one backing file that is opened writable; `None`: no backing file
-    /// is, whatever `flags` say. For a commit.
-    pub writable_backing_depth: Option<usize>,
+    /// The backing files that are opened writable, whatever `flags` say, by how many images are above each.
+    /// For a commit.
+    pub writable_backing_depths: Range<usize>,
     /// How files are read and written whose options do not say it (`aio`).
     pub default_aio: Option<&'static str>,
     /// Called with whatever needs saying that is no error: a probed format, a clock that is off.
@@ -148,7 +149,7 @@ impl OpenContext {
             budget: MemoryBudget::new(DEFAULT_CACHE_BYTES),
             policy: ReferencePolicy::default(),
             depth: 0,
-            writable_backing_depth: None,
+            writable_backing_depths: 0..0,
             default_aio: None,
             warn: Arc::new(|_| ()),
             opened: None,
@@ -268,7 +269,7 @@ impl OpenContext {
         }
         let mut context = Self { depth: self.depth + 1, opened: None, ..self.clone() };
         if role == BACKING_FILE {
-            context.flags.writable = self.writable_backing_depth == Some(context.depth);
+            context.flags.writable = self.writable_backing_depths.contains(&context.depth);
         }
         context.open(options).await.map_err(|source| match source {
             // Else every image of the chain would stand in the message.

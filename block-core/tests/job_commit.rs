@@ -105,6 +105,48 @@ fn a_base_that_cannot_be_flushed_leaves_the_top_alone() {
 }
 
 #[test]
+fn the_layer_above_names_the_new_state_before_anything_is_copied() {
+    let empty = Spec { len: 8 * 4096, clusters: vec![0; 8] };
+    for names_state in [true, false] {
+        let base = Layer::of(&empty, None, false);
+        let middle = Layer::of(&empty, Some(node(&base)), false);
+        let top =
+            Layer::of(&Spec { clusters: vec![3; 8], ..empty.clone() }, Some(node(&middle)), false);
+        for layer in [&middle, &top] {
+            layer.names_state.store(names_state, Ordering::Relaxed);
+        }
+        let top_node = node(&top);
+        let base_node = top_node.backing().unwrap().backing().unwrap();
+        // Nothing is copied, as it is cancelled by then.
+        let cancel = Cancel::new();
+        cancel.cancel();
+        let result =
+            block_on(commit(&top_node, &base_node, options(Afterwards::Keep, 2), &cancel, |_| ()));
+        assert!(matches!(result, Err(CommitError::Copy(_))), "{result:?}");
+        let expect: [&[&str]; 3] =
+            if names_state { [&["renew"], &["follow"], &[]] } else { [&[]; 3] };
+        let found = [&base, &middle, &top].map(|layer| layer.flushes.lock().clone());
+        assert_eq!(found.each_ref().map(|events| &events[..]), expect);
+    }
+}
+
+#[test]
+fn a_layer_that_cannot_name_another_state_keeps_the_base_as_it_is() {
+    let (top, base, top_node, base_node) = pair();
+    top.names_state.store(true, Ordering::Relaxed);
+    top.fails.store(true, Ordering::Relaxed);
+    let result = block_on(commit(
+        &top_node,
+        &base_node,
+        options(Afterwards::Keep, 2),
+        &Cancel::new(),
+        |_| (),
+    ));
+    assert_eq!(result, Err(CommitError::NewState(Error::NO_SPACE)));
+    assert!(base.writes.lock().is_empty() && base_node.len() < top_node.len());
+}
+
+#[test]
 fn a_cancelled_commit_empties_nothing() {
     let (top, _, top_node, base_node) = pair();
     let expect = contents(&top_node, top_node.len());

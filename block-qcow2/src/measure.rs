@@ -23,6 +23,9 @@ pub(crate) async fn measure(
     if let Some(source) = &source {
         options.set("size", Alignment::SECTOR.round_up(source.len()).to_string());
     }
+    // That there will be a backing file is all that counts; nobody opens it.
+    let has_backing = options.take("backing_file").is_some();
+    options.take("backing_fmt");
     let new = CreateOptions::take(&mut options)?;
     options.finish()?;
     let plan = new.check()?;
@@ -30,7 +33,8 @@ pub(crate) async fn measure(
     let fully_allocated = layout.len();
     let allocates_all = matches!(new.preallocation, Prealloc::Falloc | Prealloc::Full);
     let data = match &source {
-        _ if allocates_all || new.backing.is_some() => layout.data_len(),
+        _ if allocates_all => layout.data_len(),
+        Some(_) if has_backing => layout.data_len(),
         Some(source) => data_len(source, plan.geometry.cluster_alignment()).await?,
         None => 0,
     };

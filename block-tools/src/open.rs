@@ -4,6 +4,7 @@
 //! Options inside the name (`json:`, `--image-opts`) win over the tool's own, except the format.
 
 use std::future::Future;
+use std::ops::Range;
 use std::sync::Arc;
 
 use block_core::filter::blkdebug::BlkdebugFactory;
@@ -166,8 +167,8 @@ pub struct ImageSpec {
     pub detect_zeroes: DetectZeroes,
     /// Decides `flags.force_share` (`-U`).
     pub force_share: bool,
-    /// Opens the backing file that so many images are above writable too.
-    pub writable_backing_depth: Option<usize>,
+    /// Opens the backing files writable too that so many images are above.
+    pub writable_backing_depths: Range<usize>,
     /// Where writes go.
     pub writes: Writes,
     /// What becomes of data that is read from a backing file.
@@ -209,7 +210,7 @@ impl ImageSpec {
             discard: DiscardMode::default(),
             detect_zeroes: DetectZeroes::Off,
             force_share: false,
-            writable_backing_depth: None,
+            writable_backing_depths: 0..0,
             writes: Writes::Image,
             backing_reads: BackingReads::Pass,
         }
@@ -272,7 +273,7 @@ pub async fn open_in(mut context: OpenContext, spec: &ImageSpec) -> Result<Node,
     if context.flags.force_share && context.flags.writable && spec.writes == Writes::Image {
         return Err(SpecError::SharedWriter);
     }
-    context.writable_backing_depth = spec.writable_backing_depth;
+    context.writable_backing_depths = spec.writable_backing_depths.clone();
     context.default_aio = spec.aio.map(AioMode::name);
     if spec.backing_reads == BackingReads::Copy {
         if !spec.flags.writable {

@@ -24,6 +24,7 @@ fn run(dir: &ImageDir, tool: &'static str, args: &[&str]) -> (i32, String, Strin
 fn prepared() -> ImageDir {
     let dir = ImageDir::new().unwrap();
     dir.qemu_img(&["create", "-q", "-f", "raw", "base.raw", "3000320"]).unwrap();
+    dir.write("odd.raw", &[7; 1000]).unwrap();
     dir.qemu_img(&["create", "-q", "-f", "qcow2", "base.qcow2", "5M"]).unwrap();
     dir.qemu_io("base.qcow2", &["write -P 5 1M 100k"]).unwrap();
     dir
@@ -42,11 +43,14 @@ fn create_says_what_the_peer_says_and_makes_what_it_makes() {
         &["-o", "data_file=d,data_file_raw=on", "a", "1M"],
         &["-o", "data_file=d", "-b", "base.raw", "-F", "raw", "a", "1M"],
         &["-b", "base.raw", "-F", "raw", "a"],
+        &["-b", "odd.raw", "-F", "raw", "a"],
         &["-b", "base.qcow2", "-F", "qcow2", "a", "9M"],
         &["-o", "backing_file=base.qcow2,backing_fmt=qcow2", "a"],
         &["-b", "base.qcow2", "-F", "qcow2", "-o", "backing_file=missing", "a"],
         &["-u", "-b", "missing", "-F", "raw", "a", "1M"],
         &["-o", "extent_size_hint=1M,nocow=on", "a", "64M"],
+        &["-o", "encryption=off", "a", "64M"],
+        &["-o", "noencryption,lazy_refcounts", "a", "64M"],
         &["-o", "extent_size_hint=0,preallocation=metadata", "a", "64M"],
     ];
     for args in all {
@@ -70,6 +74,72 @@ fn create_says_what_the_peer_says_and_makes_what_it_makes() {
 }
 
 #[test]
+fn sizes_are_written_as_for_the_peer() {
+    let sizes = [
+        "+1k",
+        " 1k",
+        "\t\n +1k",
+        "+ 1k",
+        ".5k",
+        "+.5k",
+        "5.",
+        "5.k",
+        "5.b",
+        ".",
+        ".k",
+        "+",
+        "++1k",
+        "+-1",
+        "+0x10",
+        " 0x10",
+        "0x+10",
+        "0x",
+        "0x10.",
+        "1.0",
+        "1.",
+        "0.0",
+        ".0",
+        "1.5",
+        "1.5b",
+        "1..",
+        "1e3",
+        "1k ",
+        "1 k",
+        "007",
+        "1.999999999999999999999k",
+        "0.0000000000000000000001k",
+        "1.0000000001",
+        "+1.5k",
+        "1.0004k",
+        "1.0005k",
+        ".0009k",
+    ];
+    let dir = ImageDir::new().unwrap();
+    for size in sizes {
+        let option = format!("size={size}");
+        for args in [["a", size], ["-o", &option]] {
+            let mut made = Vec::new();
+            for tool in TOOLS {
+                let name: &[&str] = if args[0] == "-o" { &["a"] } else { &[] };
+                let args = [&["create", "-q", "-f", "raw"], &args[..], name].concat();
+                let (status, _, _) = run(&dir, tool, &args);
+                made.push((status, dir.bytes("a").ok().map(|bytes| bytes.len())));
+                let _ = std::fs::remove_file(dir.path("a"));
+            }
+            assert_eq!(made[1], made[0], "{args:?}");
+        }
+        let mut made = Vec::new();
+        for tool in TOOLS {
+            dir.write("r", &[7; 4096]).unwrap();
+            let args = ["resize", "-q", "-f", "raw", "--shrink", "r", size];
+            let (status, _, _) = run(&dir, tool, &args);
+            made.push((status, dir.bytes("r").unwrap().len()));
+        }
+        assert_eq!(made[1], made[0], "resize {size:?}");
+    }
+}
+
+#[test]
 fn create_refuses_what_the_peer_refuses() {
     // Those whose words are the peer's as well come first.
     let same: &[&[&str]] = &[
@@ -81,6 +151,7 @@ fn create_refuses_what_the_peer_refuses() {
         &["-f", "qcow2", "-b", "missing", "a"],
         &["-f", "qcow2", "-u", "-b", "missing", "-F", "raw", "a"],
         &["-f", "qcow2", "-o", "lazy_refcounts=maybe", "a", "1M"],
+        &["-f", "qcow2", "-o", "encryption=maybe", "a", "1M"],
         &["-f", "qcow2", "-o", "refcount_bits=x", "a", "1M"],
         &["-f", "qcow2", "missing/a", "1M"],
         &["-f", "raw", "-b", "base.raw", "-F", "raw", "a", "1M"],
@@ -97,6 +168,8 @@ fn create_refuses_what_the_peer_refuses() {
         &["-f", "qcow2", "-o", "cluster_size=300", "a", "1M"],
         &["-f", "qcow2", "-o", "compat=0.10,extended_l2=on", "a", "1M"],
         &["-f", "qcow2", "-o", "data_file_raw=on", "a", "1M"],
+        &["-f", "qcow2", "-o", "encryption=on", "a", "1M"],
+        &["-f", "qcow2", "-o", "encrypt.format=luks", "a", "1M"],
         &["-f", "qcow2", "a", "4P"],
         &["-f", "qcow2", "a", "9E"],
         &["-f", "qcow2", "a", "--", "-1"],
@@ -124,8 +197,8 @@ fn create_refuses_what_the_peer_refuses() {
 
 /// Names and types of the options that a help text lists, and its other lines.
 fn listed(help: &str) -> Vec<&str> {
-    // Encryption is not there.
-    let shown = help.lines().filter(|line| !line.starts_with("  encrypt"));
+    // Encryption is not there; that there shall be none can be said.
+    let shown = help.lines().filter(|line| !line.starts_with("  encrypt."));
     shown.map(|line| line.split(" - ").next().unwrap().trim_end()).collect()
 }
 
@@ -191,6 +264,7 @@ fn measure_gives_the_numbers_of_the_peer() {
         "data_file=d",
         "data_file=d,data_file_raw=on",
         "compression_type=zstd,lazy_refcounts=on",
+        "encryption=off",
     ];
     let mut compared = 0;
     let mut compare = |args: &[&str]| {
@@ -221,8 +295,23 @@ fn measure_gives_the_numbers_of_the_peer() {
             compare(&[&args[..], &["--size", "1000"]].concat());
         }
     }
-    let backing = "backing_file=base.raw,backing_fmt=raw";
-    compare(&["measure", "-O", "qcow2", "-o", backing, "s"]);
+    for backing in [
+        "backing_file=base.raw,backing_fmt=raw",
+        "backing_file=missing",
+        "backing_file=missing,backing_fmt=bogus",
+        "backing_fmt=raw",
+        "backing_file=base.raw,preallocation=full",
+        "backing_file=base.raw,data_file=d,data_file_raw=on",
+    ] {
+        compare(&["measure", "-O", "qcow2", "-o", backing, "s"]);
+        compare(&["measure", "-O", "qcow2", "-o", backing, "--size", "1G"]);
+    }
+    for format in ["raw", "qcow2"] {
+        for option in ["nocow=on", "extent_size_hint=1M", "extent_size_hint=4G"] {
+            compare(&["measure", "-O", format, "-o", option, "--size", "1M"]);
+            compare(&["measure", "-O", format, "-o", option, "s"]);
+        }
+    }
     compare(&["measure", "-O", "qcow2", "-o", "size=1G", "s"]);
     dir.qemu_img(&["snapshot", "-c", "one", "s"]).unwrap();
     dir.qemu_io("s", &["write 15M 1M"]).unwrap();
@@ -243,6 +332,8 @@ fn measure_refuses_what_the_peer_refuses() {
         &["measure", "-O", "bogus", "--size", "1"],
         &["measure", "-O", "null-co", "--size", "1"],
         &["measure", "-O", "qcow2", "-o", "bogus=1", "--size", "1"],
+        &["measure", "-O", "qcow2", "-o", "nocow=x", "--size", "1"],
+        &["measure", "-O", "raw", "-o", "extent_size_hint=x", "--size", "1"],
         &["measure", "missing"],
     ] {
         let told = TOOLS.map(|tool| run(&dir, tool, args));

@@ -42,6 +42,112 @@ fn the_last_block_is_all_there_where_whole_blocks_are_read() {
     }
 }
 
+/// A file of 1000 bytes that cannot be guessed.
+fn odd() -> Vec<u8> {
+    (0..1000).map(|n| u8::try_from(n % 251).unwrap() | 1).collect()
+}
+
+#[test]
+fn a_target_that_exists_may_end_inside_of_the_last_sector_of_the_source() {
+    for (len, status, after) in [(512, 1, 512), (900, 0, 1024), (1000, 0, 1024), (1024, 0, 1024)] {
+        for tool in TOOLS {
+            let dir = ImageDir::new().unwrap();
+            dir.write("odd", &odd()).unwrap();
+            dir.write("target", &vec![9; len]).unwrap();
+            let args = ["convert", "-n", "-f", "raw", "-O", "raw", "odd", "target"];
+            assert_eq!(run(&dir, tool, &args).0, status, "{tool} {len}");
+            let mut expected = if status == 0 { odd() } else { vec![9; len] };
+            expected.resize(after, 0);
+            assert_eq!(dir.bytes("target").unwrap(), expected, "{tool} {len}");
+        }
+    }
+}
+
+#[test]
+fn dd_copies_whole_sectors_of_the_input() {
+    let dir = ImageDir::new().unwrap();
+    dir.write("odd", &odd()).unwrap();
+    for operands in [
+        "bs=1",
+        "bs=1 skip=1",
+        "bs=1 skip=489",
+        "bs=1 count=1002 skip=3",
+        "bs=7 count=5 skip=3",
+        "bs=100 count=3",
+        "bs=512 count=9 skip=1",
+        "bs=1000 skip=1",
+        "bs=1001 skip=1",
+        "bs=1024 skip=1",
+        "bs=1025 skip=1",
+    ] {
+        let mut made = Vec::new();
+        for tool in TOOLS {
+            let mut args = vec!["dd", "-f", "raw", "if=odd", "of=out"];
+            args.extend(operands.split(' '));
+            let output = dir.run(tool, &args).unwrap();
+            let complains = !output.stderr.is_empty();
+            made.push((output.status.code(), complains, dir.bytes("out").unwrap()));
+        }
+        assert_eq!(made[1], made[0], "{operands}");
+    }
+}
+
+#[test]
+fn a_strict_comparison_counts_in_sectors() {
+    let dir = ImageDir::new().unwrap();
+    dir.qemu_img(&["create", "-q", "-f", "raw", "long", "5120"]).unwrap();
+    dir.qemu_io("long", &["write -P 7 0 4k"]).unwrap();
+    let write = |name: &str, data: &[u8], len| {
+        dir.write(name, data).unwrap();
+        let file = std::fs::File::options().write(true).open(dir.path(name)).unwrap();
+        file.set_len(len).unwrap();
+    };
+    let zeroes = [0; 1024];
+    for (name, data, len) in [
+        ("hole.odd", &zeroes[..0], 1000),
+        ("hole", &zeroes[..0], 1024),
+        ("zero.odd", &zeroes[..1000], 1000),
+        ("zero", &zeroes[..], 1024),
+        ("mixed.odd", &[7; 4096][..], 5096),
+        ("mixed", &[7; 4096][..], 5120),
+    ] {
+        write(name, data, len);
+    }
+    for (a, b, identical) in [
+        ("hole.odd", "hole", true),
+        ("hole", "hole.odd", true),
+        ("mixed.odd", "mixed", true),
+        ("zero.odd", "zero.odd", true),
+        ("zero.odd", "zero", false),
+        ("hole.odd", "zero", false),
+        ("zero.odd", "hole", false),
+        ("mixed.odd", "hole", false),
+    ] {
+        for tool in TOOLS {
+            let (status, said) =
+                run(&dir, tool, &["compare", "-s", "-f", "raw", "-F", "raw", a, b]);
+            assert_eq!(status == 0, identical, "{tool} {a} {b}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_change_of_the_length_counts_from_the_last_sector() {
+    let dir = ImageDir::new().unwrap();
+    for change in ["+1", "+24", "+512", "-24", "-100", "-512", "-600", "999", "1000", "1024"] {
+        for shrink in [&[][..], &["--shrink"]] {
+            let mut made = Vec::new();
+            for tool in TOOLS {
+                dir.write("odd", &odd()).unwrap();
+                let args = [&["resize", "-f", "raw"], shrink, &["odd", change]].concat();
+                let ended = run(&dir, tool, &args);
+                made.push((ended, dir.bytes("odd").unwrap().len()));
+            }
+            assert_eq!(made[1], made[0], "{change} {shrink:?}");
+        }
+    }
+}
+
 #[test]
 fn hints_and_preallocation_are_taken() {
     for create in ["off", "falloc", "full"] {

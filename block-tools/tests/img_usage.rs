@@ -268,6 +268,23 @@ fn long_options_may_be_short() {
     images.fail("convert --target-i @a @b", "unexpected argument '--target-i'");
 }
 
+#[test]
+fn options_of_convert_have_both_of_their_long_names() {
+    let images = Images::new();
+    images.succeed("create -q -f qcow2 @a 1M");
+    images.succeed("snapshot -c s @a");
+    for names in [
+        "--output-format qcow2 --options cluster_size=4k --snapshot s",
+        "--target-format qcow2 --target-options cluster_size=4k --source-snapshot s",
+    ] {
+        images.succeed(&format!("convert {names} @a @b"));
+        assert!(images.succeed("info @b").contains("cluster_size: 4096"), "{names}");
+    }
+    images.fail("convert --snapshot missing @a @b", "Can't find snapshot");
+    images.succeed("convert --copy-range-offloading @a @b");
+    images.fail("convert --copy-range-offloading -S 4k @a @b", "copy offloading when -S is used");
+}
+
 /// The name that is shown opens the same disk, and no more of the file.
 #[test]
 fn the_name_of_a_part_of_a_file_says_which() {
@@ -292,6 +309,10 @@ fn the_name_of_a_part_of_a_file_says_which() {
 fn refusals_say_what_is_wrong() {
     let images = Images::new();
     let create = "create -q -f qcow2";
+    images.fail(
+        &format!("{create} -o encryption=on @a 1M"),
+        "encryption is not supported by 'qcow2'",
+    );
     images.fail(
         &format!("{create} -o preallocation=bogus @a 1M"),
         "Parameter 'preallocation' does not accept value 'bogus'",

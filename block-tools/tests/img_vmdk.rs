@@ -501,6 +501,49 @@ fn commit_over_an_image_in_between_leaves_a_chain_that_opens() {
     }
 }
 
+/// The content id that an image with its descriptor inside has, read while others may write.
+fn content_id(dir: &ImageDir, image: &str) -> String {
+    let head = dir.bytes(image).unwrap();
+    let text = String::from_utf8_lossy(&head[512..1536]).into_owned();
+    text.lines().find_map(|line| line.strip_prefix("CID=")).unwrap().to_owned()
+}
+
+/// Whoever commits is killed while the data moves: every image opens and the top reads as before, and another
+/// commit comes to its end.
+#[test]
+fn a_commit_that_is_killed_leaves_a_chain_that_opens() {
+    for (base, args) in [("middle", &["commit"][..]), ("base", &["commit", "-b", "base"])] {
+        let dir = ImageDir::new().unwrap();
+        dir.qemu_img(&["create", "-q", "-f", "vmdk", "base", "8M"]).unwrap();
+        dir.qemu_io("base", &["write -P 1 0 8M"]).unwrap();
+        for (name, below) in [("middle", "base"), ("top", "middle")] {
+            succeed(&dir, &["create", "-q", "-f", "vmdk", "-b", below, "-F", "vmdk", name]);
+        }
+        dir.qemu_io("top", &["write -P 2 1M 6M"]).unwrap();
+        let before = contents(&dir, "top");
+        let old = content_id(&dir, base);
+        let slow = [args, &["-r", "2M", "top"]].concat();
+        let mut command = std::process::Command::new(BLOCK_IMG);
+        let mut commit = command.args(&slow).current_dir(dir.path("")).spawn().unwrap();
+        while content_id(&dir, base) == old {
+            assert_eq!(commit.try_wait().unwrap(), None, "{slow:?} ended before it began");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert_eq!(commit.try_wait().unwrap(), None, "{slow:?} was too quick");
+        commit.kill().unwrap();
+        commit.wait().unwrap();
+        for image in ["middle", "top"] {
+            succeed(&dir, &["map", image]);
+        }
+        assert!(contents(&dir, "top") == before, "{slow:?}");
+        succeed(&dir, &[args, &["top"]].concat());
+        for image in [base, "top"] {
+            assert!(contents(&dir, image) == before, "{image} after {slow:?}");
+        }
+    }
+}
+
 #[test]
 fn what_vmdk_has_not_is_refused() {
     run_script(&[

@@ -426,6 +426,7 @@ const CONVERSIONS: &[&str] = &[
     "-O qcow2 -o preallocation=full",
     "-O qcow2 -o compat=0.10",
     "-O qcow2 -o lazy_refcounts=on",
+    "-O qcow2 -o encryption=off",
     "-O qcow2 -o data_file=data.raw",
     "-O qcow2 -o data_file=data.raw,data_file_raw=on",
     "-O qcow2 -t none -T none",

@@ -56,6 +56,15 @@ fn vectors_and_aio_report_alike() {
 }
 
 #[test]
+fn zeroes_without_a_buffer_have_any_length() {
+    check_raw(
+        "truncate 3G\nwrite -P 3 2500M 1M\naio_write -z -u 0 2600M\naio_flush\nread -P 0 2500M 1M\n\
+         aio_write -z 0 4G\naio_flush\naio_write -i -z 0 4G\naio_write -z 0 9E\naio_write -z 0 7E\n\
+         aio_flush\naio_write 0 4G\naio_write -z abc 1\naio_write -z 0 abc\nwrite -z 0 2600M\n",
+    );
+}
+
+#[test]
 fn requests_that_are_left_running_are_reported_at_the_end() {
     let commands = ["-c", "aio_write 0 64k", "-c", "length"];
     check(raw, &[["-f", "raw"].as_slice(), &commands, &["a.raw"]].concat(), "");

@@ -54,6 +54,14 @@ impl Rebase for VmdkDriver {
         true
     }
 
+    async fn renew_state(&self) -> Result<()> {
+        self.begin_change(ByteRange::up_to(0)).await
+    }
+
+    async fn follow_backing(&self) -> Result<()> {
+        self.follow_parent().await
+    }
+
     async fn make_empty(&self) -> Result<()> {
         let this = self.shared()?;
         to_the_end(async move { this.drop_all_data().await }).await
@@ -104,7 +112,7 @@ impl VmdkDriver {
         let mut context = self.context.clone();
         let flags = context.flags;
         context.flags = OpenFlags { writable: false, no_io: true, ..flags };
-        context.writable_backing_depth = None;
+        context.writable_backing_depths = 0..0;
         let node =
             context.open_reference(BACKING_FILE, &self.file, name, Some(FORMAT), Options::new());
         let node = node.await?;

@@ -43,6 +43,8 @@ pub struct Layer {
     /// What of it was compressed.
     pub packed: Mutex<Vec<ByteRange>>,
     pub flushes: Mutex<Vec<&'static str>>,
+    /// Names states of its backing file.
+    pub names_state: AtomicBool,
 }
 
 impl Layer {
@@ -74,6 +76,7 @@ impl Layer {
             writes: Mutex::default(),
             packed: Mutex::default(),
             flushes: Mutex::default(),
+            names_state: AtomicBool::new(false),
         }
     }
 
@@ -217,6 +220,19 @@ impl Rebase for Layer {
     ) -> Result<(), OpenError> {
         self.flushes.lock().push("header");
         *self.header.lock() = Some((name.map(str::to_owned), format.map(str::to_owned)));
+        Ok(())
+    }
+    fn names_state(&self) -> bool {
+        self.names_state.load(Ordering::Relaxed)
+    }
+    async fn renew_state(&self) -> Result<()> {
+        self.check()?;
+        self.flushes.lock().push("renew");
+        Ok(())
+    }
+    async fn follow_backing(&self) -> Result<()> {
+        self.check()?;
+        self.flushes.lock().push("follow");
         Ok(())
     }
     async fn make_empty(&self) -> Result<()> {

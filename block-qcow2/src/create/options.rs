@@ -19,6 +19,7 @@ use crate::spec::header::{Compression, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
 
 /// The options by name, for help.
 pub(crate) const OPTIONS: &[CreateOption] = &[
+    option("encryption", BOOL, "Encrypt the image: off", None),
     option("cluster_size", "<size>", "Cluster size, 512 to 2M", Some("65536")),
     option("extended_l2", BOOL, "Allocate parts of clusters (extended L2 tables)", Some("off")),
     option("preallocation", "<str>", "What is allocated: off, metadata, falloc, full", None),
@@ -193,7 +194,8 @@ impl CreateOptions {
             option: option.to_owned(),
             problem: Problem::Missing,
         };
-        if options.iter().any(|(name, _)| name == "encryption" || name.starts_with("encrypt.")) {
+        let encrypted = options.take_bool("encryption")?.unwrap_or(false);
+        if encrypted || options.iter().any(|(name, _)| name.starts_with("encrypt.")) {
             return Err(OpenError::Unsupported { driver: FORMAT, what: "encryption" });
         }
         let size = options.take_size("size")?.ok_or_else(|| missing("size"))?;

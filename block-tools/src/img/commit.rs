@@ -1,17 +1,17 @@
 //! `commit`: moves what an image holds into its backing file.
 
 use std::io::Write;
+use std::ops::Range;
 
 use block_core::job::CopyError;
 use block_core::job::commit::{Afterwards, CommitError, CommitOptions, commit};
 use block_core::job::copy::{Copied, CopyOptions};
-use block_core::{Cancel, Node, OpenFlags, RequestFlags, graph};
+use block_core::{Cancel, OpenFlags, RequestFlags, graph};
 
-use crate::open::{CacheMode, ImageSpec, block_on, open};
+use crate::open::{CacheMode, ImageSpec, block_on};
 
-use super::backing::{beside, chain, find_in_chain, spec_of_path};
+use super::backing::{beside, chain, find_in_chain};
 use super::common::{cache_mode, one_image, open_image};
-use super::info::storage_name;
 use super::interrupt::{self, cancel_on_signal};
 use super::progress::{Outcome, Progress};
 use super::watch::{Rate, Watch};
@@ -65,12 +65,11 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
         ..ImageSpec::new(name)
     };
     block_on(async {
-        let depth = depth_of_base(args, &spec).await?;
-        let spec =
-            ImageSpec { flags: OpenFlags::READ_WRITE, writable_backing_depth: Some(depth), ..spec };
+        let writable_backing_depths = depths_to_write(args, &spec).await?;
+        let spec = ImageSpec { flags: OpenFlags::READ_WRITE, writable_backing_depths, ..spec };
         let mut progress = Progress::new(args.progress && !args.quiet, out);
         let watch = Watch { progress: &mut progress, out, quiet: args.quiet, rate };
-        let result = commit_to(args, &spec, depth, &cancel, watch).await;
+        let result = commit_to(args, &spec, &cancel, watch).await;
         let outcome = if result.is_ok() { Outcome::Done } else { Outcome::Stopped };
         progress.finish(outcome, out);
         result?;
@@ -81,8 +80,9 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
     })
 }
 
-/// How many images are above the base.
-async fn depth_of_base(args: &Args, spec: &ImageSpec) -> Result<usize, Failure> {
+/// The depths of the backing files that the commit writes to. The base is the last; the image above it is among
+/// them if it names the base's state.
+async fn depths_to_write(args: &Args, spec: &ImageSpec) -> Result<Range<usize>, Failure> {
     let node = open_image(spec, 1).await?;
     let depth = match &args.base {
         None => chain(&node).next().map(|_| 1),
@@ -94,6 +94,9 @@ async fn depth_of_base(args: &Args, spec: &ImageSpec) -> Result<usize, Failure> 
         }
     };
     let has_backing = node.backing().is_some();
+    let above = depth.and_then(|depth| chain(&node).nth(depth.checked_sub(2)?));
+    let names_state = above
+        .is_some_and(|above| above.driver().as_rebase().is_some_and(|rebase| rebase.names_state()));
     graph::close(&node).await.map_err(Failure::new)?;
     let Some(depth) = depth else {
         let name = &spec.name;
@@ -104,14 +107,13 @@ async fn depth_of_base(args: &Args, spec: &ImageSpec) -> Result<usize, Failure> 
             _ => Failure::new("Image does not have a backing file"),
         });
     };
-    Ok(depth)
+    Ok(depth - usize::from(names_state)..depth + 1)
 }
 
 /// Opens the image with its base writable, commits and closes.
 async fn commit_to(
     args: &Args,
     spec: &ImageSpec,
-    depth: usize,
     cancel: &Cancel,
     watch: Watch<'_>,
 ) -> Result<Copied, Failure> {
@@ -126,19 +128,11 @@ async fn commit_to(
     };
     let copy = CopyOptions { write_flags, ..CopyOptions::default() };
     let options = CommitOptions { copy, afterwards };
-    let result = match chain(&top).nth(depth - 1) {
+    let result = match chain(&top).take(spec.writable_backing_depths.end - 1).last() {
         Some(base) => commit(&top, &base, options, cancel, watch).await,
         None => Err(CommitError::NotInChain),
     };
-    // The top looks after itself.
-    let above = depth.checked_sub(2).and_then(|above| chain(&top).nth(above));
-    let stale = above.as_ref().and_then(Stale::of);
     let closed = graph::close(&top).await;
-    drop((top, above));
-    let named = match stale {
-        Some(stale) => stale.name_again(spec.cache).await,
-        None => Ok(()),
-    };
     let copied = result.map_err(|error| match error {
         CommitError::Copy(CopyError::Cancelled { .. }) => {
             Failure::new("interrupted").with_status(interrupt::status())
@@ -146,50 +140,5 @@ async fn commit_to(
         other => Failure::new(other),
     })?;
     closed.map_err(|error| Failure::new(format_args!("error while closing: {error}")))?;
-    named.map(|()| copied)
-}
-
-/// The image directly above the base, below the top, where it names a state of the base that is gone now.
-/// Without being told, it would not open, nor would the top.
-struct Stale {
-    path: String,
-    format: &'static str,
-    backing: String,
-    backing_format: Option<String>,
-}
-
-impl Stale {
-    /// `None` if the image can do without.
-    fn of(node: &Node) -> Option<Self> {
-        let driver = node.driver();
-        driver.as_rebase().filter(|rebase| rebase.names_state())?;
-        let info = driver.info();
-        Some(Self {
-            path: storage_name(node)?,
-            format: driver.name(),
-            backing: info.backing_filename?,
-            backing_format: info.backing_format,
-        })
-    }
-
-    async fn name_again(&self, cache: CacheMode) -> Result<(), Failure> {
-        let path = &self.path;
-        let failed = |error: &dyn std::fmt::Display| {
-            Failure::new(format_args!("Could not name the backing file of '{path}' again: {error}"))
-        };
-        let spec = ImageSpec {
-            flags: OpenFlags { no_backing: true, ..OpenFlags::READ_WRITE },
-            ..spec_of_path(path.clone(), Some(self.format), cache)
-        };
-        let node = open(&spec).await.map_err(|error| failed(&error))?;
-        let changed = match node.driver().as_rebase() {
-            Some(rebase) => {
-                rebase.change_backing(Some(&self.backing), self.backing_format.as_deref()).await
-            }
-            None => Ok(()),
-        };
-        let closed = graph::close(&node).await;
-        changed.map_err(|error| failed(&error))?;
-        closed.map_err(|error| failed(&error))
-    }
+    Ok(copied)
 }

@@ -127,6 +127,10 @@ impl Image {
             status.len = range.len();
             status.flags |= StatusFlags::ZERO;
         }
+        if status.is_zero() && range.offset() + status.len == self.node.len() {
+            // What is left of the last sector is the hole's, too.
+            status.len = self.len.min(range.end()) - range.offset();
+        }
         Ok(status)
     }
 

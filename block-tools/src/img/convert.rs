@@ -49,16 +49,22 @@ pub(super) struct Args {
     #[arg(short = 'T', long, value_name = "SRC_CACHE")]
     source_cache: Option<String>,
     /// Name or id of the snapshot of the source to copy, or snapshot.id=ID, snapshot.name=NAME.
-    #[arg(short = 'l', long, value_name = "SNAPSHOT_PARAMS")]
+    #[arg(short = 'l', long, alias = "snapshot", value_name = "SNAPSHOT_PARAMS")]
     source_snapshot: Option<String>,
     /// Format of the target image (default: raw).
-    #[arg(short = 'O', long, value_name = "TGT_FMT", conflicts_with = "target_image_opts")]
+    #[arg(
+        short = 'O',
+        long,
+        alias = "output-format",
+        value_name = "TGT_FMT",
+        conflicts_with = "target_image_opts"
+    )]
     target_format: Option<String>,
     /// The target name is options (needs -n).
     #[arg(long)]
     target_image_opts: bool,
     /// Options of the target format.
-    #[arg(short = 'o', long, value_name = "TGT_OPTS")]
+    #[arg(short = 'o', long, alias = "options", value_name = "TGT_OPTS")]
     target_options: Vec<String>,
     /// Cache mode of the target image (default: unsafe).
     #[arg(short = 't', long, value_name = "TGT_CACHE")]
@@ -82,7 +88,7 @@ pub(super) struct Args {
     #[arg(short, long)]
     compress: bool,
     /// Let the file system copy where it can (copy_file_range).
-    #[arg(short = 'C')]
+    #[arg(short = 'C', long = "copy-range-offloading")]
     copy_offload: bool,
     /// Open the sources without locks.
     #[arg(short = 'U', long)]
@@ -569,7 +575,7 @@ async fn open_existing(
     if args.compress {
         compression::check_node(&node)?;
     }
-    if node.len() < total {
+    if sector_len(&node) < total {
         return Err(Failure::new("output file is smaller than input file"));
     }
     if args.target_is_zero && (node.backing().is_some() || plan.backing.is_some()) {

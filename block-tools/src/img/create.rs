@@ -15,7 +15,7 @@ use block_core::{OpenError, OpenFlags, Options, graph};
 use crate::open::{ImageSpec, block_on, open, registry};
 use crate::spec::{SpecError, image_opts, shown};
 
-use super::common::size_argument;
+use super::common::{sector_len, size_argument};
 use super::{Failure, Output};
 
 /// Create a new image file.
@@ -245,7 +245,7 @@ impl NewImage {
         }
     }
 
-    /// Length of the backing file, which must open.
+    /// Length of the backing file in whole sectors; it must open.
     async fn backing_len(&self) -> Result<u64, CreateError> {
         let file = self.get("backing_file").unwrap_or_default();
         let context = OpenContext::new(registry(), OpenFlags::READ_ONLY);
@@ -256,7 +256,7 @@ impl NewImage {
         // An overlay over the image of a machine that runs is no rarity, and its length is all that is asked.
         let spec = ImageSpec { format, force_share: true, ..ImageSpec::new(path) };
         let node = open(&spec).await.map_err(CreateError::Backing)?;
-        let len = node.len();
+        let len = sector_len(&node);
         let closed = graph::close(&node).await;
         closed.map_err(|error| OpenError::Request { what: "closing the backing file", error })?;
         Ok(len)

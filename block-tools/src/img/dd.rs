@@ -15,7 +15,7 @@ use crate::program;
 use crate::spec::shown;
 use crate::surroundings::complain;
 
-use super::common::{count_argument, open_image, size_argument};
+use super::common::{count_argument, open_image, sector_len, size_argument};
 use super::interrupt::{self, cancel_on_signal};
 use super::target::Target;
 use super::{Failure, Output};
@@ -109,7 +109,7 @@ async fn copy_part(
     nodes: &mut Vec<Node>,
 ) -> Result<(), Failure> {
     let Operands { block, count, skip, .. } = *operands;
-    let end = count.map_or(u64::MAX, |count| count.saturating_mul(block)).min(source.len());
+    let end = count.map_or(u64::MAX, |count| count.saturating_mul(block)).min(sector_len(source));
     let start = skip.saturating_mul(block);
     let len = match end.checked_sub(start) {
         Some(len) => len,
@@ -127,7 +127,9 @@ async fn copy_part(
     if len == 0 {
         return Ok(());
     }
-    let part = RawDriver::part(source.clone(), start, Some(len)).map_err(Failure::new)?;
+    // What the last sector has beyond the end of the input reads as zeroes.
+    let start = start.min(source.len());
+    let part = RawDriver::part(source.clone(), start, None).map_err(Failure::new)?;
     let part = Node::new(Arc::new(part), source.options().clone());
     let contents = match target.capabilities().has_zero_init {
         true => TargetContents::Zeroes,

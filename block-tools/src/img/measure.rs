@@ -76,6 +76,10 @@ pub(super) fn run(args: &Args, out: &mut Output) -> Result<u8, Failure> {
     let factory = format_of(&args.target_format).map_err(Failure::new)?;
     let known = known_options(&*factory, Some("")).map_err(Failure::new)?;
     let mut options = parse_options(&known, &args.options).map_err(Failure::new)?;
+    // What only the protocol has does not change how large the image is.
+    for option in known.iter().skip(factory.create_options().len()) {
+        options.take(option.name);
+    }
     if let Some(size) = size {
         options.set("size", size.to_string());
     }

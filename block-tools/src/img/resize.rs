@@ -11,7 +11,7 @@ use block_core::{Error, Node, OpenFlags, graph};
 use crate::open::{ImageSpec, block_on};
 use crate::program;
 
-use super::common::open_image;
+use super::common::{open_image, sector_len};
 use super::{Failure, Output};
 
 /// Change the length of a disk.
@@ -107,7 +107,7 @@ fn parse(text: &str) -> Option<NewLen> {
 }
 
 async fn resize(args: &Args, node: &Node, new: NewLen, prealloc: Prealloc) -> Result<(), Failure> {
-    let old = node.len();
+    let old = sector_len(node);
     let len = match new {
         NewLen::Absolute(len) => Some(len),
         NewLen::More(bytes) => old.checked_add(bytes),

@@ -166,7 +166,11 @@ impl Session {
         if !refused.is_empty() {
             return Err(Failure::Line(refused.to_owned()));
         }
-        let (offset, lens) = offset_and_lens(&parsed)?;
+        let (offset, lens) = match parsed.args.as_slice() {
+            // Zeroes need no buffer, and may be as many as the disk has room for.
+            &[offset, len] if parsed.has('z') => (size(offset)?, vec![size(len)?]),
+            _ => offset_and_lens(&parsed)?,
+        };
         if parsed.has('i') {
             self.out.line(format_args!("injecting invalid write request"));
             return Ok(());

@@ -661,6 +661,10 @@ fn a_flush_that_stops_at_the_driver_sends_nothing() {
         world.driver.compare_and_write(at, &old, &new, Caching::DEFAULT).await.unwrap();
         world.node.flush().await.unwrap();
         assert_eq!(world.nexus.count(SYNC10), 0);
+        let options = ReopenOptions { no_flush: Some(false), ..ReopenOptions::default() };
+        graph::reopen(&[(world.node.clone(), options)]).await.unwrap();
+        world.node.flush().await.unwrap();
+        assert_eq!(world.nexus.count(SYNC10), 1, "it does not stop there any more");
     });
 }
 

@@ -79,7 +79,7 @@ pub struct IscsiDriver {
     /// So many of them are stable.
     unseen_flushed: AtomicU64,
     /// Flushes stop here, as the layer knows, too.
-    no_flush: bool,
+    no_flush: AtomicBool,
     /// Unmapped blocks read as zeroes, and have since the unit was opened.
     reads_zeroes: AtomicBool,
     /// Counts what may have given the unit another shape: another length, other blocks.
@@ -124,7 +124,7 @@ impl IscsiDriver {
             write_lost: AtomicBool::new(false),
             unseen: AtomicU64::new(0),
             unseen_flushed: AtomicU64::new(0),
-            no_flush: options.flags.no_flush,
+            no_flush: AtomicBool::new(options.flags.no_flush),
             reads_zeroes: AtomicBool::new(facts.reads_zeroes),
             shape_events: AtomicU64::new(0),
             shape_known: AtomicU64::new(0),

@@ -39,6 +39,9 @@ impl IscsiDriver {
         if let Some(read_only) = options.read_only {
             self.read_only.store(read_only, Ordering::Release);
         }
+        if let Some(no_flush) = options.no_flush {
+            self.no_flush.store(no_flush, Ordering::Release);
+        }
         // What is known stays known if nobody else writes, as before.
         if let Some(direct) = options.direct {
             self.knowledge.set_trust(trust(direct));

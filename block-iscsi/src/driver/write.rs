@@ -55,7 +55,7 @@ impl IscsiDriver {
     /// Comes first in every flush of the layer, which leaves out the rest where it has written nothing
     /// itself.
     pub(super) async fn flush_unseen(&self) -> Result<()> {
-        if self.no_flush {
+        if self.no_flush.load(Ordering::Acquire) {
             return Ok(());
         }
         if self.write_lost.load(Ordering::Acquire) {

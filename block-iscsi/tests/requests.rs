@@ -17,6 +17,7 @@ use block_iscsi::scsi::cdb::{Caching, CdbBytes};
 use block_iscsi::scsi::luns::Lun;
 use block_iscsi::scsi::reservation::{Persistence, ReservationType, ReserveList, ReserveOut};
 use block_iscsi::scsi::sense::Status;
+use block_testkit::exec::poll_times;
 use block_testkit::iscsi::{Access, LunConfig};
 use futures::future::BoxFuture;
 use kit::*;
@@ -650,6 +651,20 @@ fn a_disk_that_is_opened_for_reading_is_not_compared_and_written() {
         let (at, iov) = (range(0, 512), iov_of(&[0; 512]));
         let refused = world.driver.compare_and_write(at, &iov, &iov, Caching::DEFAULT).await;
         assert_eq!((refused, world.nexus.count(0x89)), (Err(Error::ReadOnly), 0));
+    });
+}
+
+/// It may run when no flush can know of it any more.
+#[test]
+fn what_nobody_waits_for_is_flushed_each_time() {
+    on(gib(), CACHED, |world| async move {
+        let (at, old, new) = (range(0, 512), iov_of(&[0; 512]), iov_of(&[7; 512]));
+        let compare = world.driver.compare_and_write(at, &old, &new, Caching::DEFAULT);
+        assert!(poll_times(Box::pin(compare), 1).await.is_none());
+        for count in 1..3 {
+            world.node.flush().await.unwrap();
+            assert_eq!(world.nexus.count(SYNC10), count);
+        }
     });
 }
 

@@ -9,17 +9,20 @@ use crate::driver::{Lists, Qcow2Driver};
 use crate::open::Image;
 
 impl Qcow2Driver {
-    /// Forgets everything and reads the image as it is now in the file; see [`Qcow2Driver::read_again`].
+    /// Forgets everything and reads the image as it is now in the file. If it fails, all is as it was: what was
+    /// written here and is not in the file yet must get there.
     pub(crate) async fn reload(&self) -> Result<()> {
         let _exclusive = match self.writer {
             Some(_) => Some(self.gate.exclusive().await),
             None => None,
         };
-        self.read_again().await
+        self.replace_all().await?;
+        self.is_stale.store(false, Ordering::Release);
+        Ok(())
     }
 
-    /// [`Qcow2Driver::reload`] in an exclusive turn, or where nobody writes. If it fails, nothing is
-    /// forgotten, but what is in memory need not be what is in the file: nothing is written until it is.
+    /// The same in an exclusive turn, after everything was written back and the file was changed beside what is
+    /// in memory. If it fails, nothing is written until it succeeds.
     pub(crate) async fn read_again(&self) -> Result<()> {
         let read = self.replace_all().await;
         self.is_stale.store(read.is_err(), Ordering::Release);

@@ -18,6 +18,7 @@ use block_testkit::disk::mem::MemConfig;
 use block_testkit::disk::tap::{Kind, Tapped};
 use block_testkit::exec::Exec;
 use block_testkit::naive::qcow2::Image;
+use block_testkit::op::io_vec;
 use block_testkit::peer::ImageDir;
 use damaged::{Damage, LARGE, Lost, Peer, SHAPES, Sample, check_bytes, damages};
 use futures::executor::block_on;
@@ -277,6 +278,39 @@ fn write_after(node: &Node, before: &Sample, place: &str) -> Result<(), Error> {
     }
     block_on(graph::close(node)).unwrap();
     written
+}
+
+#[test]
+fn what_was_written_gets_to_an_image_that_could_not_be_read_anew() {
+    let dir = ImageDir::new().unwrap();
+    let sample = Sample::make(&dir, "cluster_size=4k");
+    let mut failed = 0;
+    for skip in 0.. {
+        let faults = Fault::new();
+        let disk = Arc::new(MemDriver::from_bytes(&sample.bytes).unwrap());
+        let tapped = Tapped::new(Arc::clone(&disk) as _, Arc::clone(&faults));
+        let flags = OpenFlags { no_backing: true, ..OpenFlags::READ_WRITE };
+        let node = support::open_driver(tapped, flags).unwrap();
+        let range = ByteRange::new(damaged::EMPTY * sample.cluster, sample.cluster).unwrap();
+        let data = vec![0x77; usize::try_from(range.len()).unwrap()];
+        let iov = io_vec(&data, Alignment::PAGE, 1);
+        block_on(node.write(range, iov, RequestFlags::empty())).unwrap();
+        faults.add(Rule::new(Kind::Read).skip(skip).once());
+        let read_anew = block_on(graph::invalidate_cache(&node));
+        faults.clear();
+        if read_anew.is_ok() {
+            // What was not flushed before is forgotten then.
+            break;
+        }
+        failed += 1;
+        block_on(node.flush()).unwrap();
+        block_on(graph::close(&node)).unwrap();
+        let now = Sample { bytes: disk.to_bytes(), ..sample.clone() };
+        let start = usize::try_from(range.offset()).unwrap();
+        assert!(now.naive().contents().unwrap()[start..][..data.len()] == data, "read {skip}");
+        assert!(now.naive().check().unwrap().is_clean(), "read {skip}");
+    }
+    assert!(failed > 2, "{failed} reads");
 }
 
 /// Whoever waits for a repair whose image cannot be read again is refused; another repair can be tried.

@@ -78,6 +78,8 @@ pub struct IscsiDriver {
     unseen: AtomicU64,
     /// So many of them are stable.
     unseen_flushed: AtomicU64,
+    /// How many of them may be under way, with those that nobody waits for: their end is not known.
+    unseen_running: AtomicU64,
     /// Flushes stop here, as the layer knows, too.
     no_flush: AtomicBool,
     /// Unmapped blocks read as zeroes, and have since the unit was opened.
@@ -124,6 +126,7 @@ impl IscsiDriver {
             write_lost: AtomicBool::new(false),
             unseen: AtomicU64::new(0),
             unseen_flushed: AtomicU64::new(0),
+            unseen_running: AtomicU64::new(0),
             no_flush: AtomicBool::new(options.flags.no_flush),
             reads_zeroes: AtomicBool::new(facts.reads_zeroes),
             shape_events: AtomicU64::new(0),

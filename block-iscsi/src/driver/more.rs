@@ -44,11 +44,9 @@ impl IscsiDriver {
         let running = self.knowledge.begin_anything();
         // It may run without anybody who waits for its end.
         self.shape_may_be_another();
-        self.note_unseen();
-        let completion = self.unit.pass_through(cdb, Replay::Unsafe, data).await;
+        let completion = self.unseen(self.unit.pass_through(cdb, Replay::Unsafe, data)).await;
         self.knowledge.done(running);
         self.shape_may_be_another();
-        self.note_unseen();
         completion
     }
 
@@ -78,9 +76,7 @@ impl IscsiDriver {
         let blocks = u8::try_from(blocks).map_err(|_| Error::Invalid)?;
         let data: IoVec = expected.bufs().iter().chain(new.bufs()).cloned().collect();
         let running = self.knowledge.begin(range, Change::Data);
-        self.note_unseen();
-        let written = self.unit.compare_and_write(lba, blocks, data, caching).await;
-        self.note_unseen();
+        let written = self.unseen(self.unit.compare_and_write(lba, blocks, data, caching)).await;
         match written {
             Ok(()) => {
                 self.knowledge.done(running);

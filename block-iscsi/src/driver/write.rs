@@ -47,9 +47,14 @@ impl IscsiDriver {
         emptied
     }
 
-    /// A command that is no request of the layer may change the medium, or has done so.
-    pub(super) fn note_unseen(&self) {
+    /// Runs a command that is no request of the layer and may change the medium.
+    pub(super) async fn unseen<T>(&self, command: impl Future<Output = T>) -> T {
+        self.unseen_running.fetch_add(1, Ordering::AcqRel);
+        let completion = command.await;
         self.unseen.fetch_add(1, Ordering::AcqRel);
+        // Not if this is dropped: it may run on.
+        self.unseen_running.fetch_sub(1, Ordering::AcqRel);
+        completion
     }
 
     /// Comes first in every flush of the layer, which leaves out the rest where it has written nothing
@@ -61,8 +66,9 @@ impl IscsiDriver {
         if self.write_lost.load(Ordering::Acquire) {
             return Err(Error::IO);
         }
+        let running = self.unseen_running.load(Ordering::Acquire);
         let flushed = self.unseen_flushed.load(Ordering::Acquire);
-        if flushed == self.unseen.load(Ordering::Acquire) {
+        if running == 0 && flushed == self.unseen.load(Ordering::Acquire) {
             return Ok(());
         }
         self.catch_up().await?;

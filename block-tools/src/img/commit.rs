@@ -128,7 +128,7 @@ async fn commit_to(
     };
     let copy = CopyOptions { write_flags, ..CopyOptions::default() };
     let options = CommitOptions { copy, afterwards };
-    let result = match chain(&top).take(spec.writable_backing_depths.end - 1).last() {
+    let result = match chain(&top).nth(spec.writable_backing_depths.end - 2) {
         Some(base) => commit(&top, &base, options, cancel, watch).await,
         None => Err(CommitError::NotInChain),
     };

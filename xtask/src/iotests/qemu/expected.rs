@@ -120,6 +120,14 @@ impl Expected {
         self.sections.get(configuration)?.get(script)
     }
 
+    /// Whether a run came to what the list says. It leaves out what cannot run.
+    pub(super) fn fits(&self, configuration: &str, script: &str, found: &Found) -> bool {
+        match self.get(configuration, script) {
+            Some(verdict) => verdict.fits(found),
+            None => matches!(found, Found::NotRun(_)),
+        }
+    }
+
     /// Takes over what was found: with our programs as it is, with the installed ones (`baseline`)
     /// what does not pass there as skipped.
     pub(super) fn set(&mut self, configuration: &str, script: &str, found: &Found, baseline: bool) {
@@ -193,6 +201,18 @@ mod tests {
         list.set("qcow2", "003", &Found::Fail(Vec::new()), true);
         list.set("qcow2", "004", &Found::NotRun(String::new()), false);
         assert_eq!(Expected::parse(&list.text()), Ok(list));
+    }
+
+    #[test]
+    fn what_was_taken_over_is_no_surprise() {
+        let not_run = Found::NotRun(String::new());
+        for found in [Found::Pass, Found::Wording(Vec::new()), Found::Fail(Vec::new()), not_run] {
+            let mut list = Expected::default();
+            list.set("raw", "001", &found, false);
+            assert!(list.fits("raw", "001", &found), "{}", found.word());
+            let other = if found == Found::Pass { Found::Fail(Vec::new()) } else { Found::Pass };
+            assert!(!list.fits("raw", "001", &other), "{}", found.word());
+        }
     }
 
     #[test]

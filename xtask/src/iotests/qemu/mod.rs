@@ -151,11 +151,12 @@ fn progress(done: usize, all: usize) {
 /// Says what is not as the list says; whether all is.
 fn report(arguments: &Arguments, expected: &Expected, run: &Run) -> bool {
     let name = format!("{} {}", run.configuration.name, run.script);
-    let listed = expected.get(run.configuration.name, &run.script);
-    let fits = arguments.baseline || listed.is_some_and(|verdict| verdict.fits(&run.found));
+    let configuration = run.configuration.name;
+    let fits = arguments.baseline || expected.fits(configuration, &run.script, &run.found);
     if fits && arguments.filter.is_none() {
         return true;
     }
+    let listed = expected.get(configuration, &run.script);
     let listed = listed.map_or("not listed".to_owned(), |verdict| format!("listed as {verdict}"));
     println!("{name}: {} ({listed}, {:.1} s)", run.found.word(), run.seconds);
     for line in run.found.details() {

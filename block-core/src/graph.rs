@@ -11,19 +11,24 @@ use crate::request::flush::flush_node;
 
 /// A node and everything below it, parents before children, each once.
 pub fn subtree(root: &Node) -> Vec<Node> {
+    subtree_by(root, |_| true)
+}
+
+/// The same without the children whose role `goes_down` does not want.
+fn subtree_by(root: &Node, goes_down: fn(ChildRole) -> bool) -> Vec<Node> {
     let mut nodes = Vec::new();
-    visit(root, &mut nodes);
+    visit(root, goes_down, &mut nodes);
     nodes.reverse();
     nodes
 }
 
 /// Appends children before parents.
-fn visit(node: &Node, nodes: &mut Vec<Node>) {
+fn visit(node: &Node, goes_down: fn(ChildRole) -> bool, nodes: &mut Vec<Node>) {
     if nodes.iter().any(|seen| seen.same(node)) {
         return;
     }
-    for child in node.children() {
-        visit(&child.node, nodes);
+    for child in node.children().iter().filter(|child| goes_down(child.role)) {
+        visit(&child.node, goes_down, nodes);
     }
     nodes.push(node.clone());
 }
@@ -103,8 +108,8 @@ pub async fn apply_snapshot(node: &Node, which: &str) -> Result<()> {
 /// Changes how nodes are opened: all of them, or, on the first error, none.
 ///
 /// Each node is drained from before its driver prepares until all have committed, and flushed once it is
-/// drained: it may take no flush afterwards. Parents come first in `changes`. Once polled it runs to its
-/// end, as requests do.
+/// drained: it may take no flush afterwards. Parents come first in `changes`, before any of their children,
+/// or a flush waits for a child that is drained already. Once polled it runs to its end, as requests do.
 pub async fn reopen(changes: &[(Node, ReopenOptions)]) -> Result<(), OpenError> {
     let changes = changes.to_vec();
     to_the_end(async move { reopen_all(&changes).await }).await
@@ -163,16 +168,11 @@ async fn prepare(node: &Node, options: &ReopenOptions) -> Result<ReopenState, Op
     node.driver().clone().reopen_prepare(options).await
 }
 
-/// The same change for `root` and everything below it but backing files, parents first: what a user
-/// means who reopens an image.
+/// The same change for `root` and everything below it but backing files, parents first, each once: what a
+/// user means who reopens an image.
 pub fn image_changes(root: &Node, options: ReopenOptions) -> Vec<(Node, ReopenOptions)> {
-    let mut changes = vec![(root.clone(), options)];
-    for child in root.children() {
-        if child.role != ChildRole::Cow {
-            changes.extend(image_changes(&child.node, options));
-        }
-    }
-    changes
+    let nodes = subtree_by(root, |role| role != ChildRole::Cow);
+    nodes.into_iter().map(|node| (node, options)).collect()
 }
 
 /// Drains one node alone: its driver may still send requests to its children while it prepares.

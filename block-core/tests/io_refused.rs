@@ -5,11 +5,9 @@
 #![cfg(feature = "io-uring")]
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test fails by panicking")]
 
-use std::future::poll_fn;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
-use std::task::Poll;
 
 use block_core::io::{Engine, exec};
 use block_core::proto::file::FileFactory;
@@ -17,6 +15,7 @@ use block_core::registry::OpenContext;
 use block_core::{
     Alignment, ByteRange, IoBuf, Node, OpenError, OpenFlags, Options, Registry, RequestFlags,
 };
+use block_testkit::exec::yield_now;
 use futures::FutureExt;
 use futures::channel::oneshot;
 
@@ -95,15 +94,7 @@ fn without_threads_a_detached_task_that_wakes_itself_is_done() {
     let (done, end) = oneshot::channel();
     exec::spawn_detached(Box::pin(async move {
         for _ in 0..3 {
-            let mut waited = false;
-            poll_fn(|cx| {
-                if std::mem::replace(&mut waited, true) {
-                    return Poll::Ready(());
-                }
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            })
-            .await;
+            yield_now().await;
         }
         done.send(()).unwrap();
     }));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use block_core::dirty::{BitmapId, DirtyBitmap, Granularity};
 use block_core::driver::{Exactness, NodeEvent, Prealloc, ReopenOptions};
+use block_core::filter::blkverify::BlkverifyDriver;
 use block_core::format::raw::RawDriver;
 use block_core::node::NodeOptions;
 use block_core::request::status::StatusDetail;
@@ -203,6 +204,26 @@ fn a_reopened_node_flushes_as_it_was_told() {
         node.write(first, data(&node, 3, first), NONE).await.unwrap();
         node.flush().await.unwrap();
         assert_eq!(record.count(Kind::FlushToDisk), 1);
+    });
+}
+
+#[test]
+fn a_node_below_two_others_is_reopened_once_and_after_both() {
+    Exec::run(1, |_| async move {
+        let shape = shape("sectors");
+        let (disk, file) = node_of(&shape);
+        let raw = || node_on(Arc::new(RawDriver::new(file.clone())), &shape.options);
+        // One path to the file is longer than the other.
+        let longer = node_on(Arc::new(RawDriver::new(raw())), &shape.options);
+        let top = node_on(Arc::new(BlkverifyDriver::new(raw(), longer)), &shape.options);
+        let range = span(0, 512);
+        top.write(range, data(&top, 1, range), NONE).await.unwrap();
+        let options = ReopenOptions { read_only: Some(true), ..ReopenOptions::default() };
+        let changes = graph::image_changes(&top, options);
+        assert_eq!(changes.len(), 5);
+        graph::reopen(&changes).await.unwrap();
+        assert_eq!((disk.reopens(), disk.unstable()), ((1, 0), vec![]));
+        assert!(changes.iter().all(|(node, _)| node.is_read_only()));
     });
 }
 

@@ -54,6 +54,14 @@ pub enum Verdict {
     Errors,
 }
 
+/// A command that runs `program` with no signal ignored: what was started with `nohup`, or in the background
+/// of a shell, passes on that hangups and Ctrl-C are. It is GNU's `env` that does it.
+pub fn with_default_signals(program: &str) -> Command {
+    let mut command = Command::new("env");
+    command.args(["--default-signal", program]);
+    command
+}
+
 /// A temporary directory of images; the tools run inside of it, so that names are plain.
 #[derive(Debug)]
 pub struct ImageDir {

@@ -8,7 +8,7 @@
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use block_testkit::peer::ImageDir;
+use block_testkit::peer::{ImageDir, with_default_signals};
 use serde_json::Value;
 
 const BLOCK_IMG: &str = env!("CARGO_BIN_EXE_block-img");
@@ -503,7 +503,7 @@ fn an_interrupt_stops_a_conversion_at_once_and_frees_the_target() {
     let dir = ImageDir::new().unwrap();
     // Data as far as anybody can tell, so it is read, and more than the test could wait for.
     let source = "driver=null-co,size=8T,read-zeroes=off";
-    let mut child = Command::new(BLOCK_IMG)
+    let mut child = with_default_signals(BLOCK_IMG)
         .args(["convert", "-p", "--image-opts", source])
         .arg(dir.path("target"))
         .stdout(Stdio::piped())

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use block_testkit::peer::with_default_signals;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -20,7 +21,7 @@ const BLOCK_IO: &str = env!("CARGO_BIN_EXE_block-io");
 
 /// Has a shell do `before`, and then be the program.
 fn shell(dir: &TempDir, before: &str, program: &str, args: &[&str]) -> Command {
-    let mut command = Command::new("sh");
+    let mut command = with_default_signals("sh");
     let script = format!("{before} exec \"$0\" \"$@\"");
     command.args(["-c", &script, program]).args(args).current_dir(dir.path());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

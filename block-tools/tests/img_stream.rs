@@ -2,10 +2,10 @@
 //! the peer reads and finds nothing wrong in.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use block_testkit::naive::qcow2::Image;
-use block_testkit::peer::{ImageDir, Verdict};
+use block_testkit::peer::{ImageDir, Verdict, with_default_signals};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -240,7 +240,7 @@ fn an_interrupt_ends_it_even_if_nobody_reads() {
     let dir = ImageDir::new().unwrap();
     dir.write("large.raw", &vec![1; 4 << 20]).unwrap();
     for format in ["qcow2", "raw"] {
-        let mut child = Command::new(BLOCK_IMG)
+        let mut child = with_default_signals(BLOCK_IMG)
             .args(["convert", "-p", "-O", format, "large.raw", "-"])
             .current_dir(dir.path(""))
             .stdout(Stdio::piped())

@@ -1,10 +1,10 @@
 //! `block-img convert` to streamOptimized VMDKs and from them, in files and in pipes, beside `qemu-img`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use block_testkit::naive::vmdk::{Files, Image};
-use block_testkit::peer::ImageDir;
+use block_testkit::peer::{ImageDir, with_default_signals};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -269,7 +269,7 @@ fn an_interrupt_ends_both_directions() {
     let slow = [&["convert", "-r", "1k", "-f", "raw"], &OPTION[..], &["large.raw", "t.vmdk"]];
     let waiting: &[&str] = &["convert", "-f", "vmdk", "-O", "raw", "-", "t.raw"];
     for args in [&slow.concat()[..], waiting] {
-        let mut child = Command::new(BLOCK_IMG)
+        let mut child = with_default_signals(BLOCK_IMG)
             .args(args)
             .current_dir(dir.path(""))
             .stdin(Stdio::piped())

@@ -128,6 +128,7 @@ async fn commit_to(
     };
     let copy = CopyOptions { write_flags, ..CopyOptions::default() };
     let options = CommitOptions { copy, afterwards };
+    // The chain begins with the image at depth 1, and the base is the last of those that are written to.
     let result = match chain(&top).nth(spec.writable_backing_depths.end - 2) {
         Some(base) => commit(&top, &base, options, cancel, watch).await,
         None => Err(CommitError::NotInChain),
